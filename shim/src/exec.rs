@@ -1,0 +1,85 @@
+//! One more process in a running container: the same credentials code, other descriptors, a cgroup of its own.
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
+};
+
+use berth_shim::spec::{Cgroups, Process};
+use nix::{
+    sched::{CloneFlags, setns},
+    unistd::{Pid, setsid},
+};
+
+use crate::{
+    cgroup, credentials,
+    error::{Failure, Result, Step, failure},
+    init::{self, Message},
+    passwd, sys,
+    sys::Fork,
+};
+
+/// An exec whose process was forked.
+pub(crate) struct Exec {
+    pub pid: Pid,
+    pub pidfd: OwnedFd,
+    /// Tells whether the program ran; gone once it has told.
+    pub channel: Option<OwnedFd>,
+    /// Its own part of the v2 tree.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// What an exec shares with its container.
+pub(crate) struct Inside<'a> {
+    pub init: BorrowedFd<'a>,
+    pub cgroups: &'a Cgroups,
+    pub filter: &'a [u8],
+}
+
+/// Forks into the container. The monitor is in the container's PID namespace for children already, so one fork is enough.
+pub(crate) fn start(inside: &Inside<'_>, id: &str, process: &Process, stdio: Vec<OwnedFd>) -> Result<Exec> {
+    let wanted = if process.tty { 1 } else { 3 };
+    if stdio.len() != wanted {
+        return Err(failure(format!("exec wants {wanted} descriptors, got {}", stdio.len()), ""));
+    }
+    let (ours, theirs) = init::channel()?;
+    let own = cgroup::create_exec(inside.cgroups, id);
+    let directory: Option<File> = own.as_deref().or(inside.cgroups.unified.as_deref()).map(cgroup::open).transpose()?;
+    match sys::clone3(0, directory.as_ref().map(AsFd::as_fd)).step("fork into the container")? {
+        Fork::Child => {
+            drop(ours);
+            let failure = run(inside, process, stdio);
+            init::send(theirs.as_fd(), &Message::Failed(failure), None);
+            std::process::exit(1)
+        }
+        Fork::Parent { pid, pidfd } => Ok(Exec { pid, pidfd, channel: Some(ours), cgroup: own }),
+    }
+}
+
+fn run(inside: &Inside<'_>, process: &Process, stdio: Vec<OwnedFd>) -> Failure {
+    let entered = enter(inside, process, stdio).and_then(|()| passwd::resolve(&process.user));
+    match entered {
+        Ok(login) => credentials::execute(process, &login, inside.filter),
+        Err(failure) => failure,
+    }
+}
+
+fn enter(inside: &Inside<'_>, process: &Process, stdio: Vec<OwnedFd>) -> Result<()> {
+    setsid().step("setsid")?;
+    credentials::set_oom_score_adj(process)?;
+    cgroup::join_controllers(inside.cgroups)?;
+    let namespaces = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWCGROUP;
+    setns(inside.init, namespaces).step("join the container's namespaces")?;
+    if process.tty {
+        return stdio.into_iter().try_for_each(init::take_terminal);
+    }
+    for (number, fd) in (0..).zip(stdio) {
+        sys::replace_stdio(fd, number).step("install stdio")?;
+    }
+    Ok(())
+}

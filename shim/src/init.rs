@@ -1,0 +1,188 @@
+//! Inside the container: the ordered steps from clone to execve, and the channel that tells the monitor how far they came.
+
+use std::{
+    io::{IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use berth_shim::{
+    protocol::MAX_PACKET,
+    record::ResolvedUser,
+    spec::{Container, Process, Program, Spec},
+};
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::signal::{SigSet, Signal},
+    sys::wait::{WaitPidFlag, waitpid},
+    unistd::{Pid, setsid},
+};
+use rustix::{
+    fs::{Mode, OFlags},
+    net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+        SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    },
+    pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cgroup, credentials,
+    error::{Failure, Result, Step},
+    mounts, namespaces,
+    passwd::{self, Login},
+    rootfs,
+    stdio::ChildStdio,
+    sys,
+};
+
+/// What a child tells before it becomes its program. End-of-file, by close-on-exec, says that it did.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Message {
+    User(ResolvedUser),
+    /// The master end of the container's terminal rides along.
+    Terminal,
+    Failed(Failure),
+}
+
+/// A close-on-exec pair: the monitor's end, the child's end.
+pub(crate) fn channel() -> Result<(OwnedFd, OwnedFd)> {
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).step("socketpair")
+}
+
+pub(crate) fn send(channel: BorrowedFd<'_>, message: &Message, fd: Option<BorrowedFd<'_>>) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = fd.map(|fd| [fd]);
+    if let Some(fds) = &fds {
+        control.push(SendAncillaryMessage::ScmRights(fds));
+    }
+    let bytes = berth_shim::protocol::encode(message);
+    // The monitor can only be gone when it was killed; then nobody is there to be told.
+    let _ = sendmsg(channel, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL);
+}
+
+/// The next message; `None` is end-of-file.
+pub(crate) fn receive(channel: BorrowedFd<'_>) -> Result<Option<(Message, Option<OwnedFd>)>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = [0; MAX_PACKET];
+    let length = recvmsg(channel, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)
+        .step("read from the starting process")?
+        .bytes;
+    if length == 0 {
+        return Ok(None);
+    }
+    let fd = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    Ok(Some((berth_shim::protocol::decode(&bytes[..length])?, fd)))
+}
+
+/// The first process of the container. Never returns.
+pub(crate) fn run(dir: &Path, spec: &Spec, stdio: ChildStdio, filter: &[u8], channel: OwnedFd) -> ! {
+    let failure = match &spec.program {
+        Program::Pause => pause(spec, channel.as_fd()),
+        Program::Container(container) => match enter(dir, spec, container, stdio, channel.as_fd()) {
+            Ok(login) => credentials::execute(&container.process, &login, filter),
+            Err(failure) => failure,
+        },
+    };
+    send(channel.as_fd(), &Message::Failed(failure), None);
+    std::process::exit(1)
+}
+
+fn enter(dir: &Path, spec: &Spec, container: &Container, stdio: ChildStdio, channel: BorrowedFd<'_>) -> Result<Login> {
+    setsid().step("setsid")?;
+    credentials::set_oom_score_adj(&container.process)?;
+    namespaces::join(&spec.namespaces)?;
+    join_cgroup(spec)?;
+    rootfs::enter(dir, container)?;
+    match stdio {
+        ChildStdio::Pipes { stdin, stdout, stderr } => install(stdin, stdout, stderr)?,
+        ChildStdio::Terminal => open_terminal(channel)?,
+    }
+    let login = passwd::resolve(&container.process.user)?;
+    ensure_cwd(&container.process)?;
+    send(channel, &Message::User(login.user.clone()), None);
+    Ok(login)
+}
+
+/// The namespace is made after the cgroup was joined: its root is where the process is at that moment.
+fn join_cgroup(spec: &Spec) -> Result<()> {
+    cgroup::join_controllers(&spec.cgroups)?;
+    unshare(CloneFlags::CLONE_NEWCGROUP).step("unshare the cgroup namespace")
+}
+
+fn install(stdin: OwnedFd, stdout: OwnedFd, stderr: OwnedFd) -> Result<()> {
+    sys::replace_stdio(stdin, 0).step("install stdin")?;
+    sys::replace_stdio(stdout, 1).step("install stdout")?;
+    sys::replace_stdio(stderr, 2).step("install stderr")
+}
+
+/// The pty is made in the container's own devpts; its slave is taken by TIOCGPTPEER and never by a path (CVE-2025-52565).
+fn open_terminal(channel: BorrowedFd<'_>) -> Result<()> {
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let master = rustix::fs::open("/dev/pts/ptmx", flags, Mode::empty()).step_on("open", "/dev/pts/ptmx")?;
+    unlockpt(&master).step("unlockpt")?;
+    let slave = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
+        .step("TIOCGPTPEER")?;
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .step_on("open", "/")?;
+    let console = mounts::ensure_file(root.as_fd(), Path::new("/dev/console"))?;
+    let bind = mounts::clone_tree(slave.as_fd(), false).step_on("clone mount for", "/dev/console")?;
+    mounts::attach(bind.as_fd(), console.as_fd()).step_on("mount on", "/dev/console")?;
+    send(channel, &Message::Terminal, Some(master.as_fd()));
+    take_terminal(slave)
+}
+
+/// Makes a pty's slave end the controlling terminal and all three standard descriptors.
+pub(crate) fn take_terminal(slave: OwnedFd) -> Result<()> {
+    rustix::process::ioctl_tiocsctty(&slave).step("TIOCSCTTY")?;
+    for number in 0..=2 {
+        sys::replace_stdio(&slave, number).step("install the terminal")?;
+    }
+    Ok(())
+}
+
+/// A working directory that the image lacks is made, as containerd and Docker do.
+fn ensure_cwd(process: &Process) -> Result<()> {
+    match std::fs::create_dir_all(&process.cwd) {
+        // A file in its place, or a read-only root: chdir will say so.
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// PID 1 of a pod that shares its PID namespace: reaps what is left to it, and ends when it is told to.
+fn pause(spec: &Spec, channel: BorrowedFd<'_>) -> Failure {
+    let prepared = namespaces::join(&spec.namespaces).and_then(|()| join_cgroup(spec));
+    if let Err(failure) = prepared {
+        return failure;
+    }
+    send(channel, &Message::User(ResolvedUser::default()), None);
+    let _ = nix::sys::prctl::set_name(c"berth-pause");
+    // Closes the channel, which is what execve does for a program.
+    if let Err(error) = sys::close_from(3).step("close_range") {
+        return error;
+    }
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
+        signals.add(signal);
+    }
+    if let Err(error) = signals.thread_block().step("block signals") {
+        return error;
+    }
+    loop {
+        match signals.wait() {
+            Ok(Signal::SIGCHLD) => {
+                while matches!(waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)), Ok(status) if status.pid().is_some())
+                {
+                }
+            }
+            Ok(_) | Err(_) => std::process::exit(0),
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! The names of the files in a container's directory, and who writes each.
+
+/// What to run. Written by the daemon before launch.
+pub const SPEC: &str = "spec.json";
+/// The compiled seccomp filter, an array of `struct sock_filter`. Written by the daemon; absent means no filter.
+pub const SECCOMP: &str = "seccomp.bpf";
+/// The namespaces to make for a pod. Written by the daemon into a sandbox's directory.
+pub const PIN: &str = "pin.json";
+/// Directory of exec requests, `<exec id>.json`. Written by the daemon, removed by it when the exec ended.
+pub const EXEC: &str = "exec";
+/// `record::Started`. Written by the shim once the program runs.
+pub const STARTED: &str = "started.json";
+/// `record::Exited`. The shim's last act.
+pub const EXITED: &str = "exit.json";
+/// Locked with flock(2) for as long as a shim lives.
+pub const LOCK: &str = "lock";
+/// Where the root filesystem is mounted, in the container's own mount namespace only.
+pub const ROOTFS: &str = "rootfs";
+/// The writable layer of the overlay.
+pub const UPPER: &str = "upper";
+/// The scratch directory that overlayfs wants beside `upper`.
+pub const WORK: &str = "work";
+/// The socket, in the container's directory below the state directory.
+pub const SOCKET: &str = "shim.sock";

@@ -1,0 +1,58 @@
+//! `berth-shim`: makes a pod's namespaces (`pin`), or starts one container and keeps it (`run`).
+//!
+//! One process, one thread, no runtime: fork is safe here and memory is counted in kilobytes. See the README for the contract.
+
+mod cgroup;
+mod credentials;
+mod error;
+mod exec;
+mod init;
+mod log;
+mod monitor;
+mod mounts;
+mod namespaces;
+mod passwd;
+mod pin;
+mod rootfs;
+mod run;
+mod seccomp;
+mod socket;
+mod stdio;
+mod sys;
+
+use std::{env, io::Write, path::PathBuf, process::ExitCode};
+
+use berth_shim::record::Report;
+
+const USAGE: &str = "\
+berth-shim is started by berthd; there is no need to run it by hand.
+
+usage: berth-shim pin --dir DIR   make the namespaces that DIR/pin.json names, bind them, and leave
+       berth-shim run --dir DIR   start the container of DIR/spec.json and keep it until it ends
+       berth-shim --version
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = match args[..] {
+        ["pin", "--dir", dir] => pin::run(&PathBuf::from(dir)),
+        ["run", "--dir", dir] => run::run(&PathBuf::from(dir)),
+        ["--version"] => return say(concat!("berth-shim ", env!("CARGO_PKG_VERSION"), "\n"), ExitCode::SUCCESS),
+        ["--help" | "-h"] => return say(USAGE, ExitCode::SUCCESS),
+        _ => return say(USAGE, ExitCode::from(2)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            run::report(&Report::Error(error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn say(text: &str, code: ExitCode) -> ExitCode {
+    // Nobody is left to tell when standard output is closed.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    code
+}

@@ -1,0 +1,217 @@
+//! One mount of the container: made detached, given its attributes, then moved onto a descriptor inside the root.
+
+use std::{
+    fs,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use berth_shim::spec::{Mount, MountKind, Propagation};
+use rustix::{
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, mkdirat, mknodat, symlinkat},
+    io::{Errno, Result as IoResult},
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
+        fsmount, fsopen, move_mount, open_tree,
+    },
+};
+
+use crate::{
+    error::{Result, Step, failure},
+    rootfs::open_in_root,
+    sys,
+};
+
+/// Mounts `request` below `root`.
+pub(crate) fn apply(root: BorrowedFd<'_>, request: &Mount) -> Result<()> {
+    let attributes = attributes(request);
+    let target = &request.target;
+    let mount = match &request.kind {
+        MountKind::Bind { source, propagation, recursive_readonly, create } => {
+            let mount = open_source(source, *create)?;
+            return bind(root, request, &mount, (*propagation, *recursive_readonly));
+        }
+        MountKind::Proc => new_filesystem("proc", &[], attributes),
+        MountKind::Sysfs => new_filesystem("sysfs", &[], attributes),
+        MountKind::Mqueue => new_filesystem("mqueue", &[], attributes),
+        MountKind::Cgroup { v1 } if v1.is_empty() => new_filesystem("cgroup2", &[], attributes),
+        MountKind::Cgroup { .. } | MountKind::Dev => new_filesystem(
+            "tmpfs",
+            &[("mode", "755"), ("size", "65536")],
+            attributes - MountAttrFlags::MOUNT_ATTR_RDONLY,
+        ),
+        MountKind::Tmpfs { size, mode } => {
+            let (mode, size) = (format!("{mode:o}"), size.to_string());
+            let options = [("mode", mode.as_str()), ("size", size.as_str())];
+            new_filesystem("tmpfs", if size == "0" { &options[..1] } else { &options }, attributes)
+        }
+    }
+    .step_on("make the filesystem for", target)?;
+    let at = ensure_directory(root, target)?;
+    attach(mount.as_fd(), at.as_fd()).step_on("mount on", target)?;
+    match &request.kind {
+        MountKind::Dev => populate_dev(mount.as_fd()),
+        MountKind::Cgroup { v1 } => mount_hierarchies(mount.as_fd(), v1, attributes),
+        _ => Ok(()),
+    }
+}
+
+fn attributes(request: &Mount) -> MountAttrFlags {
+    [
+        (request.readonly, MountAttrFlags::MOUNT_ATTR_RDONLY),
+        (request.nosuid, MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (request.nodev, MountAttrFlags::MOUNT_ATTR_NODEV),
+        (request.noexec, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+    ]
+    .into_iter()
+    .filter(|(wanted, _)| *wanted)
+    .fold(MountAttrFlags::empty(), |all, (_, flag)| all | flag)
+}
+
+/// A detached mount of a new filesystem.
+pub(crate) fn new_filesystem(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> IoResult<OwnedFd> {
+    let filesystem = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in options {
+        fsconfig_set_string(&filesystem, *key, *value)?;
+    }
+    fsconfig_create(&filesystem)?;
+    fsmount(&filesystem, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// A detached copy of the mount at `source`, as a bind mount makes it.
+pub(crate) fn clone_tree(source: BorrowedFd<'_>, recursive: bool) -> IoResult<OwnedFd> {
+    let recursive = if recursive { OpenTreeFlags::AT_RECURSIVE } else { OpenTreeFlags::empty() };
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    open_tree(source, "", flags | recursive)
+}
+
+/// Moves a detached mount onto the directory or file that `target` is.
+pub(crate) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> IoResult<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount, "", target, "", flags)
+}
+
+/// Opens a path of the host, following symbolic links as the kubelet expects.
+fn open_source(source: &Path, create: bool) -> Result<OwnedFd> {
+    let open = || rustix::fs::openat(CWD, source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    match open() {
+        Err(Errno::NOENT) if create => {
+            fs::create_dir_all(source).step_on("make directory", source)?;
+            open()
+        }
+        result => result,
+    }
+    .step_on("open mount source", source)
+}
+
+fn bind(root: BorrowedFd<'_>, request: &Mount, source: &OwnedFd, how: (Propagation, bool)) -> Result<()> {
+    let (propagation, recursive_readonly) = how;
+    let stat = rustix::fs::fstat(source).step_on("stat", &request.target)?;
+    let target = if FileType::from_raw_mode(stat.st_mode).is_dir() {
+        ensure_directory(root, &request.target)?
+    } else {
+        ensure_file(root, &request.target)?
+    };
+    let mount = clone_tree(source.as_fd(), true).step_on("clone mount for", &request.target)?;
+    let propagation = match propagation {
+        Propagation::Private => libc::MS_PRIVATE,
+        Propagation::Slave => libc::MS_SLAVE,
+        Propagation::Shared => libc::MS_SHARED,
+    };
+    sys::mount_setattr(mount.as_fd(), true, 0, propagation).step_on("set propagation of", &request.target)?;
+    let attributes = u64::from(attributes(request).bits());
+    if attributes != 0 {
+        sys::mount_setattr(mount.as_fd(), recursive_readonly, attributes, 0)
+            .step_on("set attributes of", &request.target)?;
+    }
+    attach(mount.as_fd(), target.as_fd()).step_on("mount on", &request.target)
+}
+
+/// Opens the directory `path` below the root, making what is missing.
+pub(crate) fn ensure_directory(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
+    match open_in_root(root, path, OFlags::DIRECTORY) {
+        Err(Errno::NOENT) => {}
+        result => return result.step_on("open mount target", path),
+    }
+    let (parent, name) = split(path)?;
+    let parent = ensure_directory(root, &parent)?;
+    mkdirat(&parent, &name, Mode::from_raw_mode(0o755)).step_on("make mount target", path)?;
+    open_in_root(parent.as_fd(), &name, OFlags::DIRECTORY | OFlags::NOFOLLOW).step_on("open mount target", path)
+}
+
+pub(crate) fn ensure_file(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
+    match open_in_root(root, path, OFlags::empty()) {
+        Err(Errno::NOENT) => {}
+        result => return result.step_on("open mount target", path),
+    }
+    let (parent, name) = split(path)?;
+    let parent = ensure_directory(root, &parent)?;
+    mknodat(&parent, &name, FileType::RegularFile, Mode::from_raw_mode(0o644), 0).step_on("make mount target", path)?;
+    open_in_root(parent.as_fd(), &name, OFlags::NOFOLLOW).step_on("open mount target", path)
+}
+
+fn split(path: &Path) -> Result<(PathBuf, PathBuf)> {
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) => Ok((parent.to_owned(), name.into())),
+        _ => Err(failure("not a mount target", path)),
+    }
+}
+
+/// Nodes, links and devpts of /dev, as the OCI runtime specification lists them (config-linux, "Default Devices").
+fn populate_dev(dev: BorrowedFd<'_>) -> Result<()> {
+    for (name, major, minor) in
+        [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)]
+    {
+        let device = rustix::fs::makedev(major, minor);
+        mknodat(dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), device)
+            .step_on("mknod /dev/", name)?;
+        // mknod obeys the umask.
+        rustix::fs::chmodat(dev, name, Mode::from_raw_mode(0o666), AtFlags::empty()).step_on("chmod /dev/", name)?;
+    }
+    for (link, target) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+        ("ptmx", "pts/ptmx"),
+    ] {
+        symlinkat(target, dev, link).step_on("link /dev/", link)?;
+    }
+    mkdirat(dev, "pts", Mode::from_raw_mode(0o755)).step_on("make", "/dev/pts")?;
+    let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let pts = new_filesystem("devpts", &options, attributes).step_on("make the filesystem for", "/dev/pts")?;
+    let at = open_in_root(dev, Path::new("pts"), OFlags::DIRECTORY).step_on("open", "/dev/pts")?;
+    attach(pts.as_fd(), at.as_fd()).step_on("mount on", "/dev/pts")
+}
+
+/// /sys/fs/cgroup on a v1 host: a tmpfs with one directory per hierarchy, each rooted at the container's own cgroup.
+fn mount_hierarchies(directory: BorrowedFd<'_>, names: &[String], attributes: MountAttrFlags) -> Result<()> {
+    for name in names {
+        let label = name.strip_prefix("name=").unwrap_or(name);
+        mkdirat(directory, label, Mode::from_raw_mode(0o755)).step_on("make /sys/fs/cgroup/", label)?;
+        let at = open_in_root(directory, Path::new(label), OFlags::DIRECTORY).step_on("open /sys/fs/cgroup/", label)?;
+        let (key, value) = name.split_once('=').unwrap_or((name, ""));
+        let hierarchy = new_hierarchy(key, value, attributes).step_on("mount /sys/fs/cgroup/", label)?;
+        attach(hierarchy.as_fd(), at.as_fd()).step_on("mount on /sys/fs/cgroup/", label)?;
+    }
+    if !names.is_empty() {
+        sys::mount_setattr(directory, false, u64::from(attributes.bits()), 0)
+            .step_on("set attributes of", "/sys/fs/cgroup")?;
+    }
+    Ok(())
+}
+
+fn new_hierarchy(key: &str, value: &str, attributes: MountAttrFlags) -> IoResult<OwnedFd> {
+    let filesystem = fsopen("cgroup", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    if value.is_empty() {
+        for controller in key.split(',') {
+            rustix::mount::fsconfig_set_flag(&filesystem, controller)?;
+        }
+    } else {
+        rustix::mount::fsconfig_set_flag(&filesystem, "none")?;
+        fsconfig_set_string(&filesystem, key, value)?;
+    }
+    fsconfig_create(&filesystem)?;
+    fsmount(&filesystem, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}

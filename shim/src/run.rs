@@ -1,0 +1,68 @@
+//! `run`: take the lock, fork the monitor, leave. To the daemon this is a command whose output it reads.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use berth_shim::{
+    layout,
+    record::{Found, Report},
+    spec::Spec,
+};
+use nix::{sys::prctl, unistd::setsid};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::{
+    error::{Result, Step, failure},
+    monitor,
+    sys::{self, Fork},
+};
+
+/// Launches the container of `dir`. Returns in the launcher at once; the monitor reports when the program runs or a step failed.
+pub(crate) fn run(dir: &Path) -> Result<()> {
+    let path = dir.join(layout::SPEC);
+    let Found::Record(spec) = berth_shim::record::read::<Spec>(&path).step_on("read", &path)? else {
+        return Err(failure("missing or damaged", &path));
+    };
+    let lock = lock(dir)?;
+    // CVE-2019-5736: nothing in the container may look into this process; the executable is a sealed copy besides.
+    prctl::set_dumpable(false).step("prctl PR_SET_DUMPABLE")?;
+    match sys::clone3(0, None).step("fork")? {
+        Fork::Parent { .. } => Ok(()),
+        Fork::Child => {
+            let result = keep(dir, &spec, lock);
+            std::process::exit(i32::from(result.is_err()));
+        }
+    }
+}
+
+/// Held by the monitor for as long as it lives, which is how the daemon knows that it does.
+fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join(layout::LOCK);
+    let file =
+        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).step_on("open", &path)?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).step_on("another shim holds", &path)?;
+    Ok(file)
+}
+
+fn keep(dir: &Path, spec: &Spec, _lock: File) -> Result<()> {
+    setsid().step("setsid")?;
+    // Fails for no reason that matters: the name is for ps(1) only.
+    let _ = prctl::set_name(c"berth-shim");
+    prctl::set_child_subreaper(true).step("prctl PR_SET_CHILD_SUBREAPER")?;
+    monitor::run(dir, spec)
+}
+
+/// Writes one JSON line to standard output and gives the descriptor up, so that the daemon sees end-of-file.
+pub(crate) fn report(report: &Report) {
+    let mut line = serde_json::to_vec(report).unwrap_or_default();
+    line.push(b'\n');
+    // A daemon that died in between finds started.json or exit.json instead.
+    let _ = std::io::stdout().write_all(&line).and_then(|()| std::io::stdout().flush());
+    if let Ok(null) = OpenOptions::new().write(true).open("/dev/null") {
+        let _ = sys::replace_stdio(&null, 1);
+    }
+}

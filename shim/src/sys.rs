@@ -1,0 +1,150 @@
+//! Every syscall that neither std, nix nor rustix wraps: the only unsafe code of the workspace. One function, one syscall.
+#![allow(unsafe_code)]
+
+use std::{
+    ffi::CStr,
+    io,
+    mem::size_of,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+};
+
+use nix::unistd::Pid;
+
+/// linux/sched.h; libc has it for glibc only.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// What clone3(2) returned.
+pub(crate) enum Fork {
+    Child,
+    Parent { pid: Pid, pidfd: OwnedFd },
+}
+
+/// clone3(2) as fork: `flags` are CLONE_NEW*, `cgroup` is a directory of the v2 tree that the child starts in.
+pub(crate) fn clone3(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
+    let mut pidfd: i32 = -1;
+    let into_cgroup = if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 };
+    let args = libc::clone_args {
+        flags: flags as u64 | libc::CLONE_PIDFD as u64 | into_cgroup,
+        pidfd: &raw mut pidfd as u64,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: libc::SIGCHLD as u64,
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: cgroup.map_or(0, |fd| fd.as_raw_fd() as u64),
+    };
+    // SAFETY: without CLONE_VM the child gets a copy of this single-threaded process and goes on after the call, as with
+    // fork(2); `args` and `pidfd` outlive the call.
+    match unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        // SAFETY: the kernel put a new descriptor into `pidfd` because CLONE_PIDFD was given; nobody else owns it.
+        pid => Ok(Fork::Parent { pid: Pid::from_raw(pid as i32), pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+    }
+}
+
+/// mount_setattr(2) on the mount that `fd` is; `attr_set` and `attr_clr` are MOUNT_ATTR_*, `propagation` is MS_*.
+pub(crate) fn mount_setattr(fd: BorrowedFd<'_>, recursive: bool, attr_set: u64, propagation: u64) -> io::Result<()> {
+    let attr = libc::mount_attr { attr_set, attr_clr: 0, propagation, userns_fd: 0 };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    let empty: &CStr = c"";
+    // SAFETY: the path is a C string and `attr` a live struct of the size that is passed.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd.as_raw_fd(),
+            empty.as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// close_range(2) with CLOSE_RANGE_CLOEXEC: nothing from `first` on survives the next execve.
+pub(crate) fn cloexec_from(first: u32) -> io::Result<()> {
+    // SAFETY: marking descriptors close-on-exec changes nothing that Rust relies on.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// close_range(2): closes all from `first` on. Only for a process that owns no descriptor any more.
+pub(crate) fn close_from(first: u32) -> io::Result<()> {
+    // SAFETY: callers are at a point where no Rust value owns a descriptor from `first` on and that stays in use.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// seccomp(2) SECCOMP_SET_MODE_FILTER with an array of `struct sock_filter` in native byte order.
+pub(crate) fn load_seccomp(program: &[u8]) -> io::Result<()> {
+    let instructions: Vec<libc::sock_filter> = program
+        .chunks_exact(size_of::<libc::sock_filter>())
+        .map(|raw| libc::sock_filter {
+            code: u16::from_ne_bytes([raw[0], raw[1]]),
+            jt: raw[2],
+            jf: raw[3],
+            k: u32::from_ne_bytes([raw[4], raw[5], raw[6], raw[7]]),
+        })
+        .collect();
+    let length = u16::try_from(instructions.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let filter = libc::sock_fprog { len: length, filter: instructions.as_ptr().cast_mut() };
+    // SAFETY: `filter` points to `len` live instructions; the kernel copies and never writes them.
+    match unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const filter) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Brings up `lo` of the current network namespace with SIOCSIFFLAGS, netdevice(7).
+pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: ifreq is plain old data for which zeroes are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads one ifreq.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// dup2(2) onto standard descriptor `number` (0, 1 or 2), which std and libc never close.
+pub(crate) fn replace_stdio(fd: impl AsFd, number: i32) -> io::Result<()> {
+    debug_assert!((0..=2).contains(&number));
+    // SAFETY: the standard descriptors are owned by no Rust value.
+    if unsafe { libc::dup2(fd.as_fd().as_raw_fd(), number) } == number {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Default action for every signal that std ignores, and nothing blocked: execve(2) would hand both on.
+pub(crate) fn default_signals() -> io::Result<()> {
+    // SAFETY: SIG_DFL installs no handler, and the mask is a local that sigemptyset initialises.
+    let failed = unsafe {
+        let mut none = std::mem::zeroed();
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL) == libc::SIG_ERR
+            || libc::sigemptyset(&raw mut none) != 0
+            || libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) != 0
+    };
+    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// pidfd_send_signal(2) with any number, real-time signals too.
+pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    match unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
