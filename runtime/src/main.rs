@@ -1,1 +1,185 @@
-fn main() {}
+//! berthd: reads its configuration, recovers what is on disk, serves CRI. There is nothing to save on the way out.
+
+mod cgroup;
+mod config;
+mod container;
+mod error;
+mod id;
+mod image;
+mod index;
+mod layout;
+mod machine;
+mod network;
+mod node;
+mod recover;
+mod sandbox;
+mod server;
+mod shim;
+mod trash;
+
+use std::{
+    fs::{self, File, OpenOptions},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand, ValueEnum};
+use rustix::fs::{FlockOperation, flock};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{config::Config, layout::Layout, machine::Machine};
+
+const CONFIG: &str = "/etc/berth/config.toml";
+
+/// A Kubernetes node runtime: pods and containers over CRI v1.
+#[derive(Debug, Parser)]
+#[command(version, after_help = "Examples:
+  berthd                                        the defaults: /run/berth/berth.sock, data in /var/lib/berth
+  berthd --root /data/berth --log-level debug   other data directory, more to read
+  berthd config default > /etc/berth/config.toml
+  berthd config check                           says what is wrong with /etc/berth/config.toml, with its line
+  crictl --runtime-endpoint unix:///run/berth/berth.sock pods")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Verb>,
+    /// Configuration file; the default one may be absent
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where images and containers are kept [default: /var/lib/berth]
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Where sockets and pinned namespaces are [default: /run/berth]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Unix socket to serve CRI on [default: /run/berth/berth.sock]
+    #[arg(long, value_name = "PATH")]
+    listen: Option<PathBuf>,
+    /// error, warn, info, debug or trace; or directives, as in berthd=debug,warn
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log_level: String,
+    /// Log lines for people or for machines, on standard error
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// The configuration file: print the default, or check one
+    #[command(subcommand)]
+    Config(ConfigVerb),
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+enum ConfigVerb {
+    /// Print a file with every key at its default
+    Default,
+    /// Read the file and say what is wrong with it
+    Check,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
+        Some(Verb::Config(ConfigVerb::Default)) => {
+            #[allow(clippy::print_stdout, reason = "what was asked for")]
+            {
+                print!("{}", config::DEFAULT);
+            }
+            Ok(())
+        }
+        Some(Verb::Config(ConfigVerb::Check)) => configuration(&arguments).map(drop),
+        None => run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("berthd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The file, with what the command line says instead.
+fn configuration(arguments: &Arguments) -> anyhow::Result<Config> {
+    let path = arguments.config.as_deref().unwrap_or(Path::new(CONFIG));
+    let mut config = Config::load(path, arguments.config.is_some()).map_err(anyhow::Error::msg)?;
+    if let Some(root) = &arguments.root {
+        config.root.clone_from(root);
+    }
+    if let Some(state) = &arguments.state {
+        config.state.clone_from(state);
+    }
+    if let Some(listen) = &arguments.listen {
+        config.listen.clone_from(listen);
+    }
+    Ok(config)
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let config = configuration(arguments)?;
+    log(arguments)?;
+    if !rustix::process::geteuid().is_root() {
+        bail!("berthd makes namespaces, mounts and cgroups: run it as root");
+    }
+    let layout = Layout { root: config.root.clone(), state: config.state.clone() };
+    // Held to the end of the process.
+    let _lock = prepare(&layout)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(serve(&config))
+}
+
+fn log(arguments: &Arguments) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&arguments.log_level).context("--log-level")?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match arguments.log_format {
+        LogFormat::Text => builder.with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+/// Makes the two directories, for root alone, and takes the one lock: two daemons on one root would each undo what the other does.
+fn prepare(layout: &Layout) -> anyhow::Result<File> {
+    for directory in [&layout.root, &layout.state] {
+        fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).with_context(|| format!("chmod {}", directory.display()))?;
+    }
+    let path = layout.lock();
+    let lock = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))?;
+    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        bail!("another berthd uses {}: stop it, or choose another --root", layout.root.display());
+    }
+    trash::empty(layout).context("empty the trash")?;
+    Ok(lock)
+}
+
+async fn serve(config: &Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
+    let machine = Arc::new(Machine::new(config)?);
+    let node = recover::recover(machine).await?;
+    let listener = server::listen(&config.listen)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %config.listen.display(), root = %config.root.display(), "serving CRI v1");
+    // Without a service manager there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tokio::select! {
+        result = server::serve(node, listener) => result,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}

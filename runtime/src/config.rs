@@ -1,0 +1,149 @@
+//! The configuration: TOML to types, once. Unknown keys are refused with file and line.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+/// Printed by `berthd config default`; parsing it gives `Config::default()`.
+pub(crate) const DEFAULT: &str = r#"# berthd configuration. Every key may be left out; these are the defaults.
+
+# What persists: images, containers, records. Mode 0700.
+root = "/var/lib/berth"
+# What a reboot ends: sockets, pinned namespaces, address reservations.
+state = "/run/berth"
+# The socket that the kubelet and crictl dial.
+listen = "/run/berth/berth.sock"
+
+[cni]
+# The first *.conflist, *.conf or *.json by name is the pod network; without one, a built-in bridge (10.88.0.0/16).
+conf_dir = "/etc/cni/net.d"
+# Where plugins are looked up, in this order.
+bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
+
+[registry]
+# <host>/hosts.toml below it says how to reach a registry, _default/hosts.toml all others.
+config_path = "/etc/berth/certs.d"
+
+[cgroup]
+# "cgroupfs"; what the kubelet's cgroupDriver must be too.
+driver = "cgroupfs"
+"#;
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    pub root: PathBuf,
+    pub state: PathBuf,
+    pub listen: PathBuf,
+    pub cni: Cni,
+    pub registry: Registry,
+    pub cgroup: Cgroup,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Cni {
+    pub conf_dir: PathBuf,
+    pub bin_dirs: Vec<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Registry {
+    pub config_path: PathBuf,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Cgroup {
+    pub driver: Driver,
+}
+
+/// Who makes cgroups.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Driver {
+    #[default]
+    Cgroupfs,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            root: "/var/lib/berth".into(),
+            state: "/run/berth".into(),
+            listen: "/run/berth/berth.sock".into(),
+            cni: Cni::default(),
+            registry: Registry::default(),
+            cgroup: Cgroup::default(),
+        }
+    }
+}
+
+impl Default for Cni {
+    fn default() -> Self {
+        Self { conf_dir: "/etc/cni/net.d".into(), bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()] }
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self { config_path: "/etc/berth/certs.d".into() }
+    }
+}
+
+impl Config {
+    /// Reads `path`; a missing file is the default when `required` is false.
+    ///
+    /// # Errors
+    /// One text for a person, with file, line and column where the file is at fault.
+    pub(crate) fn load(path: &Path, required: bool) -> Result<Self, String> {
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text).map_err(|error| format!("{}:{error}", path.display())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !required => Ok(Self::default()),
+            Err(error) => Err(format!("{}: {error}", path.display())),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| {
+            let (line, column) = position(text, error.span().map_or(0, |span| span.start));
+            format!("{line}:{column}: {}", error.message().trim_end())
+        })
+    }
+}
+
+/// Line and column of a byte, both from 1.
+fn position(text: &str, byte: usize) -> (usize, usize) {
+    let before = &text[..byte.min(text.len())];
+    let line = before.matches('\n').count() + 1;
+    (line, before.chars().rev().take_while(|c| *c != '\n').count() + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_printed_default_is_the_default() {
+        assert_eq!(Config::parse(DEFAULT).unwrap(), Config::default());
+        assert_eq!(Config::parse("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_line() {
+        for (text, position, what) in [
+            ("root = \"/x\"\nroots = 1\n", "2:1", "unknown field `roots`"),
+            ("[cni]\nconf_dirs = \"/x\"", "2:1", "unknown field `conf_dirs`"),
+            ("\n\nroot = 7", "3:8", "expected a string"),
+            ("[cgroup]\ndriver = \"systemd\"", "2:10", "unknown variant `systemd`"),
+            ("[cni", "1:5", ""),
+        ] {
+            let error = Config::parse(text).unwrap_err();
+            assert!(error.starts_with(position) && error.contains(what), "{text:?} gave {error:?}");
+        }
+    }
+}

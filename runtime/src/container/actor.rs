@@ -1,0 +1,269 @@
+//! A container's life: launch, the connection to its shim, the stop that nothing can lose.
+
+use std::{
+    fs, io,
+    sync::{Arc, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context;
+use berth_shim::{
+    layout as shim_layout,
+    protocol::Call,
+    record::{self, End, Exited, Failure, Found},
+    spec::{Namespace, Spec},
+};
+use nix::{errno::Errno, sys::signal::Signal};
+use serde::{Deserialize, Serialize};
+use tokio::{sync::watch, time::Instant};
+
+use super::{Container, State, look, state::Verdict};
+use crate::{
+    error::{Error, Kind, Result},
+    layout,
+    machine::Machine,
+    sandbox::{self, NamespaceMode, Sandbox},
+    shim::{self, Connection},
+};
+
+/// A stop in progress; a shorter grace moves the deadline.
+#[derive(Debug)]
+pub(super) struct Stopping {
+    deadline: watch::Sender<Instant>,
+}
+
+/// `stop.json`: a stop survives the daemon.
+#[derive(Debug, Serialize, Deserialize)]
+struct StopRecord {
+    /// Nanoseconds since the epoch.
+    deadline: i64,
+    signalled: bool,
+}
+
+impl Container {
+    /// StartContainer. Returns once the program runs and its log file is there; `target` is whose PID namespace it joins.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` unless it is created and its sandbox ready. After any later error the container is exited, with the
+    /// reason on record.
+    pub(crate) async fn start(self: &Arc<Self>, machine: &Arc<Machine>, sandbox: &Sandbox, target: Option<&Self>) -> Result<()> {
+        let _busy = self.busy.lock().await;
+        let state = match self.state() {
+            State::Created => None,
+            State::Running { .. } => Some("running"),
+            State::Exited { .. } => Some("exited"),
+        };
+        if let Some(state) = state {
+            return Err(Error::precondition(format!("container {} is {state}, not created", self.meta.id)));
+        }
+        if sandbox.state() != sandbox::State::Ready {
+            return Err(Error::precondition(format!("sandbox {} is not ready", sandbox.meta.id)));
+        }
+        let dir = machine.layout.container(&self.meta.id);
+        let launched = self.launch(machine, target).await;
+        if let Err(error) = &launched {
+            shim::await_end(&dir).await?;
+            self.record_failure(machine, error).await;
+        }
+        self.settle(machine).await?;
+        launched.map_err(|error| describe(error).during(format!("start container {}", self.meta.id)))
+    }
+
+    async fn launch(&self, machine: &Arc<Machine>, target: Option<&Self>) -> anyhow::Result<()> {
+        let dir = machine.layout.container(&self.meta.id);
+        if self.meta.config.security.namespaces.pid == NamespaceMode::Target {
+            let target = target.and_then(|target| match target.state() {
+                State::Running { pid, .. } => Some(pid),
+                _ => None,
+            });
+            join_target(&dir.join(shim_layout::SPEC), target)?;
+        }
+        if let Some(directory) = self.meta.log_path.as_deref().and_then(std::path::Path::parent) {
+            fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+        }
+        let (machine, meta) = (machine.clone(), self.meta.clone());
+        let cgroups = machine.clone();
+        let made = move || cgroups.cgroups.create(&meta.cgroup, &meta.config.resources, meta.config.security.privileged);
+        tokio::task::spawn_blocking(made).await??;
+        machine.shim.run(&dir).await.map(drop)
+    }
+
+    /// Writes the end that the shim could not: the launch failed before it was there, or its disk was full.
+    async fn record_failure(&self, machine: &Arc<Machine>, error: &anyhow::Error) {
+        let path = machine.layout.container(&self.meta.id).join(shim_layout::EXITED);
+        if !path.exists() {
+            let failure = error.downcast_ref::<Failure>().cloned();
+            let failure = failure.unwrap_or_else(|| Failure { step: format!("{error:#}"), path: String::new(), errno: 0 });
+            if let Err(error) = record::write_durable(&path, &Exited { end: End::NotStarted(failure), at: now(), oom: false }) {
+                tracing::warn!(container = %self.meta.id, %error, "record that it did not start");
+            }
+        }
+        self.destroy_cgroup(machine).await;
+    }
+
+    async fn destroy_cgroup(&self, machine: &Arc<Machine>) {
+        let (own, path) = (machine.clone(), self.meta.cgroup.clone());
+        match tokio::task::spawn_blocking(move || own.cgroups.destroy(&path)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(container = %self.meta.id, "remove its cgroup: {error:#}"),
+            Err(error) => tracing::warn!(container = %self.meta.id, %error, "remove its cgroup"),
+        }
+    }
+
+    /// Brings the state in line with what is on disk: after a launch, at a connection's end, at start-up.
+    pub(crate) async fn settle(self: &Arc<Self>, machine: &Arc<Machine>) -> anyhow::Result<()> {
+        let dir = machine.layout.container(&self.meta.id);
+        loop {
+            let (verdict, started) = look(&dir, &machine.boot_id)?;
+            let started_at = started.as_ref().map_or(0, |started| started.at);
+            match verdict {
+                Verdict::Created => return Ok(()),
+                Verdict::Launching => tokio::time::sleep(shim::LAUNCHING).await,
+                Verdict::Exited(exited) => {
+                    self.set_connection(None);
+                    self.state.send_replace(State::Exited { started_at, exited });
+                    return Ok(());
+                }
+                Verdict::Lost(end) => {
+                    self.destroy_cgroup(machine).await;
+                    let exited = Exited { end, at: now(), oom: false };
+                    record::write_durable(&dir.join(shim_layout::EXITED), &exited).context("record the container's end")?;
+                }
+                Verdict::Running => match Connection::open(&machine.layout.container_state(&self.meta.id)).await {
+                    Ok(connection) => {
+                        self.set_connection(Some(Arc::new(connection)));
+                        let pid = started.map_or(0, |started| started.pid);
+                        self.state.send_replace(State::Running { pid, started_at });
+                        self.watch(machine);
+                        return Ok(());
+                    }
+                    // It has left since, or is about to.
+                    Err(_) => shim::await_end(&dir).await?,
+                },
+            }
+        }
+    }
+
+    /// End-of-file on the shim's socket is the container's end.
+    fn watch(self: &Arc<Self>, machine: &Arc<Machine>) {
+        let (container, machine) = (self.clone(), machine.clone());
+        tokio::spawn(async move {
+            if let Some(connection) = container.connection() {
+                connection.closed().await;
+            }
+            if let Err(error) = Box::pin(container.settle(&machine)).await {
+                tracing::warn!(container = %container.meta.id, "read how it ended: {error:#}");
+            }
+        });
+    }
+
+    /// StopContainer: the stop signal, then SIGKILL after `grace`; returns once it ended. Success when it does not run.
+    ///
+    /// A caller that goes away changes nothing, and one with a shorter grace takes effect.
+    pub(crate) async fn stop(self: &Arc<Self>, machine: &Arc<Machine>, grace: Duration) -> Result<()> {
+        let mut state = self.state.subscribe();
+        {
+            // A start under way comes to its end first.
+            let _busy = self.busy.lock().await;
+            if !matches!(*state.borrow(), State::Running { .. }) {
+                return Ok(());
+            }
+            self.begin_stop(machine, grace, grace.is_zero());
+        }
+        state.wait_for(|state| matches!(state, State::Exited { .. })).await.map(drop).map_err(|error| Error::new(Kind::Internal, error.to_string()))
+    }
+
+    /// Goes on with a stop that an earlier daemon began.
+    pub(crate) fn resume_stop(self: &Arc<Self>, machine: &Arc<Machine>) {
+        let path = machine.layout.container(&self.meta.id).join(layout::container::STOP);
+        if let Ok(Found::Record(StopRecord { deadline, signalled })) = record::read(&path) {
+            let left = u64::try_from(deadline - now()).unwrap_or(0);
+            self.begin_stop(machine, Duration::from_nanos(left), signalled);
+        }
+    }
+
+    fn begin_stop(self: &Arc<Self>, machine: &Arc<Machine>, grace: Duration, signalled: bool) {
+        let deadline = Instant::now() + grace;
+        let mut stopping = self.stopping.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Stopping { deadline: current }) = &*stopping {
+            if deadline < *current.borrow() {
+                self.record_stop(machine, grace, true);
+                current.send_replace(deadline);
+            }
+            return;
+        }
+        self.record_stop(machine, grace, signalled);
+        let (sender, receiver) = watch::channel(deadline);
+        *stopping = Some(Stopping { deadline: sender });
+        let (container, machine) = (self.clone(), machine.clone());
+        tokio::spawn(async move { container.escalate(&machine, receiver, grace, signalled).await });
+    }
+
+    fn record_stop(&self, machine: &Machine, grace: Duration, signalled: bool) {
+        let path = machine.layout.container(&self.meta.id).join(layout::container::STOP);
+        let record = StopRecord { deadline: now().saturating_add(i64::try_from(grace.as_nanos()).unwrap_or(i64::MAX)), signalled };
+        if let Err(error) = record::write(&path, &record) {
+            tracing::warn!(container = %self.meta.id, %error, "a stop that a restart would forget");
+        }
+    }
+
+    async fn escalate(self: &Arc<Self>, machine: &Arc<Machine>, mut deadline: watch::Receiver<Instant>, grace: Duration, signalled: bool) {
+        if !signalled {
+            self.signal(self.meta.stop_signal).await;
+            self.record_stop(machine, grace, true);
+        }
+        let mut state = self.state.subscribe();
+        loop {
+            let at = *deadline.borrow_and_update();
+            tokio::select! {
+                _ = state.wait_for(|state| matches!(state, State::Exited { .. })) => return,
+                _ = deadline.changed() => {}
+                () = tokio::time::sleep_until(at) => break,
+            }
+        }
+        if !self.signal(Signal::SIGKILL as i32).await {
+            self.destroy_cgroup(machine).await;
+        }
+    }
+
+    /// Whether the shim took it.
+    async fn signal(&self, signal: i32) -> bool {
+        let Some(connection) = self.connection() else { return false };
+        let result = connection.call(Call::Signal { exec: None, signal }, &[]).await;
+        if let Err(error) = &result {
+            tracing::debug!(container = %self.meta.id, signal, "signal: {error:#}");
+        }
+        result.is_ok()
+    }
+}
+
+fn join_target(path: &std::path::Path, pid: Option<u32>) -> anyhow::Result<()> {
+    let pid = pid.ok_or_else(|| Error::precondition("the container whose processes it is to see does not run"))?;
+    let mut spec: Spec = record::read(path)?.record().context("the spec is damaged")?;
+    spec.namespaces.pid = Namespace::Join(format!("/proc/{pid}/ns/pid").into());
+    Ok(record::write(path, &spec)?)
+}
+
+/// What the image or the request is at fault for is told apart from what the node is.
+fn describe(error: anyhow::Error) -> Error {
+    let Some(failure) = error.downcast_ref::<Failure>() else { return error.into() };
+    let kind = match (failure.step.as_str(), Errno::from_raw(failure.errno)) {
+        (_, Errno::ENOSPC | Errno::EDQUOT) => Kind::ResourceExhausted,
+        ("execve", Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES | Errno::ENOEXEC | Errno::EISDIR) => Kind::InvalidArgument,
+        ("no such user" | "no such group", _) => Kind::InvalidArgument,
+        _ => Kind::Internal,
+    };
+    Error::new(kind, failure.to_string())
+}
+
+pub(super) fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as i64
+}
+
+/// Success when it is not there.
+pub(super) fn gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}

@@ -1,0 +1,144 @@
+//! CreateContainer: everything is checked and resolved, a directory is written and renamed. No process is made.
+
+use std::{
+    fs,
+    path::Path,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context;
+use berth_shim::{
+    layout as shim_layout, record,
+    spec::{Program, Spec},
+};
+use nix::sys::signal::Signal;
+
+use super::{
+    Config, Container, Meta, Seccomp, State, seccomp,
+    spec::{self, Inputs},
+};
+use crate::{
+    cgroup,
+    error::{Error, Result},
+    id::ContainerId,
+    image::Image,
+    layout,
+    machine::Machine,
+    sandbox::{self, Sandbox},
+};
+
+/// Makes a container in `sandbox`. Nothing is left of a failed one.
+pub(crate) fn create(machine: &Machine, sandbox: &Sandbox, id: &ContainerId, unique_name: String, config: Config) -> Result<Arc<Container>> {
+    if sandbox.state() != sandbox::State::Ready {
+        return Err(Error::precondition(format!("sandbox {} is not ready", sandbox.meta.id)));
+    }
+    let image = machine.images.find(&config.image)?.ok_or_else(|| Error::not_found(format!("no image {:?}: pull it first", config.image)))?;
+    let lease = machine.images.lease(&image.layers).ok_or_else(|| Error::not_found(format!("image {:?} is being removed", config.image)))?;
+    let cgroup = cgroup::Host::path(&sandbox.meta.config.cgroup_parent, id.as_str()).map_err(|error| Error::invalid(error.to_string()))?;
+    let meta = Meta {
+        id: id.clone(),
+        sandbox: sandbox.meta.id.clone(),
+        unique_name,
+        created_at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as i64,
+        image_id: image.id.to_string(),
+        image_ref: machine.images.names(&image).1.into_iter().next().unwrap_or_else(|| image.id.to_string()),
+        layers: image.layers.clone(),
+        cgroup,
+        log_path: sandbox.meta.config.log_path(&config.log_path),
+        stop_signal: stop_signal(&config, &image)?,
+        config,
+    };
+    let spec = build(machine, sandbox, &meta, &image)?;
+    let directory = machine.layout.container(id);
+    let half_made = directory.with_extension("tmp");
+    let state = machine.layout.container_state(id);
+    let result = write(&half_made, &state, &meta, &spec)
+        .and_then(|()| fs::rename(&half_made, &directory).with_context(|| format!("rename {}", half_made.display())));
+    if let Err(error) = result {
+        // Best effort on a disk that has just failed; the next start finds what is left.
+        let _ = (fs::remove_dir_all(&half_made), fs::remove_dir_all(&state));
+        return Err(error.into());
+    }
+    Ok(Arc::new(Container::new(meta, State::Created, lease)))
+}
+
+fn build(machine: &Machine, sandbox: &Sandbox, meta: &Meta, image: &Image) -> Result<Spec> {
+    spec::build(&Inputs {
+        id: meta.id.as_str(),
+        config: &meta.config,
+        sandbox: &sandbox.meta,
+        image: &image.config,
+        layers: image.layers.iter().map(|key| format!("{key}/fs")).collect(),
+        layout: &machine.layout,
+        socket_dir: machine.layout.container_state(&meta.id),
+        log: meta.log_path.clone(),
+        cgroups: machine.cgroups.directories(&meta.cgroup),
+        v1_names: machine.cgroups.v1_names(),
+        devices_filtered: !machine.cgroups.is_v2,
+    })
+}
+
+fn write(directory: &Path, state: &Path, meta: &Meta, spec: &Spec) -> anyhow::Result<()> {
+    for name in [shim_layout::ROOTFS, shim_layout::UPPER, shim_layout::WORK, shim_layout::EXEC] {
+        let path = directory.join(name);
+        fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
+    }
+    fs::create_dir_all(state).with_context(|| format!("make {}", state.display()))?;
+    record::write(&directory.join(layout::container::META), meta).context("write the container's record")?;
+    record::write(&directory.join(shim_layout::SPEC), spec).context("write the container's spec")?;
+    if let (Seccomp::RuntimeDefault, Program::Container(container)) = (meta.config.security.seccomp, &spec.program) {
+        let filter = seccomp::default_profile(container.process.capabilities)?;
+        fs::write(directory.join(shim_layout::SECCOMP), filter).context("write the seccomp filter")?;
+    }
+    Ok(())
+}
+
+/// Of the request, else of the image, else SIGTERM.
+fn stop_signal(config: &Config, image: &Image) -> Result<i32> {
+    if let Some(signal) = config.stop_signal {
+        return Ok(signal);
+    }
+    let of_image = image.config.config().as_ref().and_then(|config| config.stop_signal().clone()).unwrap_or_default();
+    if of_image.is_empty() {
+        return Ok(Signal::SIGTERM as i32);
+    }
+    parse_signal(&of_image).ok_or_else(|| Error::invalid(format!("the image's stop signal {of_image:?} is not a signal")))
+}
+
+/// `SIGTERM`, `TERM`, `15`, `RTMIN+3`.
+fn parse_signal(text: &str) -> Option<i32> {
+    if let Ok(number) = text.parse::<i32>() {
+        return (1..=nix::libc::SIGRTMAX()).contains(&number).then_some(number);
+    }
+    let name = text.strip_prefix("SIG").unwrap_or(text);
+    let offset = |rest: &str| if rest.is_empty() { Some(0) } else { rest.parse::<i32>().ok() };
+    let real_time = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
+        (Some(rest), _) => nix::libc::SIGRTMIN() + offset(rest)?,
+        (None, Some(rest)) => nix::libc::SIGRTMAX() + offset(rest)?,
+        (None, None) => return format!("SIG{name}").parse::<Signal>().ok().map(|signal| signal as i32),
+    };
+    (nix::libc::SIGRTMIN()..=nix::libc::SIGRTMAX()).contains(&real_time).then_some(real_time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_signal;
+
+    #[test]
+    fn signals_by_name_and_number() {
+        for (text, signal) in [
+            ("SIGTERM", Some(15)),
+            ("QUIT", Some(3)),
+            ("9", Some(9)),
+            ("SIGRTMIN+3", Some(37)),
+            ("RTMAX-1", Some(63)),
+            ("RTMAX+1", None),
+            ("0", None),
+            ("99", None),
+            ("SIGNOTHING", None),
+        ] {
+            assert_eq!(parse_signal(text), signal, "{text}");
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! The undo of a container, from what is on disk alone: after a failed create, for RemoveContainer, and after a crash.
+
+use std::{fs, sync::Arc};
+
+use anyhow::Context;
+use berth_shim::record;
+
+use super::{Meta, actor::gone};
+use crate::{error::Result, id::ContainerId, layout, machine::Machine, shim, trash};
+
+/// Ends what runs and removes everything but the log. Success when there is nothing.
+pub(crate) async fn remove(machine: &Arc<Machine>, id: &ContainerId) -> Result<()> {
+    let directory = machine.layout.container(id);
+    let state = machine.layout.container_state(id);
+    shim::end(&directory, &state).await.with_context(|| format!("end container {id}"))?;
+    let meta = record::read::<Meta>(&directory.join(layout::container::META)).context("read the container's record")?.record();
+    if let Some(meta) = meta {
+        let own = machine.clone();
+        tokio::task::spawn_blocking(move || own.cgroups.destroy(&meta.cgroup)).await.context("remove its cgroup")??;
+    }
+    gone(fs::remove_dir_all(&state)).with_context(|| format!("remove {}", state.display()))?;
+    Ok(trash::discard(&machine.layout, &directory).with_context(|| format!("remove {}", directory.display()))?)
+}

@@ -1,0 +1,238 @@
+//! CRI and image to `Spec`: what exactly will run. Pure: everything that it depends on comes in.
+
+use std::path::{Path, PathBuf};
+
+use berth_shim::spec::{
+    Cgroups, Container, Mount, MountKind, Namespace, Namespaces, Process, Program, Propagation, Rlimit, RlimitKind, Rootfs, Spec, Stdio,
+};
+use oci_spec::image::ImageConfiguration;
+
+use super::{Config, Seccomp, security};
+use crate::{
+    error::{Error, Result},
+    layout::{self, Layout},
+    sandbox::{self, NamespaceMode, Pins},
+};
+
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// What systemd gives services; far above it, programs that close every descriptor take seconds to start.
+const OPEN_FILES: (u64, u64) = (1024, 524_288);
+
+/// Everything that the specification of a container depends on.
+pub(super) struct Inputs<'a> {
+    pub id: &'a str,
+    pub config: &'a Config,
+    pub sandbox: &'a sandbox::Meta,
+    pub image: &'a ImageConfiguration,
+    /// Names below the layers' directory, topmost first.
+    pub layers: Vec<String>,
+    pub layout: &'a Layout,
+    pub socket_dir: PathBuf,
+    pub log: Option<PathBuf>,
+    pub cgroups: Cgroups,
+    /// Hierarchies to show at /sys/fs/cgroup; empty on v2.
+    pub v1_names: Vec<String>,
+    /// A device filter is in force.
+    pub devices_filtered: bool,
+}
+
+/// # Errors
+/// `InvalidArgument` for what contradicts itself, or says nothing to run.
+pub(super) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
+    let Inputs { config, sandbox, .. } = inputs;
+    let privileged = config.security.privileged;
+    if privileged && !sandbox.config.privileged {
+        return Err(Error::invalid("a privileged container needs a privileged sandbox"));
+    }
+    let hidden = |paths: &[PathBuf]| if privileged { Vec::new() } else { paths.to_vec() };
+    let container = Container {
+        rootfs: Rootfs { layers_dir: inputs.layout.layers(), layers: inputs.layers.clone(), readonly: config.security.readonly_rootfs },
+        mounts: mounts(inputs)?,
+        process: process(inputs)?,
+        masked_paths: hidden(&config.security.masked_paths),
+        readonly_paths: hidden(&config.security.readonly_paths),
+    };
+    Ok(Spec {
+        id: inputs.id.to_owned(),
+        socket_dir: inputs.socket_dir.clone(),
+        cgroups: inputs.cgroups.clone(),
+        namespaces: namespaces(inputs)?,
+        program: Program::Container(Box::new(container)),
+        stdio: Stdio { log: inputs.log.clone(), stdin: config.stdin, stdin_once: config.stdin_once },
+    })
+}
+
+/// Network, IPC and hostname are the sandbox's; the PID namespace is the container's choice.
+fn namespaces(inputs: &Inputs<'_>) -> Result<Namespaces> {
+    let Inputs { config, sandbox, .. } = inputs;
+    let pins = Pins::of(inputs.layout, &sandbox.id);
+    let shared = &sandbox.config;
+    let pid = match config.security.namespaces.pid {
+        NamespaceMode::Node => Namespace::Host,
+        NamespaceMode::Pod if shared.namespaces.pid == NamespaceMode::Pod => Namespace::Join(pins.pid),
+        NamespaceMode::Pod => return Err(Error::invalid("the sandbox was not made with a PID namespace for the pod")),
+        // Of the target: known only when the container starts.
+        NamespaceMode::Container | NamespaceMode::Target => Namespace::New,
+    };
+    Ok(Namespaces {
+        net: sandbox.netns().map_or(Namespace::Host, Namespace::Join),
+        ipc: if shared.namespaces.ipc == NamespaceMode::Node { Namespace::Host } else { Namespace::Join(pins.ipc) },
+        uts: if shared.shares_uts() { Namespace::Host } else { Namespace::Join(pins.uts) },
+        pid,
+        pin_pid: None,
+    })
+}
+
+fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>> {
+    let Inputs { config, sandbox, .. } = inputs;
+    let privileged = config.security.privileged;
+    let shm = match sandbox.config.namespaces.ipc {
+        NamespaceMode::Node => PathBuf::from("/dev/shm"),
+        _ => Pins::of(inputs.layout, &sandbox.id).shm,
+    };
+    let kernel = |target: &str, kind, readonly| Mount { target: target.into(), kind, readonly, nosuid: true, nodev: true, noexec: true };
+    let mut mounts = vec![
+        kernel("/proc", MountKind::Proc, false),
+        Mount { nodev: false, ..kernel("/dev", MountKind::Dev, false) },
+        kernel("/dev/shm", bind(shm), false),
+        kernel("/dev/mqueue", MountKind::Mqueue, false),
+        kernel("/sys", MountKind::Sysfs, !privileged),
+        kernel("/sys/fs/cgroup", MountKind::Cgroup { v1: inputs.v1_names.clone() }, !privileged),
+    ];
+    let directory = inputs.layout.sandbox(&sandbox.id);
+    for (target, file) in [
+        ("/etc/hosts", layout::sandbox::HOSTS),
+        ("/etc/resolv.conf", layout::sandbox::RESOLV_CONF),
+        ("/etc/hostname", layout::sandbox::HOSTNAME),
+    ] {
+        let kind = bind(directory.join(file));
+        mounts.push(Mount { target: target.into(), kind, readonly: config.security.readonly_rootfs, nosuid: false, nodev: false, noexec: false });
+    }
+    let asked: Vec<Mount> = config.mounts.iter().map(volume).collect::<Result<_>>()?;
+    mounts.retain(|own| asked.iter().all(|mount| mount.target != own.target));
+    mounts.extend(asked);
+    // Parents before what is below them; the order of the request otherwise.
+    mounts.sort_by_key(|mount| mount.target.components().count());
+    Ok(mounts)
+}
+
+fn bind(source: PathBuf) -> MountKind {
+    MountKind::Bind { source, propagation: Propagation::Private, recursive_readonly: false, create: false }
+}
+
+fn volume(mount: &super::Mount) -> Result<Mount> {
+    if mount.recursive_readonly && (!mount.readonly || mount.propagation != Propagation::Private) {
+        return Err(Error::invalid(format!(
+            "RROUnsupported: a recursive read-only mount of {} must be read-only with private propagation",
+            mount.container_path.display()
+        )));
+    }
+    let kind = MountKind::Bind {
+        source: mount.host_path.clone(),
+        propagation: mount.propagation,
+        recursive_readonly: mount.recursive_readonly,
+        create: true,
+    };
+    let target = Path::new("/").join(&mount.container_path).components().collect();
+    Ok(Mount { target, kind, readonly: mount.readonly, nosuid: false, nodev: false, noexec: false })
+}
+
+fn process(inputs: &Inputs<'_>) -> Result<Process> {
+    let Inputs { config, image, .. } = inputs;
+    let of_image = image.config().clone().unwrap_or_default();
+    let security = &config.security;
+    let cwd = match (config.working_dir.as_str(), of_image.working_dir().as_deref()) {
+        ("", None | Some("")) => "/",
+        ("", Some(directory)) => directory,
+        (directory, _) => directory,
+    };
+    Ok(Process {
+        args: args(config, of_image.entrypoint().as_deref().unwrap_or_default(), of_image.cmd().as_deref().unwrap_or_default())?,
+        env: env(inputs, of_image.env().as_deref().unwrap_or_default()),
+        cwd: Path::new("/").join(cwd),
+        user: security::user(security, of_image.user().as_deref().unwrap_or_default())?,
+        capabilities: security::capabilities(security, inputs.devices_filtered)?,
+        no_new_privileges: security.no_new_privs,
+        rlimits: vec![Rlimit { kind: RlimitKind::Nofile, soft: OPEN_FILES.0, hard: OPEN_FILES.1 }],
+        oom_score_adj: Some(config.resources.oom_score_adj.clamp(-1000, 1000) as i32),
+        seccomp: security.seccomp != Seccomp::Unconfined && !security.privileged,
+        tty: config.tty,
+    })
+}
+
+/// A command replaces the image's entrypoint and arguments, arguments alone replace its arguments (`ContainerConfig.command`).
+fn args(config: &Config, entrypoint: &[String], cmd: &[String]) -> Result<Vec<String>> {
+    let (program, arguments) = match (config.command.is_empty(), config.args.is_empty()) {
+        (false, _) => (config.command.as_slice(), config.args.as_slice()),
+        (true, false) => (entrypoint, config.args.as_slice()),
+        (true, true) => (entrypoint, cmd),
+    };
+    let args = [program, arguments].concat();
+    match args.first() {
+        None => Err(Error::invalid("no command specified: neither the container nor its image says what to run")),
+        Some(first) if first.is_empty() => Err(Error::invalid("the command is empty")),
+        Some(_) if args.iter().any(|arg| arg.contains('\0')) => Err(Error::invalid("a NUL byte in the command")),
+        Some(_) => Ok(args),
+    }
+}
+
+/// Later values of a name replace earlier ones, in the place of the first.
+fn env(inputs: &Inputs<'_>, of_image: &[String]) -> Vec<String> {
+    let hostname = &inputs.sandbox.config.hostname;
+    let mut all = vec![PATH.to_owned()];
+    all.extend((!hostname.is_empty()).then(|| format!("HOSTNAME={hostname}")));
+    all.extend(inputs.config.tty.then(|| "TERM=xterm".to_owned()));
+    all.extend(of_image.iter().cloned());
+    all.extend(inputs.config.env.iter().map(|(name, value)| format!("{name}={value}")));
+    let mut env: Vec<String> = Vec::new();
+    let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
+    for variable in all {
+        match env.iter_mut().find(|earlier| name(earlier) == name(&variable)) {
+            Some(earlier) => *earlier = variable,
+            None => env.push(variable),
+        }
+    }
+    env
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(command: &[&str], args: &[&str]) -> Config {
+        let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
+        Config { command: owned(command), args: owned(args), ..Config::default() }
+    }
+
+    #[test]
+    fn commands_are_those_of_the_request_or_of_the_image() {
+        let (entrypoint, cmd) = (["/e".to_owned()], ["c".to_owned()]);
+        for (command, given, expected) in [
+            (&[][..], &[][..], &["/e", "c"][..]),
+            (&["/x"], &[], &["/x"]),
+            (&["/x"], &["a"], &["/x", "a"]),
+            (&[], &["a"], &["/e", "a"]),
+        ] {
+            assert_eq!(args(&config(command, given), &entrypoint, &cmd).unwrap(), expected);
+        }
+        assert!(args(&config(&[], &[]), &[], &[]).unwrap_err().message.contains("no command specified"));
+        assert!(args(&config(&["a\0b"], &[]), &[], &[]).is_err());
+    }
+
+    #[test]
+    fn recursive_read_only_needs_read_only_and_private() {
+        let mount = |readonly, propagation| {
+            volume(&super::super::Mount {
+                host_path: "/h".into(),
+                container_path: "c/../d".into(),
+                readonly,
+                recursive_readonly: true,
+                propagation,
+                selinux_relabel: false,
+            })
+        };
+        assert!(mount(true, Propagation::Private).is_ok());
+        assert!(mount(false, Propagation::Private).unwrap_err().message.contains("RROUnsupported"));
+        assert!(mount(true, Propagation::Slave).is_err());
+    }
+}

@@ -1,0 +1,99 @@
+//! The few kinds of failure that the kubelet tells apart, and everything else.
+
+use std::fmt;
+
+/// Which gRPC code a failure becomes (`cri.md` part 0: NOT_FOUND and DEADLINE_EXCEEDED are load-bearing).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    NotFound,
+    InvalidArgument,
+    AlreadyExists,
+    FailedPrecondition,
+    DeadlineExceeded,
+    /// A registry wants other credentials.
+    Unauthenticated,
+    PermissionDenied,
+    /// Someone else is down: a registry, the network.
+    Unavailable,
+    /// A disk is full, a limit is reached.
+    ResourceExhausted,
+    /// Asked for something that this version does not do.
+    Unimplemented,
+    Internal,
+}
+
+/// What was being done, to what, and the cause, once. Clone: everyone who joined an operation gets its answer.
+#[derive(Clone, Debug)]
+pub(crate) struct Error {
+    pub kind: Kind,
+    pub message: String,
+}
+
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(Kind::NotFound, message)
+    }
+
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(Kind::InvalidArgument, message)
+    }
+
+    pub(crate) fn precondition(message: impl Into<String>) -> Self {
+        Self::new(Kind::FailedPrecondition, message)
+    }
+
+    /// Says what was being done when this happened.
+    #[must_use]
+    pub(crate) fn during(mut self, what: impl fmt::Display) -> Self {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// A full disk is told apart from a broken one: the kubelet's eviction acts on it.
+impl From<anyhow::Error> for Error {
+    fn from(error: anyhow::Error) -> Self {
+        if let Some(own) = error.downcast_ref::<Self>() {
+            return Self::new(own.kind, format!("{error:#}"));
+        }
+        let io = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
+        let kind = match io.map(std::io::Error::kind) {
+            Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => Kind::ResourceExhausted,
+            _ => Kind::Internal,
+        };
+        Self::new(kind, format!("{error:#}"))
+    }
+}
+
+impl From<Error> for tonic::Status {
+    fn from(error: Error) -> Self {
+        let code = match error.kind {
+            Kind::NotFound => tonic::Code::NotFound,
+            Kind::InvalidArgument => tonic::Code::InvalidArgument,
+            Kind::AlreadyExists => tonic::Code::AlreadyExists,
+            Kind::FailedPrecondition => tonic::Code::FailedPrecondition,
+            Kind::DeadlineExceeded => tonic::Code::DeadlineExceeded,
+            Kind::Unauthenticated => tonic::Code::Unauthenticated,
+            Kind::PermissionDenied => tonic::Code::PermissionDenied,
+            Kind::Unavailable => tonic::Code::Unavailable,
+            Kind::ResourceExhausted => tonic::Code::ResourceExhausted,
+            Kind::Unimplemented => tonic::Code::Unimplemented,
+            Kind::Internal => tonic::Code::Internal,
+        };
+        tonic::Status::new(code, error.message)
+    }
+}

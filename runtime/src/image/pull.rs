@@ -1,0 +1,313 @@
+//! A pull: name -> manifest -> config and every missing layer at once -> image under its names.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+use anyhow::{Context, anyhow};
+use bytes::Bytes;
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared, join_all},
+};
+use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
+use tokio::sync::{Semaphore, mpsc};
+
+use super::{
+    auth::Credentials,
+    reference::{Digest, Reference},
+    registry::{Registry, unavailable},
+    store::{self, Lease, Store, Usage},
+    unpack::{self, Source, Unpacked},
+};
+use crate::{
+    error::{Error, Kind, Result},
+    index::Flights,
+};
+
+/// overlayfs takes 500 lower directories, images are held to what Docker's builders make.
+const MAX_LAYERS: usize = 127;
+/// Chunks between the network and the inflating thread; reqwest hands out 8 to 64 KiB each.
+const CHUNKS: usize = 16;
+/// Breaks of a download in a row, without a byte in between, before it counts as failed.
+const MAX_BREAKS: u32 = 3;
+
+/// A layer that landed, or why it did not. Everyone who waits shares it.
+type Layer = Shared<BoxFuture<'static, Result<Arc<Lease>>>>;
+
+/// Pulls images into a store.
+#[derive(Clone)]
+pub(crate) struct Puller {
+    store: Arc<Store>,
+    config_path: PathBuf,
+    images: Flights<(String, Credentials), Digest>,
+    layers: Flights<String, Arc<Lease>>,
+    /// Layers that are downloaded and unpacked at once.
+    slots: Arc<Semaphore>,
+}
+
+impl Puller {
+    pub(crate) fn new(store: Arc<Store>, config_path: PathBuf) -> Self {
+        // Each takes two threads; more than the cores only take turns.
+        let slots = std::thread::available_parallelism().map_or(2, usize::from).clamp(3, 8);
+        Self { store, config_path, images: Flights::default(), layers: Flights::default(), slots: Arc::new(Semaphore::new(slots)) }
+    }
+
+    /// Pulls `reference` and returns the image's id. A caller that goes away changes nothing: who asks again joins.
+    pub(crate) async fn pull(&self, reference: Reference, credentials: Credentials) -> Result<Digest> {
+        let key = (reference.to_string(), credentials.clone());
+        let own = self.clone();
+        self.images.join(key, async move { own.pull_once(&reference, credentials).await }).await
+    }
+
+    async fn pull_once(&self, reference: &Reference, credentials: Credentials) -> Result<Digest> {
+        let begun = Instant::now();
+        let registry = Arc::new(Registry::open(&self.config_path, reference, credentials)?);
+        let during = |error: Error| error.during(format!("pull {reference}"));
+        let found = self.find_manifest(&registry, reference).await.map_err(during)?;
+        let config_digest = digest_of(found.manifest.config())?;
+        let config_bytes = registry.document(&config_digest).await.map_err(during)?;
+        let config: ImageConfiguration = serde_json::from_slice(&config_bytes)
+            .map_err(|error| during(Error::precondition(format!("config {config_digest} is not an image's: {error}"))))?;
+        // Held until the image itself holds its layers.
+        let leases = self.pull_layers(&registry, &found.manifest, &config).await.map_err(during)?;
+        let names: Vec<String> = reference.repo_tag().into_iter().chain([reference.repo_digest(&found.top)]).collect();
+        let store = self.store.clone();
+        let image = blocking(move || store.add(&names, (&found.descriptor, &found.bytes), &config_bytes)).await.map_err(during)?;
+        drop(leases);
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || store.make_durable().inspect_err(|error| tracing::warn!("make images durable: {error:#}")));
+        tracing::info!(image = %reference, id = %image.id, layers = image.layers.len(), bytes = image.size, ms = begun.elapsed().as_millis() as u64, "pulled");
+        Ok(image.id.clone())
+    }
+
+    /// The manifest for this machine, through an index if there is one.
+    async fn find_manifest(&self, registry: &Registry, reference: &Reference) -> Result<Manifest> {
+        let (media_type, bytes) = registry.manifest(reference.target()).await?;
+        let top = digest(&bytes);
+        // A registry's Content-Type is often wrong; what tells the two apart is what is in them.
+        let is_index = serde_json::from_slice::<serde_json::Value>(&bytes).is_ok_and(|value| value.get("manifests").is_some());
+        if !is_index {
+            return Manifest::parse(top, &media_type, bytes);
+        }
+        let index: ImageIndex = serde_json::from_slice(&bytes).map_err(|error| Error::precondition(format!("image index: {error}")))?;
+        let chosen = choose(index.manifests()).ok_or_else(|| {
+            let platforms: Vec<String> = index.manifests().iter().filter_map(|manifest| manifest.platform().as_ref()).map(|p| format!("{}/{}", p.os(), p.architecture())).collect();
+            Error::not_found(format!("no image for linux/{}; there is {}", architecture(), platforms.join(", ")))
+        })?;
+        let (_, bytes) = registry.manifest(digest_of(chosen)?.as_str()).await?;
+        Manifest::parse(top, chosen.media_type().as_ref(), bytes)
+    }
+
+    async fn pull_layers(&self, registry: &Arc<Registry>, manifest: &ImageManifest, config: &ImageConfiguration) -> Result<Vec<Arc<Lease>>> {
+        let (blobs, diff_ids) = (manifest.layers(), config.rootfs().diff_ids());
+        if blobs.len() != diff_ids.len() {
+            return Err(Error::precondition(format!("the manifest has {} layers and the config {}", blobs.len(), diff_ids.len())));
+        }
+        if blobs.len() > MAX_LAYERS {
+            return Err(Error::precondition(format!("{} layers; {MAX_LAYERS} is the limit", blobs.len())));
+        }
+        let mut layers: Vec<Layer> = Vec::new();
+        for ((blob, keys), diff_id) in blobs.iter().zip(store::keys(config)?).zip(diff_ids) {
+            let task = LayerTask {
+                store: self.store.clone(),
+                registry: registry.clone(),
+                slots: self.slots.clone(),
+                blob: digest_of(blob)?,
+                size: blob.size(),
+                diff_id: Digest::parse(diff_id)?,
+                keys: keys.clone(),
+                below: layers.clone(),
+            };
+            let [_, chain] = keys;
+            let flights = self.layers.clone();
+            layers.push(async move { flights.join(chain, task.run()).await }.boxed().shared());
+        }
+        join_all(layers).await.into_iter().collect()
+    }
+}
+
+struct Manifest {
+    /// Digest of what the name led to: the index, if there is one.
+    top: Digest,
+    descriptor: Descriptor,
+    manifest: ImageManifest,
+    bytes: Vec<u8>,
+}
+
+impl Manifest {
+    fn parse(top: Digest, media_type: &str, bytes: Vec<u8>) -> Result<Self> {
+        let manifest: ImageManifest =
+            serde_json::from_slice(&bytes).map_err(|error| Error::precondition(format!("not an image manifest ({media_type}): {error}")))?;
+        let own = digest(&bytes);
+        let own: oci_spec::image::Digest = own.as_str().parse().map_err(|error| anyhow!("digest: {error}"))?;
+        let descriptor = Descriptor::new(media_type.into(), bytes.len() as u64, own);
+        Ok(Self { top, descriptor, manifest, bytes })
+    }
+}
+
+fn digest(bytes: &[u8]) -> Digest {
+    use sha2::Digest as _;
+    Digest::of(sha2::Sha256::digest(bytes))
+}
+
+fn digest_of(descriptor: &Descriptor) -> Result<Digest> {
+    Digest::parse(descriptor.digest().as_ref())
+}
+
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// The first manifest for Linux on this architecture; one without a platform serves where nothing else does.
+fn choose(manifests: &[Descriptor]) -> Option<&Descriptor> {
+    let fits = |descriptor: &&Descriptor| {
+        descriptor.platform().as_ref().is_some_and(|p| p.os().to_string() == "linux" && p.architecture().to_string() == architecture())
+    };
+    manifests.iter().find(fits).or_else(|| manifests.iter().find(|descriptor| descriptor.platform().is_none()))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| anyhow!("work ended early: {error}"))?
+}
+
+/// One layer's way onto the disk.
+struct LayerTask {
+    store: Arc<Store>,
+    registry: Arc<Registry>,
+    slots: Arc<Semaphore>,
+    blob: Digest,
+    /// Bytes of the blob.
+    size: u64,
+    diff_id: Digest,
+    /// By diff-id, by chain-id.
+    keys: [String; 2],
+    below: Vec<Layer>,
+}
+
+impl LayerTask {
+    async fn run(self) -> Result<Arc<Lease>> {
+        let present = self.keys.iter().find_map(|key| self.store.lease(std::slice::from_ref(key)));
+        if let Some(lease) = present {
+            return Ok(Arc::new(lease));
+        }
+        let prepared = self.store.prepare()?;
+        let landed = self.land(&prepared).await.map_err(|error| error.during(format!("layer {}", self.blob)));
+        if landed.is_err() {
+            self.store.abandon(&prepared);
+        }
+        landed.map(Arc::new)
+    }
+
+    async fn land(&self, prepared: &Path) -> Result<Lease> {
+        let unpacked = {
+            let _slot = self.slots.acquire().await.context("slots are never closed")?;
+            self.fetch(prepared).await?
+        };
+        for (what, expected, actual) in [("digest", &self.blob, &unpacked.blob), ("diff-id", &self.diff_id, &unpacked.diff_id)] {
+            if expected != actual {
+                return Err(Error::new(Kind::Internal, format!("wrong {what}: expected {expected}, got {actual}")));
+            }
+        }
+        let [by_diff, by_chain] = &self.keys;
+        let key = if unpacked.implied.is_empty() { by_diff } else { by_chain };
+        if !unpacked.implied.is_empty() {
+            // Held, so that they can be read.
+            let below: Vec<Arc<Lease>> = join_all(self.below.clone()).await.into_iter().collect::<Result<_>>()?;
+            let directories: Vec<PathBuf> = below.iter().rev().flat_map(|lease| lease.files()).collect();
+            let (own, implied) = (prepared.join(store::FILES), unpacked.implied);
+            blocking(move || Ok(inherit(&own, &implied, &directories)?)).await?;
+        }
+        let (store, prepared, key) = (self.store.clone(), prepared.to_owned(), key.clone());
+        let usage = Usage { bytes: unpacked.bytes, inodes: unpacked.inodes };
+        blocking(move || Ok(store.commit(&prepared, &key, usage)?)).await
+    }
+
+    /// Downloads and unpacks at once.
+    async fn fetch(&self, prepared: &Path) -> Result<Unpacked> {
+        let (sender, receiver) = mpsc::channel(CHUNKS);
+        let target = prepared.join(store::FILES);
+        let unpacking = tokio::task::spawn_blocking(move || unpack::unpack(&mut Chunks { receiver }, &target));
+        self.download(sender).await;
+        unpacking.await.map_err(|error| anyhow!("unpacking ended early: {error}"))?
+    }
+
+    /// Sends the blob's bytes, or the error that ended them. After a break it goes on where it was.
+    async fn download(&self, sender: mpsc::Sender<Result<Bytes>>) {
+        let mut received = 0;
+        let mut breaks = 0;
+        while received < self.size {
+            let before = received;
+            let broken = match self.download_from(&mut received, &sender).await {
+                Ok(()) if received == self.size => return,
+                Ok(()) if sender.is_closed() => return,
+                Ok(()) => unavailable(format!("truncated: {received} of {} bytes", self.size)),
+                Err(error) => error,
+            };
+            breaks = if received > before { 0 } else { breaks + 1 };
+            if broken.kind != Kind::Unavailable || received > self.size || breaks == MAX_BREAKS {
+                let _ = sender.send(Err(broken)).await;
+                return;
+            }
+            tracing::info!(blob = %self.blob, received, size = self.size, error = %broken, "download broke, resuming");
+        }
+    }
+
+    async fn download_from(&self, received: &mut u64, sender: &mpsc::Sender<Result<Bytes>>) -> Result<()> {
+        let mut response = self.registry.blob(&self.blob, *received).await?;
+        while let Some(chunk) = response.chunk().await.map_err(|error| unavailable(super::registry::root_cause(&error)))? {
+            *received += chunk.len() as u64;
+            if *received > self.size {
+                return Err(Error::new(Kind::Internal, format!("the blob is longer than the {} bytes of its descriptor", self.size)));
+            }
+            if sender.send(Ok(chunk)).await.is_err() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Chunks {
+    receiver: mpsc::Receiver<Result<Bytes>>,
+}
+
+impl Source for Chunks {
+    fn next(&mut self) -> Result<Option<Bytes>> {
+        self.receiver.blocking_recv().transpose()
+    }
+}
+
+/// Gives directories that a layer's tar left out the owner, mode and time that they have in the topmost layer below with them.
+fn inherit(own: &Path, implied: &[PathBuf], below: &[PathBuf]) -> anyhow::Result<()> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    let open = |root: &Path| rustix::fs::openat(CWD, root, flags, Mode::empty()).with_context(|| format!("open {}", root.display()));
+    let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let own = open(own)?;
+    let below = below.iter().map(|root| open(root)).collect::<anyhow::Result<Vec<_>>>()?;
+    for path in implied {
+        let find = |root| rustix::fs::openat2(root, path, flags, Mode::empty(), inside).ok();
+        let Some(source) = below.iter().find_map(find) else { continue };
+        let found = rustix::fs::statat(&source, "", AtFlags::EMPTY_PATH).context("stat")?;
+        let target = rustix::fs::openat2(&own, path, flags, Mode::empty(), inside).with_context(|| format!("open {}", path.display()))?;
+        let (uid, gid) = (rustix::fs::Uid::from_raw(found.st_uid), rustix::fs::Gid::from_raw(found.st_gid));
+        rustix::fs::fchown(&target, Some(uid), Some(gid)).context("chown")?;
+        rustix::fs::fchmod(&target, Mode::from_raw_mode(found.st_mode)).context("chmod")?;
+        let time = Timespec { tv_sec: found.st_mtime as i64, tv_nsec: 0 };
+        rustix::fs::futimens(&target, &Timestamps { last_access: time, last_modification: time }).context("set times")?;
+    }
+    Ok(())
+}
+
+impl std::fmt::Debug for Puller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Puller").field("config_path", &self.config_path).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,269 @@
+//! The distribution protocol, as far as a pull needs it: manifests and blobs, mirrors in turn, credentials by challenge.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::Path,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context;
+use reqwest::{Client, RequestBuilder, Response, StatusCode, header};
+use serde::Deserialize;
+
+use super::{
+    auth::{Challenge, Credentials},
+    hosts::{self, Endpoint},
+    reference::{Digest, Reference},
+};
+use crate::error::{Error, Kind, Result};
+
+/// Everything that a manifest may be.
+const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
+/// The distribution specification's limit for a manifest; configs are held to it too.
+const MAX_DOCUMENT: usize = 4 << 20;
+/// Attempts at one endpoint, for what may pass: 429, 5xx, a connection that breaks.
+const ATTEMPTS: u32 = 3;
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// A registry that asks for a longer pause is left for the next mirror.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Nothing at all for that long ends a read; the next attempt goes on where it ended.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// One repository, its endpoints, and the credentials of one pull.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    repository: String,
+    credentials: Credentials,
+    endpoints: Vec<(Endpoint, Client)>,
+    /// Authorization headers by endpoint, once a challenge was met.
+    authorization: Mutex<HashMap<String, String>>,
+}
+
+impl Registry {
+    pub(crate) fn open(config_path: &Path, reference: &Reference, credentials: Credentials) -> Result<Self> {
+        let endpoints = hosts::endpoints(config_path, &reference.host)?;
+        let endpoints = endpoints
+            .into_iter()
+            .map(|endpoint| client(&endpoint).map(|client| (endpoint, client)))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        Ok(Self { repository: reference.repository.clone(), credentials, endpoints, authorization: Mutex::default() })
+    }
+
+    /// A manifest or index by tag or digest: its media type and its bytes, which are checked when `target` is a digest.
+    pub(crate) async fn manifest(&self, target: &str) -> Result<(String, Vec<u8>)> {
+        let by_digest = Digest::parse(target).ok();
+        let response = self.request(&format!("manifests/{target}"), by_digest.is_none(), |request| request.header(header::ACCEPT, MANIFEST_TYPES)).await?;
+        let media_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
+        let bytes = read_document(response).await.map_err(|error| error.during(format!("manifest {target}")))?;
+        match by_digest {
+            Some(digest) => check_digest(&bytes, &digest)?,
+            None => {}
+        }
+        Ok((media_type, bytes))
+    }
+
+    /// A small blob, such as an image's config.
+    pub(crate) async fn document(&self, digest: &Digest) -> Result<Vec<u8>> {
+        let response = self.request(&format!("blobs/{digest}"), false, |request| request).await?;
+        let bytes = read_document(response).await.map_err(|error| error.during(format!("blob {digest}")))?;
+        check_digest(&bytes, digest)?;
+        Ok(bytes)
+    }
+
+    /// A blob from `offset` on, for a stream that the caller checks.
+    ///
+    /// # Errors
+    /// `Unavailable` also when a registry ignores the range that a resumed download asks for.
+    pub(crate) async fn blob(&self, digest: &Digest, offset: u64) -> Result<Response> {
+        let response = self
+            .request(&format!("blobs/{digest}"), false, |request| match offset {
+                0 => request,
+                offset => request.header(header::RANGE, format!("bytes={offset}-")),
+            })
+            .await?;
+        if offset > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
+            return Err(unavailable(format!("blob {digest}: the registry cannot resume a download")));
+        }
+        Ok(response)
+    }
+
+    /// Tries every endpoint in turn; the error is the one that says most: that of the last.
+    async fn request(&self, path: &str, resolve: bool, build: impl Fn(RequestBuilder) -> RequestBuilder) -> Result<Response> {
+        let mut failure = unavailable("no endpoint of the registry serves pulls".to_owned());
+        for (endpoint, client) in self.endpoints.iter().filter(|(endpoint, _)| endpoint.resolves || !resolve) {
+            match self.request_at(endpoint, client, path, &build).await {
+                Ok(response) => return Ok(response),
+                Err(error) => {
+                    tracing::debug!(endpoint = endpoint.base, path, %error, "registry request");
+                    failure = error;
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    async fn request_at(&self, endpoint: &Endpoint, client: &Client, path: &str, build: &impl Fn(RequestBuilder) -> RequestBuilder) -> Result<Response> {
+        let url = format!("{}/{}/{path}", endpoint.base, self.repository);
+        let mut pause = FIRST_PAUSE;
+        let mut challenged = false;
+        let mut attempt = 1;
+        loop {
+            let mut request = build(client.get(&url));
+            if let Some(namespace) = &endpoint.namespace {
+                request = request.query(&[("ns", namespace)]);
+            }
+            if let Some(authorization) = self.authorization(&endpoint.base) {
+                request = request.header(header::AUTHORIZATION, authorization);
+            }
+            let failure = match request.send().await {
+                Ok(response) if response.status().is_success() => return Ok(response),
+                Ok(response) if response.status() == StatusCode::UNAUTHORIZED && !challenged => {
+                    challenged = true;
+                    self.authorize(endpoint, client, &response).await?;
+                    continue;
+                }
+                Ok(response) if passes(response.status()) => {
+                    pause = retry_after(&response).unwrap_or(pause);
+                    refused(&url, &response)
+                }
+                Ok(response) => return Err(refused(&url, &response)),
+                Err(error) => unavailable(format!("GET {url}: {}", root_cause(&error))),
+            };
+            if attempt == ATTEMPTS || pause > LONGEST_PAUSE {
+                return Err(failure);
+            }
+            tokio::time::sleep(pause).await;
+            attempt += 1;
+            pause *= 2;
+        }
+    }
+
+    fn authorization(&self, base: &str) -> Option<String> {
+        self.authorization.lock().unwrap_or_else(PoisonError::into_inner).get(base).cloned()
+    }
+
+    /// Answers a 401: credentials are shown only to the endpoint that asked, or to the token server that it names.
+    async fn authorize(&self, endpoint: &Endpoint, client: &Client, response: &Response) -> Result<()> {
+        let url = response.url();
+        let challenge = response
+            .headers()
+            .get_all(header::WWW_AUTHENTICATE)
+            .iter()
+            .filter_map(|value| Challenge::parse(value.to_str().ok()?))
+            .next()
+            .ok_or_else(|| refused(url.as_str(), response))?;
+        let authorization = match (challenge, &self.credentials) {
+            (_, Credentials::Token(token)) => format!("Bearer {token}"),
+            (Challenge::Basic, Credentials::Basic { username, password }) => {
+                use base64::{Engine, engine::general_purpose::STANDARD};
+                format!("Basic {}", STANDARD.encode(format!("{username}:{password}")))
+            }
+            (Challenge::Basic, Credentials::Anonymous) => return Err(refused(url.as_str(), response)),
+            (Challenge::Bearer { realm, service, scope }, _) => {
+                let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", self.repository));
+                format!("Bearer {}", self.fetch_token(client, &realm, service, scope).await?)
+            }
+        };
+        self.authorization.lock().unwrap_or_else(PoisonError::into_inner).insert(endpoint.base.clone(), authorization);
+        Ok(())
+    }
+
+    /// The token protocol of the distribution project (docs/spec/auth/token).
+    async fn fetch_token(&self, client: &Client, realm: &str, service: Option<String>, scope: String) -> Result<String> {
+        #[derive(Deserialize)]
+        struct Token {
+            #[serde(default)]
+            token: String,
+            #[serde(default)]
+            access_token: String,
+        }
+        let mut request = client.get(realm).query(&[("scope", scope)]);
+        if let Some(service) = service {
+            request = request.query(&[("service", service)]);
+        }
+        if let Credentials::Basic { username, password } = &self.credentials {
+            request = request.basic_auth(username, Some(password));
+        }
+        let response = request.send().await.map_err(|error| unavailable(format!("token from {realm}: {}", root_cause(&error))))?;
+        if !response.status().is_success() {
+            return Err(refused(realm, &response));
+        }
+        let bytes = read_document(response).await?;
+        let token: Token = serde_json::from_slice(&bytes).with_context(|| format!("token from {realm}"))?;
+        Ok(if token.token.is_empty() { token.access_token } else { token.token })
+    }
+}
+
+fn client(endpoint: &Endpoint) -> anyhow::Result<Client> {
+    let mut headers = header::HeaderMap::new();
+    for (name, value) in &endpoint.headers {
+        let name = header::HeaderName::from_bytes(name.as_bytes()).with_context(|| format!("header {name:?}"))?;
+        headers.append(name, header::HeaderValue::from_str(value).context("header value")?);
+    }
+    let mut builder = Client::builder()
+        .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
+        .default_headers(headers)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT)
+        .tls_danger_accept_invalid_certs(endpoint.skip_verify);
+    for path in &endpoint.ca {
+        let pem = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+        let certificate = reqwest::Certificate::from_pem(&pem).with_context(|| format!("certificate {}", path.display()))?;
+        builder = builder.tls_certs_merge([certificate]);
+    }
+    builder.build().context("make an http client")
+}
+
+async fn read_document(mut response: Response) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(|error| unavailable(root_cause(&error)))? {
+        if bytes.len() + chunk.len() > MAX_DOCUMENT {
+            return Err(Error::invalid("larger than 4 MiB"));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+fn check_digest(bytes: &[u8], digest: &Digest) -> Result<()> {
+    use sha2::Digest as _;
+    let actual = Digest::of(sha2::Sha256::digest(bytes));
+    if actual == *digest { Ok(()) } else { Err(Error::new(Kind::Internal, format!("wrong digest: asked for {digest}, got {actual}"))) }
+}
+
+/// What may be different at the next attempt.
+fn passes(status: StatusCode) -> bool {
+    status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
+}
+
+fn retry_after(response: &Response) -> Option<Duration> {
+    response.headers().get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok().map(Duration::from_secs)
+}
+
+fn refused(url: &str, response: &Response) -> Error {
+    let status = response.status();
+    let message = format!("GET {url}: {status}");
+    match status {
+        StatusCode::UNAUTHORIZED => Error::new(Kind::Unauthenticated, message),
+        StatusCode::FORBIDDEN => Error::new(Kind::PermissionDenied, message),
+        StatusCode::NOT_FOUND => Error::not_found(message),
+        StatusCode::TOO_MANY_REQUESTS => Error::new(Kind::ResourceExhausted, format!("RegistryUnavailable: {message}")),
+        status if status.is_server_error() => unavailable(message),
+        _ => Error::new(Kind::Internal, message),
+    }
+}
+
+/// The kubelet looks for the word (cri-api pkg/errors: ErrRegistryUnavailable).
+pub(crate) fn unavailable(message: String) -> Error {
+    Error::new(Kind::Unavailable, format!("RegistryUnavailable: {message}"))
+}
+
+/// reqwest's own text repeats the URL and hides the cause.
+pub(crate) fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    std::iter::successors(Some(error), |error| error.source()).last().map_or_else(String::new, ToString::to_string)
+}

@@ -1,0 +1,431 @@
+//! Images on disk: an OCI layout of names, manifests and configs, and layers as directories.
+//!
+//! `images/index.json` names what there is and is replaced by one rename, which is the transaction. A layer is complete when
+//! `layers/<key>/layer.json` is, and it appears by one rename too. Nothing is synced before a pull answers: a record made since
+//! boot carries the boot id until a background syncfs(2) has passed, and one of another boot is thrown away, so that power loss
+//! can cost a pull but never gives a damaged image.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use anyhow::{Context, anyhow};
+use berth_shim::record::{self, Found};
+use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::reference::Digest;
+use crate::{
+    error::{Error, Result},
+    id,
+    layout::Layout,
+    trash,
+};
+
+/// Where a layer's files are, below its own directory.
+pub(crate) const FILES: &str = "fs";
+const RECORD: &str = "layer.json";
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// The layer of images that have none: overlayfs wants at least one.
+pub(crate) const EMPTY: &str = "empty";
+
+/// What a user calls an image: its manifest, as the names lead to it, and its config, which is its id.
+#[derive(Debug)]
+pub(crate) struct Image {
+    /// Digest of the config.
+    pub id: Digest,
+    pub config: ImageConfiguration,
+    /// Keys of layers, topmost first, as overlayfs wants them.
+    pub layers: Vec<String>,
+    /// Bytes on disk.
+    pub size: u64,
+}
+
+/// `layer.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct LayerRecord {
+    bytes: u64,
+    inodes: u64,
+    /// Not yet known to be on disk since this boot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    boot_id: Option<String>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    record: LayerRecord,
+    /// Images, containers and running pulls that need it.
+    uses: usize,
+}
+
+/// A manifest under a name.
+#[derive(Clone, Debug)]
+struct Named {
+    manifest: Descriptor,
+    image: Digest,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// `repository:tag` and `repository@digest`.
+    names: BTreeMap<String, Named>,
+    images: BTreeMap<Digest, Arc<Image>>,
+    layers: HashMap<String, Layer>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Store {
+    layout: Layout,
+    boot_id: String,
+    state: Mutex<State>,
+}
+
+/// Keeps layers from being deleted for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    store: Arc<Store>,
+    keys: Vec<String>,
+}
+
+impl Lease {
+    /// The directories of its layers' files.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        self.keys.iter().map(|key| self.store.files(key)).collect()
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut state = self.store.state();
+        for key in &self.keys {
+            state.release(key, &self.store.layout);
+        }
+    }
+}
+
+/// Bytes and inodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub bytes: u64,
+    pub inodes: u64,
+}
+
+impl State {
+    fn release(&mut self, key: &str, layout: &Layout) {
+        let Some(layer) = self.layers.get_mut(key) else { return };
+        layer.uses = layer.uses.saturating_sub(1);
+        if layer.uses == 0 {
+            self.layers.remove(key);
+            discard(layout, &layout.layers().join(key));
+        }
+    }
+
+    fn acquire(&mut self, key: &str) -> bool {
+        self.layers.get_mut(key).map(|layer| layer.uses += 1).is_some()
+    }
+}
+
+fn discard(layout: &Layout, path: &Path) {
+    if let Err(error) = trash::discard(layout, path) {
+        tracing::warn!(path = %path.display(), %error, "move into the trash");
+    }
+}
+
+impl Store {
+    /// Reads what is on disk. What is damaged, half-made or of an unclean reboot is set aside or thrown away with a line in the
+    /// log; layers that nothing needs go with `collect`, once containers have taken their leases.
+    pub(crate) fn open(layout: Layout, boot_id: &str) -> anyhow::Result<Arc<Self>> {
+        for directory in [layout.blobs(), layout.layers(), layout.layers().join(EMPTY).join(FILES)] {
+            fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+        }
+        let version = layout.images().join("oci-layout");
+        fs::write(&version, br#"{"imageLayoutVersion":"1.0.0"}"#).with_context(|| format!("write {}", version.display()))?;
+        let mut state = State::default();
+        for entry in fs::read_dir(layout.layers()).context("read layers")?.flatten() {
+            let key = entry.file_name().to_string_lossy().into_owned();
+            match record::read::<LayerRecord>(&entry.path().join(RECORD)) {
+                Ok(Found::Record(record)) if record.boot_id.as_ref().is_none_or(|made| made == boot_id) => {
+                    state.layers.insert(key, Layer { record, uses: 0 });
+                }
+                _ if key == EMPTY => {}
+                _ => discard(&layout, &entry.path()),
+            }
+        }
+        let store = Self { layout, boot_id: boot_id.to_owned(), state: Mutex::new(state) };
+        store.load_index()?;
+        Ok(Arc::new(store))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn load_index(&self) -> anyhow::Result<()> {
+        let path = self.layout.image_index();
+        let index = match record::read::<ImageIndex>(&path).with_context(|| format!("read {}", path.display()))? {
+            Found::Absent => return Ok(()),
+            Found::Record(index) => index,
+            Found::Damaged => {
+                let aside = path.with_extension("json.damaged");
+                tracing::warn!(path = %path.display(), aside = %aside.display(), "the image index is damaged: set aside, images are pulled again");
+                return fs::rename(&path, &aside).with_context(|| format!("set {} aside", path.display()));
+            }
+        };
+        for descriptor in index.manifests() {
+            let Some(name) = descriptor.annotations().as_ref().and_then(|annotations| annotations.get(REF_NAME)) else { continue };
+            if let Err(error) = self.load_image(name, descriptor) {
+                tracing::warn!(name, "image dropped: {error:#}");
+            }
+        }
+        Ok(())
+    }
+
+    fn load_image(&self, name: &str, descriptor: &Descriptor) -> anyhow::Result<()> {
+        let manifest: ImageManifest = serde_json::from_slice(&self.blob(&Digest::parse(descriptor.digest().as_ref())?)?)?;
+        let id = Digest::parse(manifest.config().digest().as_ref())?;
+        let mut state = self.state();
+        if !state.images.contains_key(&id) {
+            let config: ImageConfiguration = serde_json::from_slice(&self.blob(&id)?)?;
+            let image = assemble(&id, config, |key| state.layers.get(key).map(|layer| layer.record.bytes))?;
+            image.layers.iter().for_each(|key| drop(state.acquire(key)));
+            state.images.insert(id.clone(), Arc::new(image));
+        }
+        let mut manifest = descriptor.clone();
+        manifest.set_annotations(None);
+        state.names.insert(name.to_owned(), Named { manifest, image: id });
+        Ok(())
+    }
+
+    /// A manifest or config, whose digest is checked anew: a blob may be of a boot that ended too early.
+    fn blob(&self, digest: &Digest) -> anyhow::Result<Vec<u8>> {
+        let path = self.layout.blobs().join(digest.hex());
+        let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        if Digest::of(Sha256::digest(&bytes)) == *digest { Ok(bytes) } else { Err(anyhow!("{} is damaged", path.display())) }
+    }
+
+    /// Throws away the layers that nothing needs.
+    pub(crate) fn collect(&self) {
+        let mut state = self.state();
+        let unused: Vec<String> = state.layers.iter().filter(|(_, layer)| layer.uses == 0).map(|(key, _)| key.clone()).collect();
+        for key in unused {
+            state.release(&key, &self.layout);
+        }
+    }
+
+    /// Takes the layers, if all of them are there.
+    pub(crate) fn lease(self: &Arc<Self>, keys: &[String]) -> Option<Lease> {
+        let mut state = self.state();
+        let known = |key: &String| key == EMPTY || state.layers.contains_key(key);
+        if !keys.iter().all(known) {
+            return None;
+        }
+        let keys: Vec<String> = keys.iter().filter(|key| state.acquire(key)).cloned().collect();
+        Some(Lease { store: self.clone(), keys })
+    }
+
+    /// A new directory to unpack a layer into, with `FILES` in it.
+    pub(crate) fn prepare(&self) -> anyhow::Result<PathBuf> {
+        let path = self.layout.layers().join(format!("{}.tmp", id::random_hex(16)));
+        fs::create_dir_all(path.join(FILES)).with_context(|| format!("make {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Throws away what `prepare` made.
+    pub(crate) fn abandon(&self, prepared: &Path) {
+        discard(&self.layout, prepared);
+    }
+
+    /// Makes a prepared directory the layer `key`, and holds it.
+    pub(crate) fn commit(self: &Arc<Self>, prepared: &Path, key: &str, usage: Usage) -> anyhow::Result<Lease> {
+        let record = LayerRecord { bytes: usage.bytes, inodes: usage.inodes, boot_id: Some(self.boot_id.clone()) };
+        record::write(&prepared.join(RECORD), &record).context("write the layer's record")?;
+        let mut state = self.state();
+        if state.layers.contains_key(key) {
+            discard(&self.layout, prepared);
+        } else {
+            fs::rename(prepared, self.layout.layers().join(key)).context("commit layer")?;
+            state.layers.insert(key.to_owned(), Layer { record, uses: 0 });
+        }
+        state.acquire(key);
+        Ok(Lease { store: self.clone(), keys: vec![key.to_owned()] })
+    }
+
+    pub(crate) fn files(&self, key: &str) -> PathBuf {
+        self.layout.layers().join(key).join(FILES)
+    }
+
+    /// Adds an image whose layers the caller holds, under `names`; a name that another image has moves.
+    pub(crate) fn add(&self, names: &[String], manifest: (&Descriptor, &[u8]), config: &[u8]) -> Result<Arc<Image>> {
+        let (descriptor, manifest_bytes) = manifest;
+        let id = Digest::of(Sha256::digest(config));
+        let parsed: ImageConfiguration = serde_json::from_slice(config).context("image config")?;
+        // From here on: another image's end must not take blobs that no name needs yet.
+        let mut state = self.state();
+        for (digest, bytes) in [(&Digest::parse(descriptor.digest().as_ref())?, manifest_bytes), (&id, config)] {
+            let path = self.layout.blobs().join(digest.hex());
+            let tmp = path.with_extension(id::random_hex(4));
+            fs::write(&tmp, bytes).and_then(|()| fs::rename(&tmp, &path)).with_context(|| format!("write {}", path.display()))?;
+        }
+        let image = match state.images.get(&id) {
+            Some(image) => image.clone(),
+            None => {
+                let image = assemble(&id, parsed, |key| state.layers.get(key).map(|layer| layer.record.bytes))?;
+                image.layers.iter().for_each(|key| drop(state.acquire(key)));
+                let image = Arc::new(image);
+                state.images.insert(id.clone(), image.clone());
+                image
+            }
+        };
+        let mut changed = state.names.clone();
+        changed.extend(names.iter().map(|name| (name.clone(), Named { manifest: descriptor.clone(), image: id.clone() })));
+        let result = self.write_index(&changed);
+        if result.is_ok() {
+            state.names = changed;
+        }
+        self.drop_nameless(&mut state);
+        result?;
+        Ok(image)
+    }
+
+    /// Removes every name of an image; its layers go unless a container holds them.
+    pub(crate) fn remove(&self, id: &Digest) -> Result<()> {
+        let mut state = self.state();
+        let mut changed = state.names.clone();
+        changed.retain(|_, named| named.image != *id);
+        self.write_index(&changed)?;
+        state.names = changed;
+        self.drop_nameless(&mut state);
+        Ok(())
+    }
+
+    fn write_index(&self, names: &BTreeMap<String, Named>) -> anyhow::Result<()> {
+        let manifests = names.iter().map(|(name, named)| {
+            let mut descriptor = named.manifest.clone();
+            descriptor.set_annotations(Some(HashMap::from([(REF_NAME.to_owned(), name.clone())])));
+            descriptor
+        });
+        let mut index = ImageIndex::default();
+        index.set_schema_version(2);
+        index.set_manifests(manifests.collect());
+        record::write(&self.layout.image_index(), &index).context("write the image index")
+    }
+
+    /// An image without a name is gone: nobody can ask for it any more.
+    fn drop_nameless(&self, state: &mut State) {
+        let named = |id: &Digest, names: &BTreeMap<String, Named>| names.values().any(|named| named.image == *id);
+        let gone: Vec<Digest> = state.images.keys().filter(|id| !named(id, &state.names)).cloned().collect();
+        for id in gone {
+            if let Some(image) = state.images.remove(&id) {
+                image.layers.iter().for_each(|key| state.release(key, &self.layout));
+            }
+        }
+        let needed = |hex: &str| {
+            let is = |digest: &str| digest.strip_prefix("sha256:") == Some(hex);
+            state.names.values().any(|named| is(named.manifest.digest().as_ref()) || named.image.hex() == hex)
+        };
+        for entry in fs::read_dir(self.layout.blobs()).into_iter().flatten().flatten() {
+            if entry.file_name().to_str().is_some_and(|hex| hex.len() == 64 && !needed(hex)) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    /// Marks what was pulled since boot as being on disk, after it is. Blocks.
+    pub(crate) fn make_durable(&self) -> anyhow::Result<()> {
+        let pending: Vec<(String, LayerRecord)> = {
+            let state = self.state();
+            let made_now = state.layers.iter().filter(|(_, layer)| layer.record.boot_id.is_some());
+            made_now.map(|(key, layer)| (key.clone(), layer.record.clone())).collect()
+        };
+        if pending.is_empty() {
+            return Ok(());
+        }
+        let root = fs::File::open(self.layout.layers()).context("open layers")?;
+        rustix::fs::syncfs(&root).context("syncfs")?;
+        for (key, mut record) in pending {
+            record.boot_id = None;
+            let mut state = self.state();
+            if let Some(layer) = state.layers.get_mut(&key) {
+                record::write(&self.layout.layers().join(&key).join(RECORD), &record).context("write the layer's record")?;
+                layer.record = record;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn by_name(&self, name: &str) -> Option<Arc<Image>> {
+        let state = self.state();
+        state.names.get(name).and_then(|named| state.images.get(&named.image)).cloned()
+    }
+
+    /// By image id, with or without `sha256:`, or by a prefix of it that only one image has.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a prefix of several.
+    pub(crate) fn by_id(&self, text: &str) -> Result<Option<Arc<Image>>> {
+        let hex = text.strip_prefix("sha256:").unwrap_or(text);
+        if hex.is_empty() {
+            return Ok(None);
+        }
+        let state = self.state();
+        let mut matching = state.images.iter().filter(|(id, _)| id.hex().starts_with(hex)).map(|(_, image)| image);
+        match (matching.next(), matching.next()) {
+            (Some(_), Some(_)) => Err(Error::invalid(format!("{text} is the start of several image ids"))),
+            (image, _) => Ok(image.cloned()),
+        }
+    }
+
+    /// Names of an image, sorted.
+    pub(crate) fn names(&self, id: &Digest) -> Vec<String> {
+        self.state().names.iter().filter(|(_, named)| named.image == *id).map(|(name, _)| name.clone()).collect()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Image>> {
+        self.state().images.values().cloned().collect()
+    }
+
+    /// Of all layers; counted when they were unpacked.
+    pub(crate) fn usage(&self) -> Usage {
+        let sum = |total: Usage, layer: &Layer| Usage { bytes: total.bytes + layer.record.bytes, inodes: total.inodes + layer.record.inodes };
+        self.state().layers.values().fold(Usage::default(), sum)
+    }
+}
+
+/// Keys that the layers of an image may have, bottom first: by diff-id, or by chain-id where it leaves out parent directories.
+pub(crate) fn keys(config: &ImageConfiguration) -> Result<Vec<[String; 2]>> {
+    let mut chain: Option<Digest> = None;
+    let mut keys = Vec::new();
+    for text in config.rootfs().diff_ids() {
+        let diff_id = Digest::parse(text)?;
+        let next = match chain {
+            None => diff_id.clone(),
+            Some(below) => Digest::of(Sha256::digest(format!("{below} {diff_id}"))),
+        };
+        keys.push([diff_id.hex().to_owned(), format!("chain-{}", next.hex())]);
+        chain = Some(next);
+    }
+    Ok(keys)
+}
+
+fn assemble(id: &Digest, config: ImageConfiguration, size: impl Fn(&str) -> Option<u64>) -> anyhow::Result<Image> {
+    let mut total = 0;
+    let mut layers = Vec::new();
+    for candidates in keys(&config)? {
+        let found = candidates.into_iter().find_map(|key| size(&key).map(|bytes| (key, bytes)));
+        let (key, bytes) = found.ok_or_else(|| anyhow!("a layer of {id} is missing"))?;
+        // A layer may come twice; overlayfs takes it once, and the upper one decides.
+        layers.retain(|layer| *layer != key);
+        layers.push(key);
+        total += bytes;
+    }
+    layers.reverse();
+    if layers.is_empty() {
+        layers.push(EMPTY.to_owned());
+    }
+    // The config counts too, so that an image is never of size 0, which CRI clients refuse.
+    Ok(Image { id: id.clone(), config, layers, size: total.max(1) })
+}

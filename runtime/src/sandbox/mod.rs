@@ -1,0 +1,244 @@
+//! A pod sandbox: namespaces pinned to files, a network attachment, and the files that its containers share. Not a process.
+
+mod files;
+mod remove;
+mod run;
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use anyhow::{Context, anyhow};
+use berth_shim::record::{self, Found};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use remove::{remove, stop};
+pub(crate) use run::run;
+
+use crate::{
+    id::SandboxId,
+    layout::{self, Layout},
+    machine::Machine,
+    network::{Attached, Pod, PortMapping},
+    shim::{self, Connection},
+};
+
+/// What was asked for (`PodSandboxConfig`); checked, and kept as it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Config {
+    pub name: String,
+    pub namespace: String,
+    pub uid: String,
+    pub attempt: u32,
+    pub hostname: String,
+    /// Empty: containers have no log files.
+    pub log_directory: PathBuf,
+    /// Absent: the host's resolv.conf.
+    pub dns: Option<Dns>,
+    pub ports: Vec<PortMapping>,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+    pub cgroup_parent: String,
+    pub sysctls: BTreeMap<String, String>,
+    pub namespaces: NamespaceModes,
+    pub privileged: bool,
+    pub runtime_handler: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Dns {
+    pub servers: Vec<String>,
+    pub searches: Vec<String>,
+    pub options: Vec<String>,
+}
+
+/// `NamespaceMode`, as far as a mode needs no more words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum NamespaceMode {
+    #[default]
+    Pod,
+    Container,
+    Node,
+    /// Of another container of the pod.
+    Target,
+}
+
+/// `NamespaceOption`; all `Pod` when the message is absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NamespaceModes {
+    pub network: NamespaceMode,
+    pub pid: NamespaceMode,
+    pub ipc: NamespaceMode,
+    pub target: String,
+}
+
+/// `meta.json`: all that `remove` needs, written first.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Meta {
+    pub id: SandboxId,
+    /// Nanoseconds since the epoch.
+    pub created_at: i64,
+    pub config: Config,
+    /// Name below /var/run/netns; absent with the host's network.
+    pub netns: Option<String>,
+}
+
+/// `ready.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Ready {
+    boot_id: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Ready,
+    NotReady,
+}
+
+/// What readers see.
+#[derive(Clone, Debug)]
+struct Snapshot {
+    state: State,
+    addresses: Vec<IpAddr>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    pub meta: Meta,
+    snapshot: Mutex<Snapshot>,
+    /// One verb at a time changes a sandbox.
+    pub busy: tokio::sync::Mutex<()>,
+}
+
+impl Config {
+    /// Unique for as long as the sandbox exists.
+    pub(crate) fn unique_name(&self) -> String {
+        format!("{}_{}_{}_{}", self.name, self.namespace, self.uid, self.attempt)
+    }
+
+    pub(crate) fn log_path(&self, relative: &Path) -> Option<PathBuf> {
+        let wanted = !self.log_directory.as_os_str().is_empty() && !relative.as_os_str().is_empty();
+        wanted.then(|| self.log_directory.join(relative))
+    }
+}
+
+impl Meta {
+    pub(crate) fn netns(&self) -> Option<PathBuf> {
+        self.netns.as_deref().map(Layout::netns)
+    }
+
+    fn pod(&self) -> Pod {
+        Pod {
+            id: self.id.to_string(),
+            name: self.config.name.clone(),
+            namespace: self.config.namespace.clone(),
+            uid: self.config.uid.clone(),
+            netns: self.netns().filter(|path| path.exists()),
+            ports: self.config.ports.clone(),
+        }
+    }
+}
+
+/// Files that pin what the pod's containers join.
+#[derive(Clone, Debug)]
+pub(crate) struct Pins {
+    pub ipc: PathBuf,
+    pub uts: PathBuf,
+    pub pid: PathBuf,
+    /// Directory with the pod's /dev/shm.
+    pub shm: PathBuf,
+}
+
+impl Pins {
+    pub(crate) fn of(layout: &Layout, id: &SandboxId) -> Self {
+        let state = layout.sandbox_state(id);
+        Self { ipc: state.join("ipc"), uts: state.join("uts"), pid: state.join("pid"), shm: state.join("shm") }
+    }
+}
+
+impl Sandbox {
+    fn new(meta: Meta, state: State, addresses: Vec<IpAddr>) -> Self {
+        Self { meta, snapshot: Mutex::new(Snapshot { state, addresses }), busy: tokio::sync::Mutex::default() }
+    }
+
+    /// Reads a sandbox back from disk; `None` if it was never ready, so that it only waits for its removal.
+    ///
+    /// # Errors
+    /// Its record cannot be read.
+    pub(crate) fn load(machine: &Machine, id: &SandboxId) -> anyhow::Result<Option<Self>> {
+        let directory = machine.layout.sandbox(id);
+        let Found::Record(meta) = record::read::<Meta>(&directory.join(layout::sandbox::META))? else { return Ok(None) };
+        let stopped = directory.join(layout::sandbox::STOPPED).exists();
+        let state = match record::read::<Ready>(&directory.join(layout::sandbox::READY))? {
+            Found::Record(ready) if ready.boot_id == machine.boot_id && !stopped => State::Ready,
+            Found::Record(_) => State::NotReady,
+            _ if stopped => State::NotReady,
+            _ => return Ok(None),
+        };
+        // Containers that share its PID namespace ended with it.
+        let pause_lost = meta.config.namespaces.pid == NamespaceMode::Pod && !shim::is_alive(&directory.join(layout::sandbox::PAUSE))?;
+        let state = if pause_lost { State::NotReady } else { state };
+        let attached = record::read::<Attached>(&directory.join(layout::sandbox::NETWORK))?.record();
+        Ok(Some(Self::new(meta, state, attached.map_or_else(Vec::new, |attached| attached.addresses()))))
+    }
+
+    /// What an undo could not undo: there to be stopped and removed again.
+    pub(crate) fn leftover(machine: &Machine, id: &SandboxId) -> Option<Self> {
+        let meta = record::read::<Meta>(&machine.layout.sandbox(id).join(layout::sandbox::META)).ok()?.record()?;
+        Some(Self::new(meta, State::NotReady, Vec::new()))
+    }
+
+    /// A pod that shares its PID namespace is not ready any more when the process that holds it ends.
+    pub(crate) fn watch_pause(self: &Arc<Self>, machine: &Arc<Machine>) {
+        if self.meta.config.namespaces.pid != NamespaceMode::Pod || self.state() != State::Ready {
+            return;
+        }
+        let (sandbox, socket_dir) = (self.clone(), run::pause_state(machine, &self.meta.id));
+        tokio::spawn(async move {
+            if let Ok(connection) = Connection::open(&socket_dir).await {
+                connection.closed().await;
+            }
+            sandbox.snapshot().state = State::NotReady;
+        });
+    }
+
+    fn snapshot(&self) -> MutexGuard<'_, Snapshot> {
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.snapshot().state
+    }
+
+    /// Of the pod's interface, the primary first; kept after the end, as the kubelet reads them then too.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        self.snapshot().addresses.clone()
+    }
+
+    /// For the verbose status: what the CNI plugins answered.
+    pub(crate) fn cni_result(&self, layout: &Layout) -> serde_json::Value {
+        let path = layout.sandbox(&self.meta.id).join(layout::sandbox::NETWORK);
+        let attached = record::read::<Attached>(&path).ok().and_then(Found::record);
+        serde_json::json!(attached.as_ref().and_then(Attached::result))
+    }
+}
+
+/// Ids of the sandboxes that have, or may have, an attachment to the network, and are to keep it.
+pub(crate) fn attached(layout: &Layout) -> anyhow::Result<Vec<String>> {
+    let directory = layout.sandboxes();
+    let entries = fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))?.flatten();
+    let keeps = |path: &Path| path.join(layout::sandbox::NETWORK).exists() && !path.join(layout::sandbox::STOPPED).exists();
+    Ok(entries.filter(|entry| keeps(&entry.path())).map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+}
+
+/// Success when it is not there.
+fn remove_file(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(anyhow!(error)).with_context(|| format!("remove {}", path.display())),
+        _ => Ok(()),
+    }
+}

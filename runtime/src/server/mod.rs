@@ -1,0 +1,100 @@
+//! The gRPC edge: one unix socket with both services. Only this folder names CRI's messages.
+
+mod convert;
+mod image;
+mod runtime;
+mod status;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use anyhow::Context as _;
+use berth_proto::v1::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer};
+use futures_util::{FutureExt, future::BoxFuture};
+use http::{HeaderValue, Request, Response};
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tower::{Layer, Service};
+
+use crate::node::Node;
+
+/// Of one message, both ways: what kubelet and crictl accept too.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// Binds `path`, for its owner alone. A socket that an earlier daemon left is replaced: the lock on the root says that it is gone.
+pub(crate) fn listen(path: &Path) -> anyhow::Result<UnixListener> {
+    let during = || format!("listen on {}", path.display());
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).with_context(during)?;
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).with_context(during),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(during)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(during)?;
+    Ok(listener)
+}
+
+/// Serves until the process ends.
+pub(crate) async fn serve(node: Arc<Node>, listener: UnixListener) -> anyhow::Result<()> {
+    let runtime = RuntimeServiceServer::new(runtime::Runtime { node: node.clone() });
+    let images = ImageServiceServer::new(image::Images { node });
+    tonic::transport::Server::builder()
+        .layer(NameUnimplemented)
+        .add_service(runtime.max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
+        .add_service(images.max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
+        .serve_with_incoming(UnixListenerStream::new(listener))
+        .await
+        .context("serve gRPC")
+}
+
+/// Says which RPC is not served, where the generated code says only that one is not.
+#[derive(Clone, Copy, Debug)]
+struct NameUnimplemented;
+
+#[derive(Clone, Debug)]
+struct Named<S> {
+    inner: S,
+}
+
+impl<S> Layer<S> for NameUnimplemented {
+    type Service = Named<S>;
+
+    fn layer(&self, inner: S) -> Named<S> {
+        Named { inner }
+    }
+}
+
+impl<S, B, R> Service<Request<B>> for Named<S>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<R>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Response<R>, S::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let rpc = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+        let answer = self.inner.call(request);
+        async move {
+            let mut response = answer.await?;
+            let unimplemented = response.headers().get("grpc-status").is_some_and(|status| status == "12");
+            if unimplemented && let Ok(message) = HeaderValue::from_str(&format!("berth does not serve {rpc} yet")) {
+                response.headers_mut().insert("grpc-message", message);
+            }
+            Ok(response)
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,141 @@
+//! RuntimeService: one short method for each RPC that is served. The others answer Unimplemented by the generated default.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use berth_proto::v1::{self, runtime_service_server::RuntimeService};
+use tonic::{Request, Response, Status};
+
+use super::{convert, status};
+use crate::{container::Container, error::Error, node::Node, sandbox::Sandbox};
+
+#[derive(Debug)]
+pub(super) struct Runtime {
+    pub node: Arc<Node>,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn ok<T>(message: T) -> Answer<T> {
+    Ok(Response::new(message))
+}
+
+#[tonic::async_trait]
+impl RuntimeService for Runtime {
+    async fn version(&self, _: Request<v1::VersionRequest>) -> Answer<v1::VersionResponse> {
+        ok(status::version())
+    }
+
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Answer<v1::StatusResponse> {
+        ok(status::status(&self.node, request.into_inner().verbose).await)
+    }
+
+    async fn runtime_config(&self, _: Request<v1::RuntimeConfigRequest>) -> Answer<v1::RuntimeConfigResponse> {
+        let linux = v1::LinuxRuntimeConfiguration { cgroup_driver: v1::CgroupDriver::Cgroupfs.into() };
+        ok(v1::RuntimeConfigResponse { linux: Some(linux) })
+    }
+
+    async fn update_runtime_config(&self, request: Request<v1::UpdateRuntimeConfigRequest>) -> Answer<v1::UpdateRuntimeConfigResponse> {
+        let network = request.into_inner().runtime_config.and_then(|config| config.network_config).unwrap_or_default();
+        // Conf lists say where addresses come from; there is no template to fill in.
+        tracing::info!(pod_cidr = network.pod_cidr, "the kubelet tells the pods' range");
+        ok(v1::UpdateRuntimeConfigResponse {})
+    }
+
+    async fn run_pod_sandbox(&self, request: Request<v1::RunPodSandboxRequest>) -> Answer<v1::RunPodSandboxResponse> {
+        let request = request.into_inner();
+        let config = convert::sandbox_config(request.config, request.runtime_handler)?;
+        let id = self.node.run_sandbox(config).await?;
+        ok(v1::RunPodSandboxResponse { pod_sandbox_id: id.to_string() })
+    }
+
+    async fn stop_pod_sandbox(&self, request: Request<v1::StopPodSandboxRequest>) -> Answer<v1::StopPodSandboxResponse> {
+        self.node.stop_sandbox(&request.into_inner().pod_sandbox_id).await?;
+        ok(v1::StopPodSandboxResponse {})
+    }
+
+    async fn remove_pod_sandbox(&self, request: Request<v1::RemovePodSandboxRequest>) -> Answer<v1::RemovePodSandboxResponse> {
+        self.node.remove_sandbox(&request.into_inner().pod_sandbox_id).await?;
+        ok(v1::RemovePodSandboxResponse {})
+    }
+
+    async fn pod_sandbox_status(&self, request: Request<v1::PodSandboxStatusRequest>) -> Answer<v1::PodSandboxStatusResponse> {
+        let request = request.into_inner();
+        let sandbox = self.node.sandboxes.find(&request.pod_sandbox_id)?;
+        let info = if request.verbose { status::sandbox_info(&self.node, &sandbox) } else { HashMap::new() };
+        ok(v1::PodSandboxStatusResponse { status: Some(convert::sandbox_status(&sandbox)), info, ..Default::default() })
+    }
+
+    async fn list_pod_sandbox(&self, request: Request<v1::ListPodSandboxRequest>) -> Answer<v1::ListPodSandboxResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let items = self.node.sandboxes.all().iter().map(|sandbox| convert::sandbox_item(sandbox)).filter(|item| sandbox_matches(&filter, item)).collect();
+        ok(v1::ListPodSandboxResponse { items })
+    }
+
+    async fn create_container(&self, request: Request<v1::CreateContainerRequest>) -> Answer<v1::CreateContainerResponse> {
+        let request = request.into_inner();
+        let config = convert::container_config(request.config)?;
+        let id = self.node.create_container(&request.pod_sandbox_id, config).await?;
+        ok(v1::CreateContainerResponse { container_id: id.to_string() })
+    }
+
+    async fn start_container(&self, request: Request<v1::StartContainerRequest>) -> Answer<v1::StartContainerResponse> {
+        self.node.start_container(&request.into_inner().container_id).await?;
+        ok(v1::StartContainerResponse {})
+    }
+
+    async fn stop_container(&self, request: Request<v1::StopContainerRequest>) -> Answer<v1::StopContainerResponse> {
+        let request = request.into_inner();
+        let grace = u64::try_from(request.timeout).map_or(Duration::ZERO, Duration::from_secs);
+        self.node.stop_container(&request.container_id, grace).await?;
+        ok(v1::StopContainerResponse {})
+    }
+
+    async fn remove_container(&self, request: Request<v1::RemoveContainerRequest>) -> Answer<v1::RemoveContainerResponse> {
+        self.node.remove_container(&request.into_inner().container_id).await?;
+        ok(v1::RemoveContainerResponse {})
+    }
+
+    async fn container_status(&self, request: Request<v1::ContainerStatusRequest>) -> Answer<v1::ContainerStatusResponse> {
+        let request = request.into_inner();
+        let container = self.node.containers.find(&request.container_id)?;
+        let status = convert::container_status(&container, container.user(&self.node.machine));
+        let info = if request.verbose { status::container_info(&self.node, &container) } else { HashMap::new() };
+        ok(v1::ContainerStatusResponse { status: Some(status), info })
+    }
+
+    async fn list_containers(&self, request: Request<v1::ListContainersRequest>) -> Answer<v1::ListContainersResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let items = self.node.containers.all();
+        let containers = items.iter().map(|container| convert::container_item(container)).filter(|item| container_matches(&filter, item)).collect();
+        ok(v1::ListContainersResponse { containers })
+    }
+
+    async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
+        let request = request.into_inner();
+        let output = self.node.exec_sync(&request.container_id, request.cmd, convert::timeout(request.timeout)).await?;
+        ok(v1::ExecSyncResponse { stdout: output.stdout, stderr: output.stderr, exit_code: output.exit_code })
+    }
+
+    async fn reopen_container_log(&self, request: Request<v1::ReopenContainerLogRequest>) -> Answer<v1::ReopenContainerLogResponse> {
+        self.node.containers.find(&request.into_inner().container_id)?.reopen_log().await?;
+        ok(v1::ReopenContainerLogResponse {})
+    }
+}
+
+/// Empty matches everything, and everything that is given must match.
+fn labels_match(wanted: &HashMap<String, String>, labels: &HashMap<String, String>) -> bool {
+    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+fn sandbox_matches(filter: &v1::PodSandboxFilter, item: &v1::PodSandbox) -> bool {
+    item.id.starts_with(&filter.id)
+        && filter.state.as_ref().is_none_or(|state| state.state == item.state)
+        && labels_match(&filter.label_selector, &item.labels)
+}
+
+fn container_matches(filter: &v1::ContainerFilter, item: &v1::Container) -> bool {
+    item.id.starts_with(&filter.id)
+        && filter.state.as_ref().is_none_or(|state| state.state == item.state)
+        && item.pod_sandbox_id.starts_with(&filter.pod_sandbox_id)
+        && labels_match(&filter.label_selector, &item.labels)
+}

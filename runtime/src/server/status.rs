@@ -1,0 +1,97 @@
+//! Version, Status, and the verbose `info` maps that crictl prints.
+
+use std::collections::HashMap;
+
+use berth_proto::v1;
+use serde_json::json;
+
+use super::convert::HANDLERS;
+use crate::{
+    container::{Container, State},
+    image::Image,
+    node::Node,
+    sandbox::Sandbox,
+};
+
+pub(super) fn version() -> v1::VersionResponse {
+    v1::VersionResponse {
+        // Of the kubelet's own interface, fixed since there is one.
+        version: "0.1.0".to_owned(),
+        runtime_name: "berth".to_owned(),
+        runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+        runtime_api_version: "v1".to_owned(),
+    }
+}
+
+pub(super) async fn status(node: &Node, verbose: bool) -> v1::StatusResponse {
+    let condition = |kind: &str, reason: &str, failure: Option<String>| v1::RuntimeCondition {
+        r#type: kind.to_owned(),
+        status: failure.is_none(),
+        reason: if failure.is_some() { reason.to_owned() } else { String::new() },
+        message: failure.unwrap_or_default(),
+    };
+    let runtime = node.machine.layout.check_writable().err().map(|error| format!("{error:#}"));
+    let network = node.machine.networks.status().await.err().map(|error| format!("Network plugin returns error: {error:#}"));
+    let features = v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+    let handler = |name: &&str| v1::RuntimeHandler { name: (*name).to_owned(), features: Some(features) };
+    v1::StatusResponse {
+        status: Some(v1::RuntimeStatus {
+            conditions: vec![
+                condition("RuntimeReady", "RuntimeNotReady", runtime),
+                condition("NetworkReady", "NetworkPluginNotReady", network),
+            ],
+        }),
+        info: if verbose { info(node) } else { HashMap::new() },
+        runtime_handlers: HANDLERS.iter().map(handler).collect(),
+        features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true, ..v1::RuntimeFeatures::default() }),
+    }
+}
+
+/// crictl merges values that are JSON objects into its output, so each of them is one.
+fn one(key: &str, value: &serde_json::Value) -> HashMap<String, String> {
+    HashMap::from([(key.to_owned(), value.to_string())])
+}
+
+fn info(node: &Node) -> HashMap<String, String> {
+    let layout = &node.machine.layout;
+    let conf = node.machine.networks.conf_list();
+    let network = match &conf {
+        Ok(list) => json!({ "confList": list }),
+        Err(error) => json!({ "error": format!("{error:#}") }),
+    };
+    let config = json!({ "rootDir": layout.root, "stateDir": layout.state, "cgroupVersion": if node.machine.cgroups.is_v2 { 2 } else { 1 } });
+    let counts = json!({ "sandboxes": node.sandboxes.all().len(), "containers": node.containers.all().len() });
+    let mut info = one("config", &config);
+    info.extend(one("cniconfig", &network));
+    info.extend(one("objects", &counts));
+    info
+}
+
+pub(super) fn sandbox_info(node: &Node, sandbox: &Sandbox) -> HashMap<String, String> {
+    let meta = &sandbox.meta;
+    one("info", &json!({
+        "netNamespace": meta.netns(),
+        "cniResult": sandbox.cni_result(&node.machine.layout),
+        "runtimeHandler": meta.config.runtime_handler,
+        "config": meta.config,
+    }))
+}
+
+pub(super) fn container_info(node: &Node, container: &Container) -> HashMap<String, String> {
+    let meta = &container.meta;
+    let pid = match container.state() {
+        State::Running { pid, .. } => pid,
+        State::Created | State::Exited { .. } => 0,
+    };
+    one("info", &json!({
+        "sandboxID": meta.sandbox,
+        "pid": pid,
+        "privileged": meta.config.security.privileged,
+        "config": meta.config,
+        "spec": container.spec(&node.machine.layout),
+    }))
+}
+
+pub(super) fn image_info(image: &Image) -> HashMap<String, String> {
+    one("info", &json!({ "layers": image.layers, "imageSpec": image.config }))
+}
