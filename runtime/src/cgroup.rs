@@ -90,7 +90,7 @@ impl Host {
             return Vec::new();
         }
         let mounted = |name: &&str| Path::new(ROOT).join(name).join("cgroup.procs").exists();
-        CONTROLLERS.iter().filter(mounted).map(|name| (*name).to_owned()).collect()
+        CONTROLLERS.into_iter().filter(mounted).map(str::to_owned).collect()
     }
 
     /// `<parent>/<id>` without a leading slash. The kubelet gives the parent in cgroupfs form.

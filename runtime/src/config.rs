@@ -138,7 +138,7 @@ mod tests {
         for (text, position, what) in [
             ("root = \"/x\"\nroots = 1\n", "2:1", "unknown field `roots`"),
             ("[cni]\nconf_dirs = \"/x\"", "2:1", "unknown field `conf_dirs`"),
-            ("\n\nroot = 7", "3:8", "expected a string"),
+            ("\n\nroot = 7", "3:8", "invalid type: integer"),
             ("[cgroup]\ndriver = \"systemd\"", "2:10", "unknown variant `systemd`"),
             ("[cni", "1:5", ""),
         ] {

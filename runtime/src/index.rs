@@ -163,8 +163,10 @@ mod tests {
     async fn a_retry_joins_the_running_operation_and_a_later_call_starts_anew() {
         let flights = Flights::<&str, u32>::default();
         let (release, wait) = tokio::sync::oneshot::channel();
-        let first = flights.join("a", async move { wait.await.map_err(|_| Error::invalid("dropped")) });
-        let first = tokio::spawn(first);
+        let first = tokio::spawn({
+            let flights = flights.clone();
+            async move { flights.join("a", async move { wait.await.map_err(|_| Error::invalid("dropped")) }).await }
+        });
         while flights.lock().is_empty() {
             tokio::task::yield_now().await;
         }

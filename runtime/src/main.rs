@@ -138,7 +138,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 fn log(arguments: &Arguments) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&arguments.log_level).context("--log-level")?;
+    let level = &arguments.log_level;
+    // A level alone is about berth itself: a person who wants to see HTTP/2 frames says so.
+    let directives = if level.contains(['=', ',']) { level.clone() } else { format!("warn,berthd={level}") };
+    let filter = tracing_subscriber::EnvFilter::try_new(directives).context("--log-level")?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match arguments.log_format {
         LogFormat::Text => builder.with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),

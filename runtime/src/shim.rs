@@ -70,17 +70,18 @@ impl Program {
     }
 
     async fn command(&self, verb: &str, dir: &Path) -> anyhow::Result<Option<u32>> {
-        let output = Command::new(format!("/proc/self/fd/{}", self.memfd.as_raw_fd()))
+        let during = || format!("launch berth-shim {verb}");
+        let child = Command::new(format!("/proc/self/fd/{}", self.memfd.as_raw_fd()))
             .arg0("berth-shim")
             .args([verb, "--dir"])
             .arg(dir)
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::null())
-            .stderr(Stdio::inherit())
-            .output()
-            .await
-            .with_context(|| format!("launch berth-shim {verb}"))?;
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(during)?;
+        let output = child.wait_with_output().await.with_context(during)?;
         match output.stdout.split(|byte| *byte == b'\n').next().filter(|line| !line.is_empty()) {
             None if output.status.success() => Ok(None),
             None => bail!("berth-shim {verb} ended with {}", output.status),
@@ -157,6 +158,8 @@ impl Connection {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).context("socket")?;
         connect(socket.as_raw_fd(), &UnixAddr::new(path.as_str())?).with_context(|| format!("connect to the shim at {}", directory.display()))?;
+        // Its successor is unsafe for the sake of types that lie about their descriptor; an OwnedFd does not.
+        #[allow(deprecated)]
         let socket = Arc::new(AsyncFd::new(socket).context("watch the shim's socket")?);
         let pending = Arc::new(Mutex::new(Pending::default()));
         let (gone_sender, gone) = watch::channel(false);

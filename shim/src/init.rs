@@ -85,7 +85,7 @@ pub(crate) fn receive(channel: BorrowedFd<'_>) -> Result<Option<(Message, Option
 /// The first process of the container. Never returns.
 pub(crate) fn run(dir: &Path, spec: &Spec, stdio: ChildStdio, filter: &[u8], channel: OwnedFd) -> ! {
     let failure = match &spec.program {
-        Program::Pause => pause(spec, channel.as_fd()),
+        Program::Pause => pause(spec, stdio, channel.as_fd()),
         Program::Container(container) => match enter(dir, spec, container, stdio, channel.as_fd()) {
             Ok(login) => credentials::execute(&container.process, &login, filter),
             Err(failure) => failure,
@@ -157,8 +157,13 @@ fn ensure_cwd(process: &Process) -> Result<()> {
 }
 
 /// PID 1 of a pod that shares its PID namespace: reaps what is left to it, and ends when it is told to.
-fn pause(spec: &Spec, channel: BorrowedFd<'_>) -> Failure {
-    let prepared = namespaces::join(&spec.namespaces).and_then(|()| join_cgroup(spec));
+fn pause(spec: &Spec, stdio: ChildStdio, channel: BorrowedFd<'_>) -> Failure {
+    // The report pipe among them: the daemon reads it to its end.
+    let quiet = || match stdio {
+        ChildStdio::Pipes { stdin, stdout, stderr } => install(stdin, stdout, stderr),
+        ChildStdio::Terminal => Ok(()),
+    };
+    let prepared = namespaces::join(&spec.namespaces).and_then(|()| join_cgroup(spec)).and_then(|()| quiet());
     if let Err(failure) = prepared {
         return failure;
     }

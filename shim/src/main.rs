@@ -35,6 +35,11 @@ usage: berth-shim pin --dir DIR   make the namespaces that DIR/pin.json names, b
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    // A descriptor that the daemon, or whoever started it, left open must not reach a container.
+    if let Err(error) = sys::close_from(3) {
+        eprintln!("berth-shim: close_range: {error}");
+        return ExitCode::FAILURE;
+    }
     let result = match args[..] {
         ["pin", "--dir", dir] => pin::run(&PathBuf::from(dir)),
         ["run", "--dir", dir] => run::run(&PathBuf::from(dir)),

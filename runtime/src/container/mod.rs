@@ -18,6 +18,7 @@ use std::{
 use anyhow::Context;
 use berth_shim::{
     layout as shim_layout,
+    protocol::Call,
     record::{self, End, Exited, Found, Started},
 };
 use serde::{Deserialize, Serialize};
@@ -178,11 +179,6 @@ impl Container {
         }
     }
 
-    /// The exit code that CRI shows. A kill for want of memory is 137 whatever the program made of it.
-    pub(crate) fn exit_code(exited: &Exited) -> i32 {
-        exited.end.code()
-    }
-
     pub(crate) fn user(&self, machine: &Machine) -> Option<record::ResolvedUser> {
         let path = machine.layout.container(&self.meta.id).join(shim_layout::STARTED);
         Some(record::read::<Started>(&path).ok()?.record()?.user)
@@ -217,8 +213,8 @@ impl Container {
 
     /// ReopenContainerLog: the log was renamed, later lines go to a new file, which exists when this returns.
     pub(crate) async fn reopen_log(&self) -> Result<()> {
-        let call = self.running()?.call(berth_shim::protocol::Call::ReopenLog, &[]);
-        call.await.map(drop).map_err(|error| Error::from(error).during("reopen the log"))
+        let connection = self.running()?;
+        connection.call(Call::ReopenLog, &[]).await.map(drop).map_err(|error| Error::from(error).during("reopen the log"))
     }
 }
 

@@ -28,18 +28,18 @@ pub(super) fn bit(name: &str) -> Result<u64> {
     number.map(|number| 1 << number).ok_or_else(|| Error::invalid(format!("unknown capability {name:?}")))
 }
 
-fn is_all(name: &String) -> bool {
-    name.eq_ignore_ascii_case("ALL")
+fn has_all(names: &[String]) -> bool {
+    names.iter().any(|name| name.eq_ignore_ascii_case("ALL"))
 }
 
 fn bits<'a>(names: impl IntoIterator<Item = &'a String>) -> Result<u64> {
-    names.into_iter().filter(|name| !is_all(name)).try_fold(0, |set, name| Ok(set | bit(name)?))
+    names.into_iter().filter(|name| !name.eq_ignore_ascii_case("ALL")).try_fold(0, |set, name| Ok(set | bit(name)?))
 }
 
 /// `ALL` first, then single names, so that "drop ALL, add X" is X alone. `devices_filtered`: without a device filter, mknod would
 /// reach the host's disks.
 pub(super) fn capabilities(security: &Security, devices_filtered: bool) -> Result<Capabilities> {
-    let ambient = if security.ambient_capabilities.iter().any(is_all) { ALL } else { bits(&security.ambient_capabilities)? };
+    let ambient = if has_all(&security.ambient_capabilities) { ALL } else { bits(&security.ambient_capabilities)? };
     let (add, drop) = (bits(&security.add_capabilities)?, bits(&security.drop_capabilities)?);
     if security.privileged {
         return Ok(Capabilities { granted: ALL, ambient });
@@ -48,10 +48,10 @@ pub(super) fn capabilities(security: &Security, devices_filtered: bool) -> Resul
     if !devices_filtered {
         granted &= !bit("MKNOD")?;
     }
-    if security.add_capabilities.iter().any(is_all) {
+    if has_all(&security.add_capabilities) {
         granted = ALL;
     }
-    if security.drop_capabilities.iter().any(is_all) {
+    if has_all(&security.drop_capabilities) {
         granted = 0;
     }
     granted = (granted | add | ambient) & !drop;

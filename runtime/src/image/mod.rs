@@ -12,7 +12,7 @@ use std::{path::PathBuf, sync::Arc};
 
 pub(crate) use auth::Given;
 pub(crate) use reference::Digest;
-pub(crate) use store::{EMPTY, Image, Lease, Usage};
+pub(crate) use store::{Image, Lease, Usage};
 
 use crate::{
     error::{Error, Result},

@@ -60,9 +60,8 @@ impl Registry {
         let media_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
         let bytes = read_document(response).await.map_err(|error| error.during(format!("manifest {target}")))?;
-        match by_digest {
-            Some(digest) => check_digest(&bytes, &digest)?,
-            None => {}
+        if let Some(digest) = by_digest {
+            check_digest(&bytes, &digest)?;
         }
         Ok((media_type, bytes))
     }

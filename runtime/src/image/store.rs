@@ -124,8 +124,10 @@ impl State {
         }
     }
 
-    fn acquire(&mut self, key: &str) -> bool {
-        self.layers.get_mut(key).map(|layer| layer.uses += 1).is_some()
+    fn acquire(&mut self, key: &str) {
+        if let Some(layer) = self.layers.get_mut(key) {
+            layer.uses += 1;
+        }
     }
 }
 
@@ -191,7 +193,7 @@ impl Store {
         if !state.images.contains_key(&id) {
             let config: ImageConfiguration = serde_json::from_slice(&self.blob(&id)?)?;
             let image = assemble(&id, config, |key| state.layers.get(key).map(|layer| layer.record.bytes))?;
-            image.layers.iter().for_each(|key| drop(state.acquire(key)));
+            image.layers.iter().for_each(|key| state.acquire(key));
             state.images.insert(id.clone(), Arc::new(image));
         }
         let mut manifest = descriptor.clone();
@@ -223,8 +225,8 @@ impl Store {
         if !keys.iter().all(known) {
             return None;
         }
-        let keys: Vec<String> = keys.iter().filter(|key| state.acquire(key)).cloned().collect();
-        Some(Lease { store: self.clone(), keys })
+        keys.iter().for_each(|key| state.acquire(key));
+        Some(Lease { store: self.clone(), keys: keys.to_vec() })
     }
 
     /// A new directory to unpack a layer into, with `FILES` in it.
@@ -274,7 +276,7 @@ impl Store {
             Some(image) => image.clone(),
             None => {
                 let image = assemble(&id, parsed, |key| state.layers.get(key).map(|layer| layer.record.bytes))?;
-                image.layers.iter().for_each(|key| drop(state.acquire(key)));
+                image.layers.iter().for_each(|key| state.acquire(key));
                 let image = Arc::new(image);
                 state.images.insert(id.clone(), image.clone());
                 image

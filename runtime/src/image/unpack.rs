@@ -257,8 +257,7 @@ impl<'a> Layer<'a> {
     }
 
     fn add<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> anyhow::Result<()> {
-        let kind = entry.header().entry_type();
-        if matches!(kind, EntryType::XGlobalHeader) {
+        if matches!(entry.header().entry_type(), EntryType::XGlobalHeader) {
             return Ok(());
         }
         let path = inside(&entry.path_bytes())?;
@@ -269,7 +268,7 @@ impl<'a> Layer<'a> {
             return self.finish_directory(entry, &root);
         };
         let parent = self.open_parent(path.parent().unwrap_or(Path::new("")))?;
-        let result = self.place(entry, kind, &parent, &name, &path);
+        let result = self.place(entry, &parent, &name, &path);
         self.parent = Some((path.parent().unwrap_or(Path::new("")).to_owned(), parent));
         self.inodes += 1;
         if self.bytes > MAX_BYTES || self.inodes > MAX_INODES {
@@ -278,11 +277,11 @@ impl<'a> Layer<'a> {
         result
     }
 
-    fn place<R: Read>(&mut self, entry: &mut Entry<'_, R>, kind: EntryType, parent: &OwnedFd, name: &OsStr, path: &Path) -> anyhow::Result<()> {
+    fn place<R: Read>(&mut self, entry: &mut Entry<'_, R>, parent: &OwnedFd, name: &OsStr, path: &Path) -> anyhow::Result<()> {
         if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
             return whiteout(parent, name.as_bytes(), hidden);
         }
-        match kind {
+        match entry.header().entry_type() {
             EntryType::Directory => {
                 self.bytes += BLOCK;
                 self.implied.remove(path);

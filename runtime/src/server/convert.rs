@@ -204,9 +204,11 @@ fn security(context: Option<v1::LinuxContainerSecurityContext>) -> Result<Securi
     let capabilities = context.capabilities.clone().unwrap_or_default();
     let namespaces = namespaces(context.namespace_options.as_ref())?;
     let strict_groups = context.supplemental_groups_policy() == v1::SupplementalGroupsPolicy::Strict;
-    let seccomp = seccomp(context.seccomp.as_ref(), &context.seccomp_profile_path)?;
+    #[allow(deprecated, reason = "kubelets of old still send them")]
+    let (seccomp_path, app_armor_name) = (&context.seccomp_profile_path, &context.apparmor_profile);
+    let seccomp = seccomp(context.seccomp.as_ref(), seccomp_path)?;
     let app_armor = context.apparmor.as_ref().map(v1::SecurityProfile::profile_type);
-    if app_armor == Some(v1::security_profile::ProfileType::Localhost) || context.apparmor_profile.starts_with("localhost/") {
+    if app_armor == Some(v1::security_profile::ProfileType::Localhost) || app_armor_name.starts_with("localhost/") {
         return Err(unsupported("a local AppArmor profile"));
     }
     Ok(Security {

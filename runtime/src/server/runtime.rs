@@ -6,7 +6,7 @@ use berth_proto::v1::{self, runtime_service_server::RuntimeService};
 use tonic::{Request, Response, Status};
 
 use super::{convert, status};
-use crate::{container::Container, error::Error, node::Node, sandbox::Sandbox};
+use crate::node::Node;
 
 #[derive(Debug)]
 pub(super) struct Runtime {
