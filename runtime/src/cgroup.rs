@@ -6,6 +6,7 @@ use std::{
     io::{self, Read, Seek},
     os::fd::AsFd,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -68,6 +69,8 @@ pub(crate) struct Host {
     pub is_v2: bool,
     /// Roots of the v1 hierarchies, links to a shared mount counted once.
     controllers: Vec<PathBuf>,
+    /// Held while a cgroup is made, and while the parent of pods without one goes with the last of them.
+    parent: Arc<Mutex<()>>,
 }
 
 impl Host {
@@ -81,7 +84,7 @@ impl Host {
         controllers.retain(|root| root.join("cgroup.procs").exists());
         controllers.sort_unstable();
         controllers.dedup();
-        Self { unified, is_v2, controllers }
+        Self { unified, is_v2, controllers, parent: Arc::default() }
     }
 
     /// Names of the mounted v1 hierarchies, for /sys/fs/cgroup of a container; empty on v2.
@@ -113,6 +116,7 @@ impl Host {
 
     /// Makes the cgroup `path` with its limits.
     pub(crate) fn create(&self, path: &str, resources: &Resources, all_devices: bool) -> anyhow::Result<()> {
+        let _parent = self.parent.lock().unwrap_or_else(PoisonError::into_inner);
         let wanted = (!self.is_v2).then(|| CONTROLLERS.map(str::to_owned).to_vec());
         let cgroup = Cgroup::new_with_specified_controllers(hierarchies::auto(), path, wanted).with_context(|| format!("make cgroup {path}"))?;
         if let Some(directory) = self.directories(path).unified {
@@ -202,7 +206,14 @@ impl Host {
             kill(directory).with_context(|| format!("kill {}", directory.display()))?;
         }
         let mut directories = unified.iter().chain(&controllers);
-        directories.try_for_each(|directory| remove_tree(directory).with_context(|| format!("remove {}", directory.display())))
+        directories.try_for_each(|directory| remove_tree(directory).with_context(|| format!("remove {}", directory.display())))?;
+        if path.strip_prefix(DEFAULT_PARENT).is_some_and(|rest| rest.starts_with('/')) {
+            let _parent = self.parent.lock().unwrap_or_else(PoisonError::into_inner);
+            let Cgroups { unified, controllers } = self.directories(DEFAULT_PARENT);
+            // Not empty, as long as another pod is in it.
+            unified.iter().chain(&controllers).for_each(|directory| drop(fs::remove_dir(directory)));
+        }
+        Ok(())
     }
 }
 
@@ -291,7 +302,7 @@ mod tests {
     #[test]
     fn swap_is_total_on_v1_and_alone_on_v2() {
         let limits = |memory_limit, memory_swap_limit| Resources { memory_limit, memory_swap_limit, ..Default::default() };
-        let host = |is_v2| Host { unified: None, is_v2, controllers: Vec::new() };
+        let host = |is_v2| Host { unified: None, is_v2, controllers: Vec::new(), parent: Arc::default() };
         for (memory, swap, v1, v2) in [(100, 0, 100, 0), (100, 150, 150, 50), (100, -1, -1, -1)] {
             assert_eq!(host(false).swap_limit(&limits(memory, swap)), v1);
             assert_eq!(host(true).swap_limit(&limits(memory, swap)), v2);

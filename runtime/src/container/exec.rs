@@ -15,6 +15,7 @@ use berth_shim::{
     spec::{Process, Program, Spec},
 };
 use nix::sys::signal::Signal;
+use rustix::io::Errno;
 use tokio::{net::unix::pipe, sync::watch};
 
 use super::{Container, actor::gone};
@@ -117,18 +118,25 @@ fn refused(error: anyhow::Error, id: &crate::id::ContainerId) -> Error {
 /// Reads to the end of the stream, or, once the process ended, what is there: a daemonised child may hold it for ever.
 async fn collect(reader: OwnedFd, mut ended: watch::Receiver<bool>) -> anyhow::Result<Vec<u8>> {
     let reader = pipe::Receiver::from_owned_fd(reader).context("watch a pipe")?;
-    let (mut output, mut buffer, mut last) = (Vec::new(), vec![0; 64 << 10], false);
+    let (mut output, mut buffer) = (Vec::new(), vec![0; 64 << 10]);
+    let mut keep = |bytes: &[u8]| output.extend_from_slice(&bytes[..bytes.len().min(MAX_OUTPUT - output.len())]);
     loop {
+        tokio::select! {
+            _ = ended.wait_for(|ended| *ended) => break,
+            ready = reader.readable() => ready.context("read a pipe")?,
+        }
         match reader.try_read(&mut buffer) {
             Ok(0) => return Ok(output),
-            Ok(length) => output.extend_from_slice(&buffer[..length.min(MAX_OUTPUT - output.len())]),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && last => return Ok(output),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                tokio::select! {
-                    ready = reader.readable() => ready.context("read a pipe")?,
-                    _ = ended.wait_for(|ended| *ended) => last = true,
-                }
-            }
+            Ok(length) => keep(&buffer[..length]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error).context("read a pipe"),
+        }
+    }
+    // What it said last is in the pipe by now, whether or not the event loop has heard of it.
+    loop {
+        match rustix::io::read(&reader, &mut buffer) {
+            Ok(0) | Err(Errno::AGAIN) => return Ok(output),
+            Ok(length) => keep(&buffer[..length]),
             Err(error) => return Err(error).context("read a pipe"),
         }
     }

@@ -93,7 +93,7 @@ fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>> {
     let kernel = |target: &str, kind, readonly| Mount { target: target.into(), kind, readonly, nosuid: true, nodev: true, noexec: true };
     let mut mounts = vec![
         kernel("/proc", MountKind::Proc, false),
-        Mount { nodev: false, ..kernel("/dev", MountKind::Dev, false) },
+        Mount { nodev: false, noexec: false, ..kernel("/dev", MountKind::Dev, false) },
         kernel("/dev/shm", bind(shm), false),
         kernel("/dev/mqueue", MountKind::Mqueue, false),
         kernel("/sys", MountKind::Sysfs, !privileged),
