@@ -150,11 +150,12 @@ impl Networks {
     pub(crate) async fn attach(&self, pod: &Pod, file: &Path) -> anyhow::Result<Attached> {
         let _running = self.collecting.read().await;
         let mut attached = Attached { conf: self.conf_list()?, result: None };
+        // All of them first: what cannot begin has nothing to be undone.
+        let programs = attached.conf.plugins.iter().map(|plugin| self.find(plugin)).collect::<anyhow::Result<Vec<_>>>()?;
         record::write(file, &attached).with_context(|| format!("write {}", file.display()))?;
         let list = &attached.conf;
         let mut previous = Value::Null;
-        for plugin in &list.plugins {
-            let program = self.find(plugin)?;
+        for (plugin, program) in list.plugins.iter().zip(programs) {
             let output = run(&program, "ADD", &self.environment(Some(pod)), &stdin(list, plugin, previous, Some(pod))).await?;
             previous = serde_json::from_slice(&output).with_context(|| format!("result of plugin {}", name_of(plugin)))?;
         }

@@ -1,1 +1,25 @@
-//! tests
+//! The harness of the black-box tests: a daemon in namespaces and a directory of its own, images built on the spot, registries
+//! on its loopback, a CRI client, and a look at what is left afterwards.
+
+mod client;
+mod image;
+mod machine;
+mod registry;
+
+pub use client::{Cri, container, pod};
+pub use image::{Entry, Image, Layer, busybox, digest, gzip};
+pub use machine::{Daemon, Machine, binary};
+pub use registry::{Answer, DockerRegistry, FakeRegistry};
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+/// After 20 seconds, with `what` was awaited.
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < deadline, "waited in vain: {what}");
+        // Nothing tells of changes in /proc and in other programs' files.
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}

@@ -250,7 +250,7 @@ fn describe(error: anyhow::Error) -> Error {
     let kind = match (failure.step.as_str(), Errno::from_raw(failure.errno)) {
         (_, Errno::ENOSPC | Errno::EDQUOT) => Kind::ResourceExhausted,
         ("execve", Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES | Errno::ENOEXEC | Errno::EISDIR) => Kind::InvalidArgument,
-        ("no such user" | "no such group", _) => Kind::InvalidArgument,
+        (step, _) if step.starts_with("no such user") || step.starts_with("no such group") => Kind::InvalidArgument,
         _ => Kind::Internal,
     };
     Error::new(kind, failure.to_string())

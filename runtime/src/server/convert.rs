@@ -314,6 +314,16 @@ pub(super) fn timeout(seconds: i64) -> Option<Duration> {
     u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs)
 }
 
+/// Cut to what a client accepts: each stream may have 16 MiB, and so may the message that carries both.
+pub(super) fn exec_output(output: container::Output) -> v1::ExecSyncResponse {
+    // The rest of the message: tags, lengths and the exit code.
+    const ROOM: usize = super::MAX_MESSAGE - 64;
+    let container::Output { mut stdout, mut stderr, exit_code } = output;
+    stdout.truncate(ROOM - stderr.len().min(ROOM / 2));
+    stderr.truncate(ROOM - stdout.len());
+    v1::ExecSyncResponse { stdout, stderr, exit_code }
+}
+
 fn mode(mode: NamespaceMode) -> i32 {
     let mode = match mode {
         NamespaceMode::Pod => v1::NamespaceMode::Pod,
@@ -502,6 +512,16 @@ mod tests {
         for value in 1..=65 {
             let number = linux_signal(v1::Signal::try_from(value).unwrap()).unwrap();
             assert_eq!(linux_signal(cri_signal(number)), Some(number));
+        }
+    }
+
+    #[test]
+    fn output_fits_a_message() {
+        use prost::Message as _;
+        for (out, err) in [(16 << 20, 5), (5, 16 << 20), (16 << 20, 16 << 20), (8 << 20, 8 << 20)] {
+            let message = exec_output(container::Output { stdout: vec![0; out], stderr: vec![0; err], exit_code: -1 });
+            assert!(message.encoded_len() <= super::super::MAX_MESSAGE, "{out} {err}");
+            assert!(message.stderr.len() >= err.min(5) && message.stdout.len() >= out.min(5));
         }
     }
 

@@ -113,7 +113,7 @@ impl RuntimeService for Runtime {
     async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
         let request = request.into_inner();
         let output = self.node.exec_sync(&request.container_id, request.cmd, convert::timeout(request.timeout)).await?;
-        ok(v1::ExecSyncResponse { stdout: output.stdout, stderr: output.stderr, exit_code: output.exit_code })
+        ok(convert::exec_output(output))
     }
 
     async fn reopen_container_log(&self, request: Request<v1::ReopenContainerLogRequest>) -> Answer<v1::ReopenContainerLogResponse> {

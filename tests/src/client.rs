@@ -1,0 +1,199 @@
+//! CRI over a unix socket, with the defaults that most tests want.
+
+use std::{collections::HashMap, path::Path};
+
+use berth_proto::v1::{self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
+
+use crate::{eventually, machine::Machine};
+
+/// Both services.
+#[derive(Clone, Debug)]
+pub struct Cri {
+    pub runtime: RuntimeServiceClient<Channel>,
+    pub images: ImageServiceClient<Channel>,
+}
+
+type Answer<T> = Result<T, Status>;
+
+impl Cri {
+    /// Connects at the first call.
+    pub fn connect(socket: &Path) -> Self {
+        let socket = socket.to_owned();
+        let connector = tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector);
+        let limit = 16 << 20;
+        Self {
+            runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(2 * limit),
+            images: ImageServiceClient::new(channel).max_decoding_message_size(limit),
+        }
+    }
+
+    /// Waits until the daemon answers.
+    ///
+    /// # Errors
+    /// What it answered to the last of many calls.
+    pub async fn serving(&self) -> Answer<()> {
+        let mut last = Ok(());
+        for _ in 0..1000 {
+            last = self.runtime.clone().version(v1::VersionRequest::default()).await.map(drop);
+            if last.is_ok() {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        last
+    }
+
+    /// PullImage: the image's id.
+    pub async fn pull(&self, image: &str) -> Answer<String> {
+        let image = Some(v1::ImageSpec { image: image.to_owned(), ..Default::default() });
+        let request = v1::PullImageRequest { image, ..Default::default() };
+        Ok(self.images.clone().pull_image(request).await?.into_inner().image_ref)
+    }
+
+    pub async fn images(&self) -> Vec<v1::Image> {
+        self.images.clone().list_images(v1::ListImagesRequest::default()).await.expect("list images").into_inner().images
+    }
+
+    pub async fn image_status(&self, image: &str) -> Answer<Option<v1::Image>> {
+        let image = Some(v1::ImageSpec { image: image.to_owned(), ..Default::default() });
+        Ok(self.images.clone().image_status(v1::ImageStatusRequest { image, verbose: false }).await?.into_inner().image)
+    }
+
+    pub async fn remove_image(&self, image: &str) -> Answer<()> {
+        let image = Some(v1::ImageSpec { image: image.to_owned(), ..Default::default() });
+        self.images.clone().remove_image(v1::RemoveImageRequest { image }).await.map(drop)
+    }
+
+    pub async fn run_pod(&self, config: v1::PodSandboxConfig) -> Answer<String> {
+        let request = v1::RunPodSandboxRequest { config: Some(config), ..Default::default() };
+        Ok(self.runtime.clone().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
+    }
+
+    pub async fn stop_pod(&self, id: &str) -> Answer<()> {
+        self.runtime.clone().stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() }).await.map(drop)
+    }
+
+    pub async fn remove_pod(&self, id: &str) -> Answer<()> {
+        self.runtime.clone().remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() }).await.map(drop)
+    }
+
+    pub async fn pod_status(&self, id: &str) -> Answer<v1::PodSandboxStatus> {
+        let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
+        Ok(self.runtime.clone().pod_sandbox_status(request).await?.into_inner().status.expect("has a status"))
+    }
+
+    pub async fn pods(&self, filter: v1::PodSandboxFilter) -> Vec<v1::PodSandbox> {
+        let request = v1::ListPodSandboxRequest { filter: Some(filter) };
+        self.runtime.clone().list_pod_sandbox(request).await.expect("list sandboxes").into_inner().items
+    }
+
+    pub async fn create(&self, pod: &str, config: v1::ContainerConfig) -> Answer<String> {
+        let request = v1::CreateContainerRequest { pod_sandbox_id: pod.to_owned(), config: Some(config), sandbox_config: None };
+        Ok(self.runtime.clone().create_container(request).await?.into_inner().container_id)
+    }
+
+    pub async fn start(&self, id: &str) -> Answer<()> {
+        self.runtime.clone().start_container(v1::StartContainerRequest { container_id: id.to_owned() }).await.map(drop)
+    }
+
+    /// Create and start.
+    pub async fn run(&self, pod: &str, config: v1::ContainerConfig) -> Answer<String> {
+        let id = Box::pin(self.create(pod, config)).await?;
+        self.start(&id).await?;
+        Ok(id)
+    }
+
+    pub async fn stop(&self, id: &str, timeout: i64) -> Answer<()> {
+        self.runtime.clone().stop_container(v1::StopContainerRequest { container_id: id.to_owned(), timeout }).await.map(drop)
+    }
+
+    pub async fn remove(&self, id: &str) -> Answer<()> {
+        self.runtime.clone().remove_container(v1::RemoveContainerRequest { container_id: id.to_owned() }).await.map(drop)
+    }
+
+    pub async fn status(&self, id: &str) -> Answer<v1::ContainerStatus> {
+        let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+        Ok(self.runtime.clone().container_status(request).await?.into_inner().status.expect("has a status"))
+    }
+
+    /// The verbose status' `info`, parsed.
+    pub async fn info(&self, id: &str) -> serde_json::Value {
+        let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
+        let info = self.runtime.clone().container_status(request).await.expect("status").into_inner().info;
+        serde_json::from_str(&info["info"]).expect("info is JSON")
+    }
+
+    pub async fn containers(&self, filter: v1::ContainerFilter) -> Vec<v1::Container> {
+        let request = v1::ListContainersRequest { filter: Some(filter) };
+        self.runtime.clone().list_containers(request).await.expect("list containers").into_inner().containers
+    }
+
+    pub async fn exec(&self, id: &str, command: &[&str], timeout: i64) -> Answer<v1::ExecSyncResponse> {
+        let cmd = command.iter().map(|part| (*part).to_owned()).collect();
+        let request = v1::ExecSyncRequest { container_id: id.to_owned(), cmd, timeout };
+        Ok(self.runtime.clone().exec_sync(request).await?.into_inner())
+    }
+
+    /// Standard output of a shell command, which must succeed.
+    pub async fn sh(&self, id: &str, script: &str) -> String {
+        let output = self.exec(id, &["sh", "-c", script], 20).await.unwrap_or_else(|error| panic!("{script}: {error}"));
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.exit_code, 0, "{script}: {stdout}{stderr}");
+        stdout.into_owned()
+    }
+
+    /// Waits for a container's end.
+    pub async fn exited(&self, id: &str) -> v1::ContainerStatus {
+        let mut status = None;
+        eventually("the container's end", async || {
+            let now = self.status(id).await.expect("status");
+            let exited = now.state() == v1::ContainerState::ContainerExited;
+            status = Some(now);
+            exited
+        })
+        .await;
+        status.expect("seen")
+    }
+}
+
+/// A pod by name, with a cgroup parent and a log directory of the test's own, and a PID namespace for each container.
+pub fn pod(machine: &Machine, name: &str) -> v1::PodSandboxConfig {
+    let options = v1::NamespaceOption { pid: v1::NamespaceMode::Container.into(), ..Default::default() };
+    let security = v1::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
+    v1::PodSandboxConfig {
+        metadata: Some(v1::PodSandboxMetadata { name: name.to_owned(), uid: format!("uid-{name}"), namespace: "test".to_owned(), attempt: 0 }),
+        hostname: name.to_owned(),
+        log_directory: machine.path(&format!("logs/{name}")).display().to_string(),
+        labels: HashMap::from([("app".to_owned(), name.to_owned())]),
+        linux: Some(v1::LinuxPodSandboxConfig {
+            cgroup_parent: format!("/{}", machine.cgroup_parent),
+            security_context: Some(security),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+/// A container that runs a shell script.
+pub fn container(name: &str, image: &str, script: &str) -> v1::ContainerConfig {
+    let options = v1::NamespaceOption { pid: v1::NamespaceMode::Container.into(), ..Default::default() };
+    let security = v1::LinuxContainerSecurityContext { namespace_options: Some(options), ..Default::default() };
+    v1::ContainerConfig {
+        metadata: Some(v1::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
+        image: Some(v1::ImageSpec { image: image.to_owned(), ..Default::default() }),
+        command: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        log_path: format!("{name}.log"),
+        linux: Some(v1::LinuxContainerConfig { security_context: Some(security), ..Default::default() }),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,285 @@
+//! A machine of the test's own: network and mount namespaces, a directory, a cgroup parent, and the daemon in them.
+
+use std::{
+    fs::{self, File},
+    io::Read,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+};
+
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tempfile::TempDir;
+
+use crate::client::Cri;
+
+/// Its namespaces live as long as `holder`; what is in them goes with it, so `assert_clean` looks before.
+#[derive(Debug)]
+pub struct Machine {
+    pub dir: TempDir,
+    holder: Child,
+    /// For pods' `cgroup_parent`, without a leading slash.
+    pub cgroup_parent: String,
+}
+
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    pub socket: PathBuf,
+    log: PathBuf,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Machine {
+    /// # Panics
+    /// Without root, or without the programs `unshare`, `nsenter`, `mount` and `ip`.
+    pub fn new() -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "these tests make namespaces and cgroups: run them as root");
+        let dir = tempfile::Builder::new().prefix("berth-test-").tempdir().expect("make a directory");
+        let script = "mount -t tmpfs tmpfs /run && mkdir -p /run/netns && ip link set lo up && echo ready && exec sleep infinity";
+        let mut holder = Command::new("unshare")
+            .args(["--mount", "--net", "--propagation", "private", "sh", "-c", script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("run unshare");
+        let mut ready = [0; 6];
+        holder.stdout.as_mut().expect("piped").read_exact(&mut ready).expect("namespaces: unshare, mount or ip failed");
+        let cgroup_parent = dir.path().file_name().expect("has a name").to_string_lossy().into_owned();
+        Self { dir, holder, cgroup_parent }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// `program` in the machine's namespaces; its pid is its own.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &self.holder.id().to_string(), "--mount", "--net", "--"]).arg(program);
+        command
+    }
+
+    /// Runs `work` in the machine's network namespace: its sockets stay in it.
+    pub fn in_network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = File::open(format!("/proc/{}/ns/net", self.holder.id())).expect("the holder lives");
+        let result = thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET).expect("setns");
+                work()
+            });
+            thread.join()
+        });
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Starts a daemon on the machine's directory and waits until it serves.
+    pub async fn start(&self) -> Daemon {
+        let (daemon, cri) = self.launch(&[]);
+        cri.serving().await.unwrap_or_else(|error| panic!("the daemon does not serve: {error}\n{}", daemon.log()));
+        daemon
+    }
+
+    /// Starts a daemon with more arguments, without waiting.
+    pub fn launch(&self, arguments: &[&str]) -> (Daemon, Cri) {
+        let socket = self.path("berth.sock");
+        let log = self.path("berthd.log");
+        let file = File::options().create(true).append(true).open(&log).expect("open the log");
+        // Read by every start; a test may have written its own before.
+        let config = self.path("config.toml");
+        if !config.exists() {
+            let text = format!(
+                "[cni]\nconf_dir = {:?}\n[registry]\nconfig_path = {:?}\n",
+                self.path("net.d").display().to_string(),
+                self.path("certs.d").display().to_string()
+            );
+            fs::write(&config, text).expect("write the configuration");
+        }
+        let child = self
+            .command(binary("berthd"))
+            .arg("--config")
+            .arg(&config)
+            .arg("--root")
+            .arg(self.path("root"))
+            .arg("--state")
+            .arg(self.path("state"))
+            .arg("--listen")
+            .arg(&socket)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stderr(file)
+            .spawn()
+            .expect("start berthd");
+        let cri = Cri::connect(&socket);
+        (Daemon { child, socket, log }, cri)
+    }
+
+    /// What the machine still has of pods, one line each.
+    pub fn leftovers(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        let holder = self.holder.id();
+        let own = self.dir.path().display().to_string();
+        let mounts = fs::read_to_string(format!("/proc/{holder}/mounts")).expect("the holder lives");
+        left.extend(mounts.lines().filter(|line| line.contains(&own) || line.contains("/netns/")).map(|line| format!("mount {line}")));
+        for directory in ["root/sandboxes", "root/containers", "root/trash", "state/sandboxes", "state/containers"] {
+            left.extend(names(&self.path(directory)).into_iter().map(|name| format!("{directory}/{name}")));
+        }
+        left.extend(names(Path::new(&format!("/proc/{holder}/root/run/netns"))).into_iter().map(|name| format!("netns {name}")));
+        let reserved = names(&self.path("state/ipam/berth"));
+        left.extend(reserved.into_iter().filter(|name| name.contains('.')).map(|name| format!("address {name}")));
+        let known = |name: &str| name.is_empty() || ["lo", "berth0"].contains(&name);
+        let links = self.output("ip", &["-o", "link"]);
+        let link = |line: &str| line.split(": ").nth(1).unwrap_or_default().split('@').next().unwrap_or_default().to_owned();
+        left.extend(links.lines().map(link).filter(|name| !known(name)).map(|name| format!("link {name}")));
+        let rules = self.output("nft", &["list", "ruleset"]);
+        left.extend(rules.lines().filter(|line| line.contains("elements")).map(|line| format!("nft {}", line.trim())));
+        left.extend(cgroups(&self.cgroup_parent).into_iter().map(|path| format!("cgroup {}", path.display())));
+        left.extend(self.shims().into_iter().map(|(pid, command)| format!("process {pid} {command}")));
+        left
+    }
+
+    /// Everything that pods had is gone; `root/trash` is emptied in the background, so this waits for it.
+    pub async fn assert_clean(&self) {
+        let mut left = Vec::new();
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+        while tokio::time::Instant::now() < deadline {
+            left = self.leftovers();
+            if left.is_empty() {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        panic!("left behind:\n{}", left.join("\n"));
+    }
+
+    /// Processes of this machine's shims: pid and command line.
+    pub fn shims(&self) -> Vec<(i32, String)> {
+        let own = self.dir.path().display().to_string();
+        let mut found = Vec::new();
+        for pid in names(Path::new("/proc")).into_iter().filter_map(|name| name.parse::<i32>().ok()) {
+            let Ok(command) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            if command.starts_with("berth-shim") && command.contains(&own) {
+                found.push((pid, command));
+            }
+        }
+        found
+    }
+
+    /// Standard output of a program in the machine's namespaces.
+    pub fn output(&self, program: &str, arguments: &[&str]) -> String {
+        let output = self.command(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+        assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        for (pid, _) in self.shims() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        for path in cgroup_roots().map(|root| root.join(&self.cgroup_parent)) {
+            let _ = fs::write(path.join("cgroup.kill"), "1");
+            let mut directories = Vec::new();
+            descend(&path, &mut directories);
+            directories.iter().rev().for_each(|directory| drop(fs::remove_dir(directory)));
+        }
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+impl Daemon {
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    pub fn cri(&self) -> Cri {
+        Cri::connect(&self.socket)
+    }
+
+    /// `kill -9`.
+    pub fn kill(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits for its end.
+    pub fn wait(mut self) -> std::process::ExitStatus {
+        self.child.wait().expect("wait for berthd")
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid()), signal).expect("signal berthd");
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One of the three that `hack/build` makes, or of BERTH_BIN.
+///
+/// # Panics
+/// When it was not built.
+pub fn binary(name: &str) -> PathBuf {
+    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/berth");
+    let path = std::env::var_os("BERTH_BIN").map_or(default, PathBuf::from).join(name);
+    assert!(path.exists(), "{} is not there: run hack/build", path.display());
+    path
+}
+
+/// Names in a directory, sorted; none if it is not there.
+fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort_unstable();
+    names
+}
+
+fn cgroup_roots() -> impl Iterator<Item = PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    names(root).into_iter().map(move |name| root.join(name)).chain([root.to_owned()]).filter(|path| path.join("cgroup.procs").exists())
+}
+
+/// What is below `parent` in any hierarchy.
+fn cgroups(parent: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for root in cgroup_roots() {
+        for name in names(&root.join(parent)) {
+            let path = root.join(parent).join(name);
+            if path.is_dir() {
+                descend(&path, &mut found);
+            }
+        }
+    }
+    found
+}
+
+/// `path` and every directory below it, parents first.
+fn descend(path: &Path, found: &mut Vec<PathBuf>) {
+    found.push(path.to_owned());
+    for name in names(path) {
+        let child = path.join(name);
+        if child.is_dir() {
+            descend(&child, found);
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Registries on a machine's loopback: Debian's docker-registry, and one that misbehaves on demand.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::{TcpListener, TcpStream},
+    process::{Child, Stdio},
+    sync::{Arc, Mutex},
+    thread,
+};
+
+use crate::{
+    image::{Image, digest},
+    machine::Machine,
+};
+
+/// Debian's docker-registry (the distribution project's server).
+#[derive(Debug)]
+pub struct DockerRegistry {
+    child: Child,
+    /// `127.0.0.1:5000`.
+    pub host: String,
+}
+
+impl DockerRegistry {
+    /// Starts one and waits until it answers.
+    pub async fn start(machine: &Machine) -> Self {
+        let host = "127.0.0.1:5000".to_owned();
+        let config = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: {host}}}\n",
+            machine.path("registry").display()
+        );
+        let path = machine.path("registry.yml");
+        fs::write(&path, config).expect("write the registry's configuration");
+        let log = fs::File::create(machine.path("registry.log")).expect("make the registry's log");
+        let child = machine.command("docker-registry").arg("serve").arg(&path).stdout(Stdio::null()).stderr(log).spawn();
+        let registry = Self { child: child.expect("docker-registry is installed"), host };
+        for _ in 0..2000 {
+            if machine.in_network(|| TcpStream::connect(&registry.host)).is_ok() {
+                return registry;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        panic!("docker-registry does not answer: {}", fs::read_to_string(machine.path("registry.log")).unwrap_or_default());
+    }
+
+    /// Uploads an image; the name to pull it by.
+    pub fn push(&self, machine: &Machine, repository: &str, tag: &str, image: &Image) -> String {
+        let base = format!("http://{}/v2/{repository}", self.host);
+        machine.in_network(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("start a runtime");
+            runtime.block_on(upload(&base, tag, image)).unwrap_or_else(|error| panic!("push to {base}: {error}"));
+        });
+        format!("{}/{repository}:{tag}", self.host)
+    }
+}
+
+async fn upload(base: &str, tag: &str, image: &Image) -> Result<(), reqwest::Error> {
+    let client = reqwest::Client::new();
+    for blob in &image.blobs {
+        let started = client.post(format!("{base}/blobs/uploads/")).send().await?.error_for_status()?;
+        let location = started.headers()["location"].to_str().expect("a URL").to_owned();
+        let joint = if location.contains('?') { '&' } else { '?' };
+        client.put(format!("{location}{joint}digest={}", digest(blob))).body(blob.clone()).send().await?.error_for_status()?;
+    }
+    let manifest = client.put(format!("{base}/manifests/{tag}")).header("content-type", &image.media_type).body(image.manifest.clone());
+    manifest.send().await?.error_for_status().map(drop)
+}
+
+impl Drop for DockerRegistry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a `FakeRegistry` says.
+#[derive(Clone, Debug, Default)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    /// Close the connection after so many bytes of the body.
+    pub cut_after: Option<usize>,
+}
+
+/// A request, as far as tests look at it.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// With its query.
+    pub path: String,
+    /// Lower-case names.
+    pub headers: Vec<(String, String)>,
+}
+
+impl Asked {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+}
+
+type Override = dyn Fn(&Asked) -> Option<Answer> + Send + Sync;
+
+/// Serves images from memory, unless its `rule` has another answer.
+#[derive(Debug)]
+pub struct FakeRegistry {
+    pub host: String,
+    asked: Arc<Mutex<Vec<Asked>>>,
+}
+
+impl FakeRegistry {
+    /// Serves `image` under every repository and tag.
+    pub fn start(machine: &Machine, image: Image, rule: impl Fn(&Asked) -> Option<Answer> + Send + Sync + 'static) -> Self {
+        let listener = machine.in_network(|| TcpListener::bind("127.0.0.1:0")).expect("bind");
+        let host = listener.local_addr().expect("bound").to_string();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (seen, rule): (_, Arc<Override>) = (asked.clone(), Arc::new(rule));
+        let image = Arc::new(image);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (seen, rule, image) = (seen.clone(), rule.clone(), image.clone());
+                thread::spawn(move || while serve(&stream, &seen, &rule, &image).unwrap_or(false) {});
+            }
+        });
+        Self { host, asked }
+    }
+
+    /// Everything that it was asked.
+    pub fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().expect("no panic").clone()
+    }
+}
+
+/// One request; whether the connection stays.
+fn serve(stream: &TcpStream, seen: &Mutex<Vec<Asked>>, rule: &Arc<Override>, image: &Image) -> std::io::Result<bool> {
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    if reader.read_line(&mut line)? == 0 {
+        return Ok(false);
+    }
+    let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+    let mut headers = Vec::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        match line.trim_end().split_once(": ") {
+            Some((name, value)) => headers.push((name.to_lowercase(), value.to_owned())),
+            None => break,
+        }
+    }
+    let asked = Asked { path, headers };
+    seen.lock().expect("no panic").push(asked.clone());
+    let answer = rule(&asked).unwrap_or_else(|| stored(&asked, image));
+    let mut head = format!("HTTP/1.1 {} x\r\ncontent-length: {}\r\n", answer.status, answer.body.len());
+    answer.headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
+    let mut writer = stream;
+    writer.write_all((head + "\r\n").as_bytes())?;
+    writer.write_all(&answer.body[..answer.cut_after.unwrap_or(answer.body.len()).min(answer.body.len())])?;
+    if answer.cut_after.is_some() {
+        stream.shutdown(std::net::Shutdown::Both)?;
+    }
+    Ok(answer.cut_after.is_none())
+}
+
+fn stored(asked: &Asked, image: &Image) -> Answer {
+    let path = asked.path.split('?').next().unwrap_or_default();
+    let last = path.rsplit('/').next().unwrap_or_default();
+    if path.contains("/manifests/") {
+        let headers = vec![("content-type".to_owned(), image.media_type.clone())];
+        return Answer { status: 200, headers, body: image.manifest.clone(), cut_after: None };
+    }
+    let Some(blob) = image.blobs.iter().find(|blob| digest(blob) == last) else {
+        return Answer { status: 404, ..Answer::default() };
+    };
+    let offset = asked.header("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
+    match offset {
+        Some(offset) => Answer { status: 206, body: blob[offset.min(blob.len())..].to_vec(), ..Answer::default() },
+        None => Answer { status: 200, body: blob.clone(), ..Answer::default() },
+    }
+}

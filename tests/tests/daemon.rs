@@ -1,0 +1,63 @@
+//! The program itself: arguments, configuration, one daemon a root, signals.
+#![allow(clippy::unwrap_used, reason = "a test that panics fails")]
+
+use std::{fs, os::unix::fs::PermissionsExt, process::Command};
+
+use berth_tests::{Machine, binary};
+use nix::sys::signal::Signal;
+
+fn berthd(arguments: &[&str]) -> (bool, String, String) {
+    let output = Command::new(binary("berthd")).args(arguments).output().expect("run berthd");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.success(), text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn the_default_configuration_is_printed_and_checks() {
+    let machine = tempfile::tempdir().unwrap();
+    let (ok, default, _) = berthd(&["config", "default"]);
+    assert!(ok && default.contains("[registry]"));
+    let path = machine.path().join("config.toml");
+    fs::write(&path, &default).unwrap();
+    assert!(berthd(&["config", "check", "--config", path.to_str().unwrap()]).0);
+    fs::write(&path, "[cni]\nconf_dirs = \"/x\"\n").unwrap();
+    let (ok, _, error) = berthd(&["config", "check", "--config", path.to_str().unwrap()]);
+    assert!(!ok && error.contains(&format!("{}:2:1: unknown field `conf_dirs`", path.display())), "{error}");
+    let (ok, _, error) = berthd(&["--config", "/no/such/file"]);
+    assert!(!ok && error.contains("/no/such/file"), "{error}");
+}
+
+#[test]
+fn help_shows_examples() {
+    let (ok, help, _) = berthd(&["--help"]);
+    assert!(ok && help.contains("Examples:") && help.contains("--root") && help.contains("config"), "{help}");
+}
+
+#[tokio::test]
+async fn a_second_daemon_on_a_root_is_refused_and_sigterm_ends_at_once() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    assert_eq!(fs::metadata(&daemon.socket).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::metadata(machine.path("root")).unwrap().permissions().mode() & 0o777, 0o700);
+    let (second, _) = machine.launch(&["--listen", machine.path("second.sock").to_str().unwrap()]);
+    assert!(!second.wait().success());
+    assert!(daemon.log().contains("another berthd uses"), "{}", daemon.log());
+    daemon.cri().serving().await.unwrap();
+    let begun = std::time::Instant::now();
+    daemon.signal(Signal::SIGTERM);
+    assert!(daemon.wait().success() && begun.elapsed().as_millis() < 1000);
+    // Its socket file is in nobody's way.
+    machine.start().await.cri().serving().await.unwrap();
+}
+
+#[tokio::test]
+async fn logs_are_json_on_demand() {
+    let machine = Machine::new();
+    let (daemon, cri) = machine.launch(&["--log-format", "json"]);
+    cri.serving().await.unwrap();
+    let log = daemon.log();
+    assert!(!log.is_empty());
+    for line in log.lines() {
+        assert!(serde_json::from_str::<serde_json::Value>(line).unwrap()["level"].is_string(), "{line}");
+    }
+}

@@ -1,0 +1,132 @@
+//! Starts that fail: one clear error, the reason on record, nothing left.
+#![allow(clippy::unwrap_used, reason = "a test that panics fails")]
+
+use std::{collections::HashMap, fs};
+
+use berth_proto::v1;
+use berth_tests::{Entry, FakeRegistry, Image, Machine, busybox, container, pod};
+use tonic::Code;
+
+#[tokio::test]
+async fn what_cannot_be_executed_is_told_with_its_reason() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    let cri = daemon.cri();
+    let layer = busybox().entry(&Entry { name: "bin/garbage", mode: 0o755, content: b"\x7fELF is not enough", ..Entry::default() });
+    let registry = FakeRegistry::start(&machine, Image::simple(layer, &[]), |_| None);
+    let image = format!("{}/a:1", registry.host);
+    cri.pull(&image).await.unwrap();
+    let sandbox = cri.run_pod(pod(&machine, "fail")).await.unwrap();
+    for (name, command, what) in [
+        ("missing", "/no/such/program", "No such file"),
+        ("bare", "no-such-program", "No such file"),
+        ("plain", "/etc/passwd", "Permission denied"),
+        ("directory", "/etc", "Permission denied"),
+        ("garbage", "/bin/garbage", "Exec format error"),
+    ] {
+        let mut config = container(name, &image, "");
+        config.command = vec![command.to_owned()];
+        let id = cri.create(&sandbox, config).await.unwrap();
+        let error = cri.start(&id).await.unwrap_err();
+        assert!(error.code() == Code::InvalidArgument && error.message().contains(what) && error.message().contains(command), "{name}: {error}");
+        let status = cri.status(&id).await.unwrap();
+        assert_eq!((status.state(), status.exit_code, status.reason.as_str()), (v1::ContainerState::ContainerExited, 128, "StartError"));
+        assert!(status.message.contains(what) && status.finished_at > 0, "{status:?}");
+        assert!(machine.shims().is_empty());
+        cri.remove(&id).await.unwrap();
+    }
+    let mut nothing = container("nothing", &image, "");
+    nothing.command = vec![];
+    let error = cri.create(&sandbox, nothing).await.unwrap_err();
+    assert!(error.code() == Code::InvalidArgument && error.message().contains("no command"), "{error}");
+    let unknown = cri.create(&sandbox, container("unknown", "not/pulled", "true")).await.unwrap_err();
+    assert!(unknown.code() == Code::NotFound && unknown.message().contains("not/pulled"), "{unknown}");
+    cri.remove_pod(&sandbox).await.unwrap();
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn requests_that_contradict_themselves_or_reach_out_are_refused() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    let cri = daemon.cri();
+    let registry = FakeRegistry::start(&machine, Image::busybox(), |_| None);
+    let image = format!("{}/a:1", registry.host);
+    cri.pull(&image).await.unwrap();
+    for (name, change) in [
+        ("handler", &(|request: &mut v1::RunPodSandboxRequest| request.runtime_handler = "kata".into()) as &dyn Fn(&mut v1::RunPodSandboxRequest)),
+        ("metadata", &|request| request.config.as_mut().unwrap().metadata = None),
+        ("config", &|request| request.config = None),
+        ("sysctl", &|request| linux(request).sysctls = HashMap::from([("kernel.panic".into(), "1".into())])),
+        ("sysctl path", &|request| linux(request).sysctls = HashMap::from([("net/../kernel/panic".into(), "1".into())])),
+        ("hostname", &|request| request.config.as_mut().unwrap().hostname = "x".repeat(65)),
+    ] {
+        let mut request = v1::RunPodSandboxRequest { config: Some(pod(&machine, "p")), ..Default::default() };
+        change(&mut request);
+        let error = cri.runtime.clone().run_pod_sandbox(request).await.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{name}: {error}");
+    }
+    // The kernel's own refusal, late: everything before it is undone.
+    let mut config = pod(&machine, "late");
+    config.linux.as_mut().unwrap().sysctls = HashMap::from([("net.ipv4.no_such_thing".into(), "1".into())]);
+    let late = cri.run_pod(config).await.unwrap_err();
+    assert!(late.message().contains("no_such_thing"), "{late}");
+    let mut config = pod(&machine, "parent");
+    config.linux.as_mut().unwrap().cgroup_parent = "/../../x".into();
+    let sandbox = cri.run_pod(config).await.unwrap();
+    assert_eq!(cri.create(&sandbox, container("c", &image, "true")).await.unwrap_err().code(), Code::InvalidArgument);
+    cri.remove_pod(&sandbox).await.unwrap();
+    machine.assert_clean().await;
+
+    let sandbox = cri.run_pod(pod(&machine, "p")).await.unwrap();
+    for (name, change) in [
+        ("log path", &(|config: &mut v1::ContainerConfig| config.log_path = "../../escape.log".into()) as &dyn Fn(&mut v1::ContainerConfig)),
+        ("environment", &|config| config.envs = vec![v1::KeyValue { key: "A=B".into(), value: vec![] }]),
+        ("image", &|config| config.image = None),
+        ("mount", &|config| config.mounts = vec![v1::Mount { container_path: "/x".into(), ..Default::default() }]),
+        ("NUL", &|config| config.command = vec!["a\0b".into()]),
+    ] {
+        let mut config = container("c", &image, "true");
+        change(&mut config);
+        assert_eq!(cri.create(&sandbox, config).await.unwrap_err().code(), Code::InvalidArgument, "{name}");
+    }
+    cri.stop_pod(&sandbox).await.unwrap();
+    assert_eq!(cri.create(&sandbox, container("c", &image, "true")).await.unwrap_err().code(), Code::FailedPrecondition);
+    cri.remove_pod(&sandbox).await.unwrap();
+    machine.assert_clean().await;
+}
+
+fn linux(request: &mut v1::RunPodSandboxRequest) -> &mut v1::LinuxPodSandboxConfig {
+    request.config.as_mut().unwrap().linux.as_mut().unwrap()
+}
+
+#[tokio::test]
+async fn symbolic_links_of_an_image_lead_nowhere_outside() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    let cri = daemon.cri();
+    let outside = machine.path("outside");
+    fs::create_dir_all(&outside).unwrap();
+    let target = outside.display().to_string();
+    // The targets of mounts and the working directory go through links that point at the host.
+    let layer = busybox().symlink("data", &target).symlink("up", "../../../../../../../../").symlink("mnt", "/up");
+    let registry = FakeRegistry::start(&machine, Image::simple(layer, &[]), |_| None);
+    let image = format!("{}/a:1", registry.host);
+    cri.pull(&image).await.unwrap();
+    fs::create_dir_all(machine.path("volume")).unwrap();
+    fs::write(machine.path("volume/file"), "v").unwrap();
+    let sandbox = cri.run_pod(pod(&machine, "links")).await.unwrap();
+    let mut config = container("c", &image, "exec sleep 1000");
+    let mount = |container_path: &str| v1::Mount {
+        host_path: machine.path("volume").display().to_string(),
+        container_path: container_path.into(),
+        ..Default::default()
+    };
+    config.mounts = vec![mount("/data/in"), mount("/mnt/deep")];
+    config.working_dir = "/data/work".into();
+    let id = cri.run(&sandbox, config).await.unwrap();
+    assert_eq!(cri.sh(&id, "pwd; cat /data/in/file /deep/file").await, format!("{target}/work\nvv"));
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0, "nothing was made on the host");
+    cri.remove_pod(&sandbox).await.unwrap();
+    machine.assert_clean().await;
+}
