@@ -13,8 +13,13 @@ use std::{
 use anyhow::{Context, bail};
 use berth_shim::spec::Cgroups;
 use cgroups_rs::fs::{
-    Cgroup, MaxValue, Subsystem, cpu::CpuController, cpuset::CpuSetController, devices::{DevicePermissions, DeviceType, DevicesController},
-    hierarchies, memory::MemController, pid::PidController,
+    Cgroup, MaxValue, Subsystem,
+    cpu::CpuController,
+    cpuset::CpuSetController,
+    devices::{DevicePermissions, DeviceType, DevicesController},
+    hierarchies,
+    memory::MemController,
+    pid::PidController,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
@@ -76,7 +81,10 @@ pub(crate) struct Host {
 impl Host {
     pub(crate) fn detect() -> Self {
         let is_v2 = hierarchies::is_cgroup2_unified_mode();
-        let unified = [ROOT, UNIFIED].into_iter().map(PathBuf::from).find(|root| root.join("cgroup.procs").exists() && root.join("cgroup.controllers").exists());
+        let unified = [ROOT, UNIFIED]
+            .into_iter()
+            .map(PathBuf::from)
+            .find(|root| root.join("cgroup.procs").exists() && root.join("cgroup.controllers").exists());
         let mut controllers: Vec<PathBuf> = match is_v2 {
             true => Vec::new(),
             false => CONTROLLERS.iter().filter_map(|name| Path::new(ROOT).join(name).canonicalize().ok()).collect(),
@@ -118,7 +126,8 @@ impl Host {
     pub(crate) fn create(&self, path: &str, resources: &Resources, all_devices: bool) -> anyhow::Result<()> {
         let _parent = self.parent.lock().unwrap_or_else(PoisonError::into_inner);
         let wanted = (!self.is_v2).then(|| CONTROLLERS.map(str::to_owned).to_vec());
-        let cgroup = Cgroup::new_with_specified_controllers(hierarchies::auto(), path, wanted).with_context(|| format!("make cgroup {path}"))?;
+        let cgroup = Cgroup::new_with_specified_controllers(hierarchies::auto(), path, wanted)
+            .with_context(|| format!("make cgroup {path}"))?;
         if let Some(directory) = self.directories(path).unified {
             fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
         }
@@ -182,7 +191,9 @@ impl Host {
             if file.contains('/') || !file.contains('.') {
                 bail!("{file:?} is not a file of a cgroup");
             }
-            if let (false, "pids.max", Some(pids)) = (self.is_v2, file.as_str(), cgroup.controller_of::<PidController>()) {
+            if let (false, "pids.max", Some(pids)) =
+                (self.is_v2, file.as_str(), cgroup.controller_of::<PidController>())
+            {
                 let limit = value.parse().map_or(MaxValue::Max, MaxValue::Value);
                 pids.set_pid_max(limit).with_context(|| format!("limit pids of cgroup {path}"))?;
                 continue;
@@ -206,7 +217,9 @@ impl Host {
             kill(directory).with_context(|| format!("kill {}", directory.display()))?;
         }
         let mut directories = unified.iter().chain(&controllers);
-        directories.try_for_each(|directory| remove_tree(directory).with_context(|| format!("remove {}", directory.display())))?;
+        directories.try_for_each(|directory| {
+            remove_tree(directory).with_context(|| format!("remove {}", directory.display()))
+        })?;
         if path.strip_prefix(DEFAULT_PARENT).is_some_and(|rest| rest.starts_with('/')) {
             let _parent = self.parent.lock().unwrap_or_else(PoisonError::into_inner);
             let Cgroups { unified, controllers } = self.directories(DEFAULT_PARENT);
@@ -301,7 +314,8 @@ mod tests {
 
     #[test]
     fn swap_is_total_on_v1_and_alone_on_v2() {
-        let limits = |memory_limit, memory_swap_limit| Resources { memory_limit, memory_swap_limit, ..Default::default() };
+        let limits =
+            |memory_limit, memory_swap_limit| Resources { memory_limit, memory_swap_limit, ..Default::default() };
         let host = |is_v2| Host { unified: None, is_v2, controllers: Vec::new(), parent: Arc::default() };
         for (memory, swap, v1, v2) in [(100, 0, 100, 0), (100, 150, 150, 50), (100, -1, -1, -1)] {
             assert_eq!(host(false).swap_limit(&limits(memory, swap)), v1);

@@ -58,6 +58,8 @@ impl ContainerId {
 /// When /dev/urandom cannot be read, without which nothing here can be told apart.
 pub(crate) fn random_hex(bytes: usize) -> String {
     let mut buffer = vec![0; bytes];
-    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut buffer)).expect("/dev/urandom gives random bytes");
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut buffer))
+        .expect("/dev/urandom gives random bytes");
     buffer.iter().map(|byte| format!("{byte:02x}")).collect()
 }

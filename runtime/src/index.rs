@@ -68,7 +68,9 @@ impl<T> Index<T> {
         let maps = self.maps();
         let mut matching = maps.by_id.range(prefix.to_owned()..).take_while(|(id, _)| id.starts_with(prefix));
         match (matching.next(), matching.next()) {
-            (Some((id, object)), other) if !prefix.is_empty() && (other.is_none() || id == prefix) => Ok(object.clone()),
+            (Some((id, object)), other) if !prefix.is_empty() && (other.is_none() || id == prefix) => {
+                Ok(object.clone())
+            }
             (Some(_), Some(_)) if !prefix.is_empty() => {
                 Err(Error::invalid(format!("{prefix} is the start of several {} ids", self.noun)))
             }
@@ -118,7 +120,11 @@ where
                     result
                 });
                 let flight = task
-                    .map(|joined| joined.unwrap_or_else(|error| Err(Error::new(Kind::Internal, format!("operation ended early: {error}")))))
+                    .map(|joined| {
+                        joined.unwrap_or_else(|error| {
+                            Err(Error::new(Kind::Internal, format!("operation ended early: {error}")))
+                        })
+                    })
                     .boxed()
                     .shared();
                 running.insert(key, flight.clone());

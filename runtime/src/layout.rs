@@ -31,7 +31,8 @@ impl Layout {
     /// A disk that is read-only or gone: nothing could be started.
     pub(crate) fn check_writable(&self) -> anyhow::Result<()> {
         for directory in [&self.root, &self.state] {
-            rustix::fs::access(directory, Access::WRITE_OK).with_context(|| format!("{} cannot be written", directory.display()))?;
+            rustix::fs::access(directory, Access::WRITE_OK)
+                .with_context(|| format!("{} cannot be written", directory.display()))?;
         }
         Ok(())
     }

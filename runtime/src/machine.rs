@@ -23,7 +23,8 @@ impl Machine {
         for directory in [layout.sandboxes(), layout.containers()] {
             fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
         }
-        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?.trim().to_owned();
+        let boot_id =
+            fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?.trim().to_owned();
         Ok(Self {
             shim: Program::load(&Program::path()?)?,
             cgroups: cgroup::Host::detect(),

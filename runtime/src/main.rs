@@ -18,8 +18,8 @@ mod shim;
 mod trash;
 
 use std::{
-    fs::{self, File, OpenOptions},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    fs,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -27,7 +27,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand, ValueEnum};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{config::Config, layout::Layout, machine::Machine};
@@ -36,12 +36,15 @@ const CONFIG: &str = "/etc/berth/config.toml";
 
 /// A Kubernetes node runtime: pods and containers over CRI v1.
 #[derive(Debug, Parser)]
-#[command(version, after_help = "Examples:
+#[command(
+    version,
+    after_help = "Examples:
   berthd                                        the defaults: /run/berth/berth.sock, data in /var/lib/berth
   berthd --root /data/berth --log-level debug   other data directory, more to read
   berthd config default > /etc/berth/config.toml
   berthd config check                           says what is wrong with /etc/berth/config.toml, with its line
-  crictl --runtime-endpoint unix:///run/berth/berth.sock pods")]
+  crictl --runtime-endpoint unix:///run/berth/berth.sock pods"
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Verb>,
@@ -144,26 +147,26 @@ fn log(arguments: &Arguments) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(directives).context("--log-level")?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match arguments.log_format {
-        LogFormat::Text => builder.with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Text => {
+            builder.with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init()
+        }
         LogFormat::Json => builder.json().init(),
     }
     Ok(())
 }
 
 /// Makes the two directories, for root alone, and takes the one lock: two daemons on one root would each undo what the other does.
-fn prepare(layout: &Layout) -> anyhow::Result<File> {
+fn prepare(layout: &Layout) -> anyhow::Result<OwnedFd> {
     for directory in [&layout.root, &layout.state] {
         fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
-        fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).with_context(|| format!("chmod {}", directory.display()))?;
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("chmod {}", directory.display()))?;
     }
     let path = layout.lock();
-    let lock = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .with_context(|| format!("open {}", path.display()))?;
+    // Not kept open for writing: a disk that is to become read-only can.
+    let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC;
+    let lock =
+        rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).with_context(|| format!("open {}", path.display()))?;
     if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         bail!("another berthd uses {}: stop it, or choose another --root", layout.root.display());
     }

@@ -64,7 +64,8 @@ impl Attached {
         let ours = |index: Option<usize>| {
             index.and_then(|index| result.interfaces.get(index)).is_none_or(|interface| interface.name == INTERFACE)
         };
-        let mut addresses: Vec<IpAddr> = result.ips.iter().filter(|ip| ours(ip.interface)).map(|ip| ip.address.addr()).collect();
+        let mut addresses: Vec<IpAddr> =
+            result.ips.iter().filter(|ip| ours(ip.interface)).map(|ip| ip.address.addr()).collect();
         addresses.sort_by_key(|address| !address.is_ipv4());
         addresses
     }
@@ -101,7 +102,10 @@ impl Networks {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error).with_context(|| format!("read {}", self.conf_dir.display())),
         };
-        names.retain(|path| path.extension().is_some_and(|extension| ["conflist", "conf", "json"].iter().any(|known| extension == *known)));
+        names.retain(|path| {
+            path.extension()
+                .is_some_and(|extension| ["conflist", "conf", "json"].iter().any(|known| extension == *known))
+        });
         names.sort_unstable();
         let mut failure = None;
         for path in names {
@@ -151,13 +155,16 @@ impl Networks {
         let _running = self.collecting.read().await;
         let mut attached = Attached { conf: self.conf_list()?, result: None };
         // All of them first: what cannot begin has nothing to be undone.
-        let programs = attached.conf.plugins.iter().map(|plugin| self.find(plugin)).collect::<anyhow::Result<Vec<_>>>()?;
+        let programs =
+            attached.conf.plugins.iter().map(|plugin| self.find(plugin)).collect::<anyhow::Result<Vec<_>>>()?;
         record::write(file, &attached).with_context(|| format!("write {}", file.display()))?;
         let list = &attached.conf;
         let mut previous = Value::Null;
         for (plugin, program) in list.plugins.iter().zip(programs) {
-            let output = run(&program, "ADD", &self.environment(Some(pod)), &stdin(list, plugin, previous, Some(pod))).await?;
-            previous = serde_json::from_slice(&output).with_context(|| format!("result of plugin {}", name_of(plugin)))?;
+            let output =
+                run(&program, "ADD", &self.environment(Some(pod)), &stdin(list, plugin, previous, Some(pod))).await?;
+            previous =
+                serde_json::from_slice(&output).with_context(|| format!("result of plugin {}", name_of(plugin)))?;
         }
         attached.result = Some(serde_json::from_value(previous).context("result of the last plugin")?);
         record::write(file, &attached).with_context(|| format!("write {}", file.display()))?;
@@ -176,10 +183,18 @@ impl Networks {
         let previous = attached.result.as_ref().map_or(Value::Null, |result| json!(result));
         for plugin in attached.conf.plugins.iter().rev() {
             let program = self.find(plugin)?;
-            run(&program, "DEL", &self.environment(Some(pod)), &stdin(&attached.conf, plugin, previous.clone(), Some(pod))).await?;
+            run(
+                &program,
+                "DEL",
+                &self.environment(Some(pod)),
+                &stdin(&attached.conf, plugin, previous.clone(), Some(pod)),
+            )
+            .await?;
         }
         match fs::remove_file(file) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).with_context(|| format!("remove {}", file.display())),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("remove {}", file.display()))
+            }
             _ => Ok(()),
         }
     }
@@ -191,8 +206,10 @@ impl Networks {
         if list.disable_gc || version(&list.cni_version) < [1, 1, 0] {
             return Ok(());
         }
-        let attachments: Vec<Attachment> =
-            living()?.into_iter().map(|container_id| Attachment { container_id, ifname: INTERFACE.to_owned() }).collect();
+        let attachments: Vec<Attachment> = living()?
+            .into_iter()
+            .map(|container_id| Attachment { container_id, ifname: INTERFACE.to_owned() })
+            .collect();
         for plugin in &list.plugins {
             let mut conf = stdin(&list, plugin, Value::Null, None);
             conf.insert("cni.dev/valid-attachments".to_owned(), json!(attachments));
@@ -223,7 +240,12 @@ impl Networks {
                 pod.namespace, pod.name, pod.id, pod.uid
             );
             let netns = pod.netns.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
-            environment.extend([("CNI_CONTAINERID", pod.id.clone()), ("CNI_NETNS", netns), ("CNI_IFNAME", INTERFACE.to_owned()), ("CNI_ARGS", args)]);
+            environment.extend([
+                ("CNI_CONTAINERID", pod.id.clone()),
+                ("CNI_NETNS", netns),
+                ("CNI_IFNAME", INTERFACE.to_owned()),
+                ("CNI_ARGS", args),
+            ]);
         }
         environment
     }
@@ -234,7 +256,12 @@ fn name_of(plugin: &BTreeMap<String, Value>) -> &str {
 }
 
 /// What a plugin reads: its own part of the list, and what the runtime adds (section 4, "Deriving execution configuration").
-fn stdin(list: &ConfList, plugin: &BTreeMap<String, Value>, previous: Value, pod: Option<&Pod>) -> BTreeMap<String, Value> {
+fn stdin(
+    list: &ConfList,
+    plugin: &BTreeMap<String, Value>,
+    previous: Value,
+    pod: Option<&Pod>,
+) -> BTreeMap<String, Value> {
     let mut conf = plugin.clone();
     let capabilities = conf.remove("capabilities");
     conf.insert("name".to_owned(), json!(list.name));
@@ -242,7 +269,8 @@ fn stdin(list: &ConfList, plugin: &BTreeMap<String, Value>, previous: Value, pod
     if !previous.is_null() {
         conf.insert("prevResult".to_owned(), previous);
     }
-    let declared = capabilities.as_ref().and_then(|all| all.get("portMappings")).and_then(Value::as_bool).unwrap_or(false);
+    let declared =
+        capabilities.as_ref().and_then(|all| all.get("portMappings")).and_then(Value::as_bool).unwrap_or(false);
     if let Some(pod) = pod.filter(|pod| declared && !pod.ports.is_empty()) {
         conf.insert("runtimeConfig".to_owned(), json!({ "portMappings": pod.ports }));
     }
@@ -255,7 +283,12 @@ fn version(text: &str) -> [u32; 3] {
 }
 
 /// Runs one plugin; its output, or its error in its own words.
-async fn run(program: &Path, command: &str, environment: &[(&str, String)], conf: &BTreeMap<String, Value>) -> anyhow::Result<Vec<u8>> {
+async fn run(
+    program: &Path,
+    command: &str,
+    environment: &[(&str, String)],
+    conf: &BTreeMap<String, Value>,
+) -> anyhow::Result<Vec<u8>> {
     let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let during = || format!("CNI plugin {name} {command}");
     let mut child = Command::new(program)
@@ -290,7 +323,12 @@ async fn run(program: &Path, command: &str, environment: &[(&str, String)], conf
         Ok(error) => Err(error).with_context(during),
         Err(_) => {
             let said = String::from_utf8_lossy(&output.stderr);
-            bail!("{}: {}, and no error object: {}", during(), output.status, said.trim().chars().take(500).collect::<String>())
+            bail!(
+                "{}: {}, and no error object: {}",
+                during(),
+                output.status,
+                said.trim().chars().take(500).collect::<String>()
+            )
         }
     }
 }
@@ -306,7 +344,14 @@ mod tests {
         )
         .unwrap();
         let port = PortMapping { host_port: 80, container_port: 8080, protocol: "tcp".into(), host_ip: String::new() };
-        let pod = Pod { id: "i".into(), name: "p".into(), namespace: "n".into(), uid: "u".into(), netns: None, ports: vec![port] };
+        let pod = Pod {
+            id: "i".into(),
+            name: "p".into(),
+            namespace: "n".into(),
+            uid: "u".into(),
+            netns: None,
+            ports: vec![port],
+        };
         let first = stdin(&list, &list.plugins[0], Value::Null, Some(&pod));
         assert_eq!(json!(first), json!({ "type": "a", "x": 1, "name": "n", "cniVersion": "1.0.0" }));
         let second = stdin(&list, &list.plugins[1], json!({ "ips": [] }), Some(&pod));

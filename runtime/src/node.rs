@@ -101,7 +101,9 @@ impl Node {
         let containers = self.containers_of(&sandbox.meta.id);
         let stops = containers.iter().map(|container| container.stop(&self.machine, Duration::ZERO));
         join_all(stops).await.into_iter().collect::<Result<()>>()?;
-        sandbox::stop(&self.machine, sandbox).await.map_err(|error| error.during(format!("stop sandbox {}", sandbox.meta.id)))
+        sandbox::stop(&self.machine, sandbox)
+            .await
+            .map_err(|error| error.during(format!("stop sandbox {}", sandbox.meta.id)))
     }
 
     /// RemovePodSandbox, with its containers: success when there is none.
@@ -123,7 +125,11 @@ impl Node {
     }
 
     /// CreateContainer.
-    pub(crate) async fn create_container(self: &Arc<Self>, sandbox: &str, config: container::Config) -> Result<ContainerId> {
+    pub(crate) async fn create_container(
+        self: &Arc<Self>,
+        sandbox: &str,
+        config: container::Config,
+    ) -> Result<ContainerId> {
         let sandbox = self.sandboxes.find(sandbox)?;
         self.check_target(&sandbox, &config)?;
         let name = format!("{} (attempt {}) of sandbox {}", config.name, config.attempt, sandbox.meta.id);
@@ -134,7 +140,9 @@ impl Node {
             node.containers.check_free(&own_name)?;
             let (machine, sandbox, during) = (node.machine.clone(), sandbox.clone(), own_name.clone());
             let make = move || container::create(&machine, &sandbox, &ContainerId::random(), own_name, config);
-            let made = tokio::task::spawn_blocking(make).await.map_err(|error| Error::new(Kind::Internal, error.to_string()))?;
+            let made = tokio::task::spawn_blocking(make)
+                .await
+                .map_err(|error| Error::new(Kind::Internal, error.to_string()))?;
             let container = made.map_err(|error| error.during(format!("create container {during}")))?;
             node.adopt_container(container.clone());
             Ok(container)
@@ -147,9 +155,12 @@ impl Node {
         if namespaces.pid != NamespaceMode::Target {
             return Ok(());
         }
-        let target = self.containers.find(&namespaces.target).map_err(|error| Error::invalid(format!("target_id: {error}")))?;
+        let target =
+            self.containers.find(&namespaces.target).map_err(|error| Error::invalid(format!("target_id: {error}")))?;
         match target.state() {
-            _ if target.meta.sandbox != sandbox.meta.id => Err(Error::invalid("target_id is a container of another sandbox")),
+            _ if target.meta.sandbox != sandbox.meta.id => {
+                Err(Error::invalid("target_id is a container of another sandbox"))
+            }
             container::State::Running { .. } => Ok(()),
             _ => Err(Error::precondition("target_id is a container that does not run")),
         }
@@ -160,7 +171,8 @@ impl Node {
         let container = self.containers.find(id)?;
         let sandbox = self.sandboxes.find(container.meta.sandbox.as_str())?;
         let namespaces = &container.meta.config.security.namespaces;
-        let target = (namespaces.pid == NamespaceMode::Target).then(|| self.containers.find(&namespaces.target)).transpose()?;
+        let target =
+            (namespaces.pid == NamespaceMode::Target).then(|| self.containers.find(&namespaces.target)).transpose()?;
         let machine = self.machine.clone();
         let started = tokio::spawn(async move { container.start(&machine, &sandbox, target.as_deref()).await });
         started.await.map_err(|error| Error::new(Kind::Internal, error.to_string()))?
@@ -181,7 +193,9 @@ impl Node {
         self.end(Ending::Remove, id.as_str(), async move {
             let id = &container.meta.id;
             container.stop(&node.machine, Duration::ZERO).await?;
-            container::remove(&node.machine, id).await.map_err(|error| error.during(format!("remove container {id}")))?;
+            container::remove(&node.machine, id)
+                .await
+                .map_err(|error| error.during(format!("remove container {id}")))?;
             node.containers.remove(id.as_str());
             Ok(())
         })
@@ -205,6 +219,9 @@ fn known<T>(found: Result<T>) -> Result<Option<T>> {
 
 impl std::fmt::Debug for Node {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Node").field("sandboxes", &self.sandboxes).field("containers", &self.containers).finish_non_exhaustive()
+        f.debug_struct("Node")
+            .field("sandboxes", &self.sandboxes)
+            .field("containers", &self.containers)
+            .finish_non_exhaustive()
     }
 }

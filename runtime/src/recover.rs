@@ -50,7 +50,9 @@ async fn recover_sandbox(node: &Node, id: &SandboxId) {
             Ok(()) => tracing::info!(sandbox = %id, "half-made: removed"),
             Err(error) => {
                 tracing::warn!(sandbox = %id, %error, "half-made, and cannot be removed yet");
-                Sandbox::leftover(&node.machine, id).into_iter().for_each(|leftover| drop(node.adopt_sandbox(leftover)));
+                Sandbox::leftover(&node.machine, id)
+                    .into_iter()
+                    .for_each(|leftover| drop(node.adopt_sandbox(leftover)));
             }
         },
         Err(error) => tracing::error!(sandbox = %id, "left alone: {error:#}"),

@@ -42,7 +42,8 @@ impl Program {
     /// Copies the executable at `path`.
     pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
         let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
-        let memfd = memfd_create("berth-shim", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).context("memfd_create")?;
+        let memfd =
+            memfd_create("berth-shim", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING).context("memfd_create")?;
         let mut file = fs::File::from(memfd);
         file.write_all(&bytes).context("copy berth-shim")?;
         let seals = SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
@@ -157,7 +158,8 @@ impl Connection {
         let path = format!("/proc/self/fd/{}/{}", at.as_raw_fd(), layout::SOCKET);
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).context("socket")?;
-        connect(socket.as_raw_fd(), &UnixAddr::new(path.as_str())?).with_context(|| format!("connect to the shim at {}", directory.display()))?;
+        connect(socket.as_raw_fd(), &UnixAddr::new(path.as_str())?)
+            .with_context(|| format!("connect to the shim at {}", directory.display()))?;
         // Its successor is unsafe for the sake of types that lie about their descriptor; an OwnedFd does not.
         #[allow(deprecated)]
         let socket = Arc::new(AsyncFd::new(socket).context("watch the shim's socket")?);
@@ -225,7 +227,8 @@ async fn read_packets(socket: &AsyncFd<OwnedFd>, pending: &Mutex<Pending>) {
     let mut buffer = [0; MAX_PACKET];
     loop {
         let Ok(mut ready) = socket.readable().await else { return };
-        let read = ready.try_io(|socket| nix::unistd::read(socket.get_ref().as_fd(), &mut buffer).map_err(std::io::Error::from));
+        let read = ready
+            .try_io(|socket| nix::unistd::read(socket.get_ref().as_fd(), &mut buffer).map_err(std::io::Error::from));
         let length = match read {
             Ok(Ok(length)) if length > 0 => length,
             Ok(_) => return,

@@ -1,14 +1,18 @@
 //! One mount of the container: made detached, given its attributes, then moved onto a descriptor inside the root.
 
 use std::{
+    ffi::OsStr,
     fs,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
     path::{Path, PathBuf},
 };
 
 use berth_shim::spec::{Mount, MountKind, Propagation};
 use rustix::{
-    fs::{AtFlags, CWD, FileType, Mode, OFlags, mkdirat, mknodat, symlinkat},
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, mkdirat, mknodat, readlinkat, symlinkat},
     io::{Errno, Result as IoResult},
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
@@ -127,27 +131,44 @@ fn bind(root: BorrowedFd<'_>, request: &Mount, source: &OwnedFd, how: (Propagati
     attach(mount.as_fd(), target.as_fd()).step_on("mount on", &request.target)
 }
 
+/// How many dangling links one target may go through, as path_resolution(7) has it.
+const MAX_LINKS: u32 = 40;
+
 /// Opens the directory `path` below the root, making what is missing.
 pub(crate) fn ensure_directory(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
-    match open_in_root(root, path, OFlags::DIRECTORY) {
-        Err(Errno::NOENT) => {}
-        result => return result.step_on("open mount target", path),
-    }
-    let (parent, name) = split(path)?;
-    let parent = ensure_directory(root, &parent)?;
-    mkdirat(&parent, &name, Mode::from_raw_mode(0o755)).step_on("make mount target", path)?;
-    open_in_root(parent.as_fd(), &name, OFlags::DIRECTORY | OFlags::NOFOLLOW).step_on("open mount target", path)
+    ensure(root, path, FileType::Directory, MAX_LINKS)
 }
 
+/// Opens the file `path` below the root, making it and its directories when missing.
 pub(crate) fn ensure_file(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
-    match open_in_root(root, path, OFlags::empty()) {
+    ensure(root, path, FileType::RegularFile, MAX_LINKS)
+}
+
+fn ensure(root: BorrowedFd<'_>, path: &Path, kind: FileType, links: u32) -> Result<OwnedFd> {
+    let directory = kind == FileType::Directory;
+    let flags = if directory { OFlags::DIRECTORY } else { OFlags::empty() };
+    match open_in_root(root, path, flags) {
         Err(Errno::NOENT) => {}
         result => return result.step_on("open mount target", path),
     }
-    let (parent, name) = split(path)?;
-    let parent = ensure_directory(root, &parent)?;
-    mknodat(&parent, &name, FileType::RegularFile, Mode::from_raw_mode(0o644), 0).step_on("make mount target", path)?;
-    open_in_root(parent.as_fd(), &name, OFlags::NOFOLLOW).step_on("open mount target", path)
+    let (parent_path, name) = split(path)?;
+    let parent = ensure(root, &parent_path, FileType::Directory, links)?;
+    let made = match directory {
+        true => mkdirat(&parent, &name, Mode::from_raw_mode(0o755)),
+        false => mknodat(&parent, &name, FileType::RegularFile, Mode::from_raw_mode(0o644), 0),
+    };
+    match made {
+        // A link to what is not there: its target is made, below the same root.
+        Err(Errno::EXIST) if links > 0 => {
+            let target = readlinkat(&parent, &name, Vec::new()).step_on("read link", path)?;
+            let target = parent_path.join(OsStr::from_bytes(target.as_bytes()));
+            ensure(root, &target, kind, links - 1)
+        }
+        result => {
+            result.step_on("make mount target", path)?;
+            open_in_root(parent.as_fd(), &name, flags | OFlags::NOFOLLOW).step_on("open mount target", path)
+        }
+    }
 }
 
 fn split(path: &Path) -> Result<(PathBuf, PathBuf)> {

@@ -61,7 +61,13 @@ impl Cri {
     }
 
     pub async fn images(&self) -> Vec<v1::Image> {
-        self.images.clone().list_images(v1::ListImagesRequest::default()).await.expect("list images").into_inner().images
+        self.images
+            .clone()
+            .list_images(v1::ListImagesRequest::default())
+            .await
+            .expect("list images")
+            .into_inner()
+            .images
     }
 
     pub async fn image_status(&self, image: &str) -> Answer<Option<v1::Image>> {
@@ -80,11 +86,19 @@ impl Cri {
     }
 
     pub async fn stop_pod(&self, id: &str) -> Answer<()> {
-        self.runtime.clone().stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() }).await.map(drop)
+        self.runtime
+            .clone()
+            .stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() })
+            .await
+            .map(drop)
     }
 
     pub async fn remove_pod(&self, id: &str) -> Answer<()> {
-        self.runtime.clone().remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() }).await.map(drop)
+        self.runtime
+            .clone()
+            .remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() })
+            .await
+            .map(drop)
     }
 
     pub async fn pod_status(&self, id: &str) -> Answer<v1::PodSandboxStatus> {
@@ -98,7 +112,8 @@ impl Cri {
     }
 
     pub async fn create(&self, pod: &str, config: v1::ContainerConfig) -> Answer<String> {
-        let request = v1::CreateContainerRequest { pod_sandbox_id: pod.to_owned(), config: Some(config), sandbox_config: None };
+        let request =
+            v1::CreateContainerRequest { pod_sandbox_id: pod.to_owned(), config: Some(config), sandbox_config: None };
         Ok(self.runtime.clone().create_container(request).await?.into_inner().container_id)
     }
 
@@ -114,11 +129,19 @@ impl Cri {
     }
 
     pub async fn stop(&self, id: &str, timeout: i64) -> Answer<()> {
-        self.runtime.clone().stop_container(v1::StopContainerRequest { container_id: id.to_owned(), timeout }).await.map(drop)
+        self.runtime
+            .clone()
+            .stop_container(v1::StopContainerRequest { container_id: id.to_owned(), timeout })
+            .await
+            .map(drop)
     }
 
     pub async fn remove(&self, id: &str) -> Answer<()> {
-        self.runtime.clone().remove_container(v1::RemoveContainerRequest { container_id: id.to_owned() }).await.map(drop)
+        self.runtime
+            .clone()
+            .remove_container(v1::RemoveContainerRequest { container_id: id.to_owned() })
+            .await
+            .map(drop)
     }
 
     pub async fn status(&self, id: &str) -> Answer<v1::ContainerStatus> {
@@ -171,7 +194,12 @@ pub fn pod(machine: &Machine, name: &str) -> v1::PodSandboxConfig {
     let options = v1::NamespaceOption { pid: v1::NamespaceMode::Container.into(), ..Default::default() };
     let security = v1::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
     v1::PodSandboxConfig {
-        metadata: Some(v1::PodSandboxMetadata { name: name.to_owned(), uid: format!("uid-{name}"), namespace: "test".to_owned(), attempt: 0 }),
+        metadata: Some(v1::PodSandboxMetadata {
+            name: name.to_owned(),
+            uid: format!("uid-{name}"),
+            namespace: "test".to_owned(),
+            attempt: 0,
+        }),
         hostname: name.to_owned(),
         log_directory: machine.path(&format!("logs/{name}")).display().to_string(),
         labels: HashMap::from([("app".to_owned(), name.to_owned())]),

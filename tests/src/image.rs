@@ -97,12 +97,13 @@ impl Layer {
 pub fn busybox() -> Layer {
     let path = ["/usr/bin/busybox", "/bin/busybox"].into_iter().find(|path| fs::exists(path).unwrap_or(false));
     let program = fs::read(path.expect("busybox-static is installed")).expect("read busybox");
-    let mut layer = Layer::new().directory("bin", 0o755).directory("etc", 0o755).directory("root", 0o700).directory("tmp", 0o1777);
+    let mut layer =
+        Layer::new().directory("bin", 0o755).directory("etc", 0o755).directory("root", 0o700).directory("tmp", 0o1777);
     layer = layer.entry(&Entry { name: "bin/busybox", mode: 0o755, content: &program, ..Entry::default() });
     for applet in [
-        "cat", "chmod", "date", "dd", "echo", "env", "false", "grep", "head", "hostname", "id", "ip", "kill", "ls", "mkdir", "mkfifo", "mknod",
-        "mount", "nc", "nslookup", "printf", "ps", "pwd", "readlink", "rm", "seq", "setsid", "sh", "sleep", "stat", "tail", "touch", "tr",
-        "true", "unshare", "wc", "wget", "yes",
+        "cat", "chmod", "date", "dd", "echo", "env", "false", "grep", "head", "hostname", "id", "ip", "kill", "ls",
+        "mkdir", "mkfifo", "mknod", "mount", "nc", "nslookup", "printf", "ps", "pwd", "readlink", "rm", "seq",
+        "setsid", "sh", "sleep", "stat", "tail", "touch", "tr", "true", "unshare", "wc", "wget", "yes",
     ] {
         layer = layer.hard_link(&format!("bin/{applet}"), "bin/busybox");
     }

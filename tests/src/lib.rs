@@ -9,7 +9,7 @@ mod registry;
 pub use client::{Cri, container, pod};
 pub use image::{Entry, Image, Layer, busybox, digest, gzip};
 pub use machine::{Daemon, Machine, binary};
-pub use registry::{Answer, DockerRegistry, FakeRegistry};
+pub use registry::{Answer, DockerRegistry, FakeRegistry, upload};
 
 /// Waits until `condition` holds.
 ///

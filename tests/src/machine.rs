@@ -129,16 +129,24 @@ impl Machine {
         let holder = self.holder.id();
         let own = self.dir.path().display().to_string();
         let mounts = fs::read_to_string(format!("/proc/{holder}/mounts")).expect("the holder lives");
-        left.extend(mounts.lines().filter(|line| line.contains(&own) || line.contains("/netns/")).map(|line| format!("mount {line}")));
+        left.extend(
+            mounts
+                .lines()
+                .filter(|line| line.contains(&own) || line.contains("/netns/"))
+                .map(|line| format!("mount {line}")),
+        );
         for directory in ["root/sandboxes", "root/containers", "root/trash", "state/sandboxes", "state/containers"] {
             left.extend(names(&self.path(directory)).into_iter().map(|name| format!("{directory}/{name}")));
         }
-        left.extend(names(Path::new(&format!("/proc/{holder}/root/run/netns"))).into_iter().map(|name| format!("netns {name}")));
+        left.extend(
+            names(Path::new(&format!("/proc/{holder}/root/run/netns"))).into_iter().map(|name| format!("netns {name}")),
+        );
         let reserved = names(&self.path("state/ipam/berth"));
         left.extend(reserved.into_iter().filter(|name| name.contains('.')).map(|name| format!("address {name}")));
         let known = |name: &str| name.is_empty() || ["lo", "berth0"].contains(&name);
         let links = self.output("ip", &["-o", "link"]);
-        let link = |line: &str| line.split(": ").nth(1).unwrap_or_default().split('@').next().unwrap_or_default().to_owned();
+        let link =
+            |line: &str| line.split(": ").nth(1).unwrap_or_default().split('@').next().unwrap_or_default().to_owned();
         left.extend(links.lines().map(link).filter(|name| !known(name)).map(|name| format!("link {name}")));
         let rules = self.output("nft", &["list", "ruleset"]);
         left.extend(rules.lines().filter(|line| line.contains("elements")).map(|line| format!("nft {}", line.trim())));
@@ -177,7 +185,8 @@ impl Machine {
 
     /// Standard output of a program in the machine's namespaces.
     pub fn output(&self, program: &str, arguments: &[&str]) -> String {
-        let output = self.command(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+        let output =
+            self.command(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"));
         assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
@@ -256,7 +265,11 @@ fn names(directory: &Path) -> Vec<String> {
 
 fn cgroup_roots() -> impl Iterator<Item = PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
-    names(root).into_iter().map(move |name| root.join(name)).chain([root.to_owned()]).filter(|path| path.join("cgroup.procs").exists())
+    names(root)
+        .into_iter()
+        .map(move |name| root.join(name))
+        .chain([root.to_owned()])
+        .filter(|path| path.join("cgroup.procs").exists())
 }
 
 /// What is below `parent` in any hierarchy.

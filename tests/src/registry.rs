@@ -4,7 +4,8 @@ use std::{
     fs,
     io::{BufRead, BufReader, Write},
     net::{TcpListener, TcpStream},
-    process::{Child, Stdio},
+    path::Path,
+    process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     thread,
 };
@@ -23,25 +24,33 @@ pub struct DockerRegistry {
 }
 
 impl DockerRegistry {
-    /// Starts one and waits until it answers.
+    /// Starts one on a machine's loopback and waits until it answers.
     pub async fn start(machine: &Machine) -> Self {
-        let host = "127.0.0.1:5000".to_owned();
-        let config = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: {host}}}\n",
-            machine.path("registry").display()
-        );
-        let path = machine.path("registry.yml");
-        fs::write(&path, config).expect("write the registry's configuration");
-        let log = fs::File::create(machine.path("registry.log")).expect("make the registry's log");
-        let child = machine.command("docker-registry").arg("serve").arg(&path).stdout(Stdio::null()).stderr(log).spawn();
-        let registry = Self { child: child.expect("docker-registry is installed"), host };
+        let registry = Self::launch(machine.command("docker-registry"), machine.dir.path(), 5000);
         for _ in 0..2000 {
             if machine.in_network(|| TcpStream::connect(&registry.host)).is_ok() {
                 return registry;
             }
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
-        panic!("docker-registry does not answer: {}", fs::read_to_string(machine.path("registry.log")).unwrap_or_default());
+        panic!(
+            "docker-registry does not answer: {}",
+            fs::read_to_string(machine.path("registry.log")).unwrap_or_default()
+        );
+    }
+
+    /// Runs `command`, which is docker-registry, with its files in `directory`; it may not answer yet.
+    pub fn launch(mut command: Command, directory: &Path, port: u16) -> Self {
+        let host = format!("127.0.0.1:{port}");
+        let config = format!(
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: {host}}}\n",
+            directory.join("registry").display()
+        );
+        let path = directory.join("registry.yml");
+        fs::write(&path, config).expect("write the registry's configuration");
+        let log = fs::File::create(directory.join("registry.log")).expect("make the registry's log");
+        let child = command.arg("serve").arg(&path).stdout(Stdio::null()).stderr(log).spawn();
+        Self { child: child.expect("docker-registry is installed"), host }
     }
 
     /// Uploads an image; the name to pull it by.
@@ -55,15 +64,27 @@ impl DockerRegistry {
     }
 }
 
-async fn upload(base: &str, tag: &str, image: &Image) -> Result<(), reqwest::Error> {
+/// Uploads an image to the repository at `base`, a URL with `/v2/` in it.
+///
+/// # Errors
+/// The registry does not answer, or refuses.
+pub async fn upload(base: &str, tag: &str, image: &Image) -> Result<(), reqwest::Error> {
     let client = reqwest::Client::new();
     for blob in &image.blobs {
         let started = client.post(format!("{base}/blobs/uploads/")).send().await?.error_for_status()?;
         let location = started.headers()["location"].to_str().expect("a URL").to_owned();
         let joint = if location.contains('?') { '&' } else { '?' };
-        client.put(format!("{location}{joint}digest={}", digest(blob))).body(blob.clone()).send().await?.error_for_status()?;
+        client
+            .put(format!("{location}{joint}digest={}", digest(blob)))
+            .body(blob.clone())
+            .send()
+            .await?
+            .error_for_status()?;
     }
-    let manifest = client.put(format!("{base}/manifests/{tag}")).header("content-type", &image.media_type).body(image.manifest.clone());
+    let manifest = client
+        .put(format!("{base}/manifests/{tag}"))
+        .header("content-type", &image.media_type)
+        .body(image.manifest.clone());
     manifest.send().await?.error_for_status().map(drop)
 }
 
@@ -110,7 +131,11 @@ pub struct FakeRegistry {
 
 impl FakeRegistry {
     /// Serves `image` under every repository and tag.
-    pub fn start(machine: &Machine, image: Image, rule: impl Fn(&Asked) -> Option<Answer> + Send + Sync + 'static) -> Self {
+    pub fn start(
+        machine: &Machine,
+        image: Image,
+        rule: impl Fn(&Asked) -> Option<Answer> + Send + Sync + 'static,
+    ) -> Self {
         let listener = machine.in_network(|| TcpListener::bind("127.0.0.1:0")).expect("bind");
         let host = listener.local_addr().expect("bound").to_string();
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -172,7 +197,8 @@ fn stored(asked: &Asked, image: &Image) -> Answer {
     let Some(blob) = image.blobs.iter().find(|blob| digest(blob) == last) else {
         return Answer { status: 404, ..Answer::default() };
     };
-    let offset = asked.header("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
+    let offset =
+        asked.header("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
     match offset {
         Some(offset) => Answer { status: 206, body: blob[offset.min(blob.len())..].to_vec(), ..Answer::default() },
         None => Answer { status: 200, body: blob.clone(), ..Answer::default() },

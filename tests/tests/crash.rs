@@ -21,13 +21,21 @@ async fn containers_outlive_the_daemon_and_what_ended_meanwhile_is_known() {
     cri.pull(&image).await.unwrap();
     let sandbox = cri.run_pod(pod(&machine, "keep")).await.unwrap();
     let before = cri.pod_status(&sandbox).await.unwrap();
-    let stays = cri.run(&sandbox, container("stays", &image, "while true; do echo tick; sleep 0.02; done")).await.unwrap();
+    let stays =
+        cri.run(&sandbox, container("stays", &image, "while true; do echo tick; sleep 0.02; done")).await.unwrap();
     fs::create_dir_all(machine.path("volume")).unwrap();
     let mut config = container("ends", &image, "while ! test -e /v/end; do sleep 0.02; done; exit 42");
-    config.mounts = vec![v1::Mount { host_path: machine.path("volume").display().to_string(), container_path: "/v".into(), ..Default::default() }];
+    config.mounts = vec![v1::Mount {
+        host_path: machine.path("volume").display().to_string(),
+        container_path: "/v".into(),
+        ..Default::default()
+    }];
     let ends = cri.run(&sandbox, config).await.unwrap();
     let created = cri.create(&sandbox, container("created", &image, "true")).await.unwrap();
-    let stopping = cri.run(&sandbox, container("stopping", &image, "trap '' TERM; while true; do sleep 0.05; done")).await.unwrap();
+    let stopping = cri
+        .run(&sandbox, container("stopping", &image, "trap '' TERM; while true; do sleep 0.05; done"))
+        .await
+        .unwrap();
     let patient = tokio::spawn({
         let (cri, id) = (cri.clone(), stopping.clone());
         async move { cri.stop(&id, 3).await }
@@ -47,7 +55,10 @@ async fn containers_outlive_the_daemon_and_what_ended_meanwhile_is_known() {
 
     let _daemon = machine.start().await;
     let after = cri.pod_status(&sandbox).await.unwrap();
-    assert_eq!((&after.network, after.state, after.created_at, &after.labels), (&before.network, before.state, before.created_at, &before.labels));
+    assert_eq!(
+        (&after.network, after.state, after.created_at, &after.labels),
+        (&before.network, before.state, before.created_at, &before.labels)
+    );
     assert_eq!(cri.info(&stays).await["pid"].as_i64().unwrap(), pid);
     assert_eq!(cri.sh(&stays, "echo reached").await, "reached\n");
     let ended = cri.status(&ends).await.unwrap();
@@ -80,7 +91,7 @@ async fn a_killed_shim_takes_its_container_along_and_is_told() {
     kill_shim(&seen);
     let status = cri.exited(&seen).await;
     assert!(status.exit_code == 137 && status.message.contains("shim"), "{status:?}");
-    assert!(!fs::exists(format!("/proc/{pid}")).unwrap());
+    eventually("its process gone", async || !fs::exists(format!("/proc/{pid}")).unwrap()).await;
     // The same while no daemon looks.
     let unseen = cri.run(&sandbox, container("unseen", &image, "exec sleep 1000")).await.unwrap();
     daemon.kill();
@@ -140,7 +151,17 @@ async fn after_a_reboot_pods_are_not_ready_and_containers_have_ended() {
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     }
     eventually("the end of its shims", async || machine.shims().is_empty()).await;
-    machine.output("sh", &["-c", &format!("umount -l $(grep -E '{}|netns/' /proc/mounts | cut -d' ' -f2); rm -rf {}/state /run/netns/*", machine.dir.path().display(), machine.dir.path().display())]);
+    machine.output(
+        "sh",
+        &[
+            "-c",
+            &format!(
+                "umount -l $(grep -E '{}|netns/' /proc/mounts | cut -d' ' -f2); rm -rf {}/state /run/netns/*",
+                machine.dir.path().display(),
+                machine.dir.path().display()
+            ),
+        ],
+    );
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     let other = "00000000-0000-0000-0000-000000000000";
     for path in [format!("root/containers/{id}/started.json"), format!("root/sandboxes/{sandbox}/ready.json")] {

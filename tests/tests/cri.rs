@@ -24,9 +24,13 @@ async fn version_status_and_config_are_what_the_kubelet_requires() {
     let daemon = machine.start().await;
     let mut runtime = daemon.cri().runtime;
     let version = runtime.version(v1::VersionRequest::default()).await.unwrap().into_inner();
-    assert_eq!((version.version.as_str(), version.runtime_name.as_str(), version.runtime_api_version.as_str()), ("0.1.0", "berth", "v1"));
+    assert_eq!(
+        (version.version.as_str(), version.runtime_name.as_str(), version.runtime_api_version.as_str()),
+        ("0.1.0", "berth", "v1")
+    );
     let status = runtime.status(v1::StatusRequest { verbose: true }).await.unwrap().into_inner();
-    let conditions: HashMap<String, bool> = status.status.unwrap().conditions.into_iter().map(|c| (c.r#type, c.status)).collect();
+    let conditions: HashMap<String, bool> =
+        status.status.unwrap().conditions.into_iter().map(|c| (c.r#type, c.status)).collect();
     assert_eq!(conditions, HashMap::from([("RuntimeReady".to_owned(), true), ("NetworkReady".to_owned(), true)]));
     let handlers: Vec<String> = status.runtime_handlers.into_iter().map(|handler| handler.name).collect();
     assert_eq!(handlers, ["", "berth", "runc", "test-handler"]);
@@ -46,11 +50,18 @@ async fn network_is_not_ready_when_a_conf_is_broken_or_its_plugin_missing() {
     let machine = Machine::new();
     let daemon = machine.start().await;
     fs::create_dir_all(machine.path("net.d")).unwrap();
-    for (text, what) in [("{", "00.conflist"), (r#"{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"no-such-plugin"}]}"#, "no-such-plugin")] {
+    for (text, what) in [
+        ("{", "00.conflist"),
+        (r#"{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"no-such-plugin"}]}"#, "no-such-plugin"),
+    ] {
         fs::write(machine.path("net.d/00.conflist"), text).unwrap();
         let status = daemon.cri().runtime.status(v1::StatusRequest::default()).await.unwrap().into_inner();
-        let network = status.status.unwrap().conditions.into_iter().find(|condition| condition.r#type == "NetworkReady").unwrap();
-        assert!(!network.status && network.reason == "NetworkPluginNotReady" && network.message.contains(what), "{network:?}");
+        let network =
+            status.status.unwrap().conditions.into_iter().find(|condition| condition.r#type == "NetworkReady").unwrap();
+        assert!(
+            !network.status && network.reason == "NetworkPluginNotReady" && network.message.contains(what),
+            "{network:?}"
+        );
         assert!(network.message.starts_with("Network plugin returns error:"));
         let refused = daemon.cri().run_pod(pod(&machine, "p")).await.unwrap_err();
         assert!(refused.message().contains(what), "{refused}");
@@ -67,7 +78,8 @@ async fn a_pod_lives_and_goes_and_leaves_nothing() {
     let ip = status.network.unwrap().ip;
     assert!(ip.starts_with("10.88."), "{ip}");
 
-    let id = cri.create(&sandbox, container("main", &image, "echo out; echo err >&2; printf tail; exit 3")).await.unwrap();
+    let id =
+        cri.create(&sandbox, container("main", &image, "echo out; echo err >&2; printf tail; exit 3")).await.unwrap();
     let created = cri.status(&id).await.unwrap();
     assert_eq!((created.state(), created.started_at), (v1::ContainerState::ContainerCreated, 0));
     assert!(created.created_at > 0 && created.image_id.starts_with("sha256:") && created.image_ref.contains('@'));
@@ -80,7 +92,10 @@ async fn a_pod_lives_and_goes_and_leaves_nothing() {
     let mut said: Vec<&str> = lines.iter().map(|(_, rest)| *rest).collect();
     said.sort_unstable();
     assert_eq!(said, ["stderr F err", "stdout F out", "stdout P tail"]);
-    assert!(lines.iter().all(|(time, _)| time.len() == "2016-10-06T00:17:09.669794202Z".len() && time.ends_with('Z')), "{log}");
+    assert!(
+        lines.iter().all(|(time, _)| time.len() == "2016-10-06T00:17:09.669794202Z".len() && time.ends_with('Z')),
+        "{log}"
+    );
     assert_eq!(fs::metadata(&exited.log_path).unwrap().mode() & 0o777, 0o640);
 
     assert_eq!(cri.start(&id).await.unwrap_err().code(), Code::FailedPrecondition);
@@ -140,7 +155,8 @@ async fn names_are_taken_and_a_second_container_of_a_name_is_refused() {
 #[tokio::test]
 async fn lists_filter_by_everything_at_once() {
     let (machine, _daemon, cri, image) = ready().await;
-    let (one, two) = (cri.run_pod(pod(&machine, "one")).await.unwrap(), cri.run_pod(pod(&machine, "two")).await.unwrap());
+    let (one, two) =
+        (cri.run_pod(pod(&machine, "one")).await.unwrap(), cri.run_pod(pod(&machine, "two")).await.unwrap());
     cri.stop_pod(&two).await.unwrap();
     let label = |value: &str| HashMap::from([("app".to_owned(), value.to_owned())]);
     let state = |state: v1::PodSandboxState| Some(v1::PodSandboxStateValue { state: state.into() });
@@ -149,7 +165,14 @@ async fn lists_filter_by_everything_at_once() {
         (v1::PodSandboxFilter { id: one[..13].to_owned(), ..Default::default() }, 1),
         (v1::PodSandboxFilter { label_selector: label("two"), ..Default::default() }, 1),
         (v1::PodSandboxFilter { state: state(v1::PodSandboxState::SandboxReady), ..Default::default() }, 1),
-        (v1::PodSandboxFilter { state: state(v1::PodSandboxState::SandboxReady), label_selector: label("two"), ..Default::default() }, 0),
+        (
+            v1::PodSandboxFilter {
+                state: state(v1::PodSandboxState::SandboxReady),
+                label_selector: label("two"),
+                ..Default::default()
+            },
+            0,
+        ),
     ] {
         assert_eq!(cri.pods(filter.clone()).await.len(), expected, "{filter:?}");
     }
@@ -159,8 +182,22 @@ async fn lists_filter_by_everything_at_once() {
         (v1::ContainerFilter::default(), 1),
         (v1::ContainerFilter { id: id[..13].to_owned(), ..Default::default() }, 1),
         (v1::ContainerFilter { pod_sandbox_id: two, ..Default::default() }, 0),
-        (v1::ContainerFilter { pod_sandbox_id: one.clone(), state: state(v1::ContainerState::ContainerRunning), ..Default::default() }, 1),
-        (v1::ContainerFilter { pod_sandbox_id: one, state: state(v1::ContainerState::ContainerExited), ..Default::default() }, 0),
+        (
+            v1::ContainerFilter {
+                pod_sandbox_id: one.clone(),
+                state: state(v1::ContainerState::ContainerRunning),
+                ..Default::default()
+            },
+            1,
+        ),
+        (
+            v1::ContainerFilter {
+                pod_sandbox_id: one,
+                state: state(v1::ContainerState::ContainerExited),
+                ..Default::default()
+            },
+            0,
+        ),
     ] {
         assert_eq!(cri.containers(filter.clone()).await.len(), expected, "{filter:?}");
     }
@@ -172,14 +209,21 @@ async fn lists_filter_by_everything_at_once() {
 async fn a_container_sees_what_it_should() {
     let (machine, _daemon, cri, image) = ready().await;
     let mut config = pod(&machine, "look");
-    config.dns_config = Some(v1::DnsConfig { servers: vec!["10.0.0.10".into()], searches: vec!["svc.local".into()], options: vec!["ndots:5".into()] });
+    config.dns_config = Some(v1::DnsConfig {
+        servers: vec!["10.0.0.10".into()],
+        searches: vec!["svc.local".into()],
+        options: vec!["ndots:5".into()],
+    });
     let sandbox = cri.run_pod(config).await.unwrap();
     let ip = cri.pod_status(&sandbox).await.unwrap().network.unwrap().ip;
     fs::create_dir_all(machine.path("volume")).unwrap();
     fs::write(machine.path("volume/file"), "from the host").unwrap();
     let mut config = container("c", &image, "exec sleep 1000");
     config.working_dir = "/made/for/it".to_owned();
-    config.envs = vec![v1::KeyValue { key: "FROM_CONFIG".into(), value: b"a b".to_vec() }, v1::KeyValue { key: "FROM_IMAGE".into(), value: b"no".to_vec() }];
+    config.envs = vec![
+        v1::KeyValue { key: "FROM_CONFIG".into(), value: b"a b".to_vec() },
+        v1::KeyValue { key: "FROM_IMAGE".into(), value: b"no".to_vec() },
+    ];
     let mount = |container_path: &str, readonly| v1::Mount {
         host_path: machine.path("volume").display().to_string(),
         container_path: container_path.to_owned(),
@@ -192,13 +236,19 @@ async fn a_container_sees_what_it_should() {
     assert_eq!(cri.sh(&id, "hostname; cat /etc/hostname; echo $HOSTNAME").await, "look\nlook\nlook\n");
     assert_eq!(cri.sh(&id, "cat /etc/resolv.conf").await, "search svc.local\nnameserver 10.0.0.10\noptions ndots:5\n");
     assert!(cri.sh(&id, "cat /etc/hosts").await.contains(&format!("{ip}\tlook")));
-    assert_eq!(cri.sh(&id, "pwd; echo $FROM_CONFIG $FROM_IMAGE $PATH").await, "/made/for/it\na b no /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n");
+    assert_eq!(
+        cri.sh(&id, "pwd; echo $FROM_CONFIG $FROM_IMAGE $PATH").await,
+        "/made/for/it\na b no /usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
+    );
     assert_eq!(cri.sh(&id, "cat /ro/file; echo x > /rw/new && ! echo x 2>/dev/null > /ro/new").await, "from the host");
     assert_eq!(fs::read_to_string(machine.path("volume/new")).unwrap(), "x\n");
     // Its own processes, the pod's network, the devices that everyone has.
     assert_eq!(cri.sh(&id, "cat /proc/1/comm").await, "sleep\n");
     assert!(cri.sh(&id, "ip addr show eth0").await.contains(&ip));
-    assert_eq!(cri.sh(&id, "echo x > /dev/null; head -c 3 /dev/zero | wc -c; stat -c %a /dev/shm; ls /dev/pts/ptmx").await, "3\n1777\n/dev/pts/ptmx\n");
+    assert_eq!(
+        cri.sh(&id, "echo x > /dev/null; head -c 3 /dev/zero | wc -c; stat -c %a /dev/shm; ls /dev/pts/ptmx").await,
+        "3\n1777\n/dev/pts/ptmx\n"
+    );
     assert!(cri.sh(&id, "cat /proc/mounts").await.lines().all(|line| !line.contains(" shared:")));
     // No descriptor of the daemon or the shim is open.
     assert_eq!(cri.sh(&id, "ls /proc/self/fd | wc -l").await.trim(), "4");
@@ -221,13 +271,20 @@ async fn security_is_what_was_asked_for() {
 
     let plain = cri.run(&sandbox, with("plain", &|_| {})).await.unwrap();
     let said = cri.sh(&plain, status_line).await;
-    assert!(said.contains("CapInh: 0000000000000000") && said.contains("NoNewPrivs: 0") && said.contains("Seccomp: 0"), "{said}");
+    assert!(
+        said.contains("CapInh: 0000000000000000") && said.contains("NoNewPrivs: 0") && said.contains("Seccomp: 0"),
+        "{said}"
+    );
     assert!(said.contains("CapEff: 00000000a80425fb"), "{said}");
 
     let confined = with("confined", &|security| {
         security.no_new_privs = true;
         security.seccomp = Some(v1::SecurityProfile::default());
-        security.capabilities = Some(v1::Capability { drop_capabilities: vec!["ALL".into()], add_capabilities: vec!["CHOWN".into()], ..Default::default() });
+        security.capabilities = Some(v1::Capability {
+            drop_capabilities: vec!["ALL".into()],
+            add_capabilities: vec!["CHOWN".into()],
+            ..Default::default()
+        });
         security.readonly_rootfs = true;
         security.run_as_user = Some(v1::Int64Value { value: 0 });
         security.masked_paths = vec!["/etc/group".into(), "/root".into()];
@@ -237,8 +294,18 @@ async fn security_is_what_was_asked_for() {
     let said = cri.sh(&confined, status_line).await;
     assert!(said.contains("CapEff: 0000000000000001") && said.contains("CapBnd: 0000000000000001"), "{said}");
     assert!(said.contains("NoNewPrivs: 1") && said.contains("Seccomp: 2"), "{said}");
-    assert_eq!(cri.sh(&confined, "! touch /x 2>/dev/null; touch /dev/shm/y; wc -c < /etc/group; ls /root | wc -l").await, "0\n0\n");
-    assert_eq!(cri.sh(&confined, "! unshare -m true 2>/dev/null; ! sh -c 'echo 1 > /proc/sys/vm/drop_caches' 2>/dev/null && echo refused").await, "refused\n");
+    assert_eq!(
+        cri.sh(&confined, "! touch /x 2>/dev/null; touch /dev/shm/y; wc -c < /etc/group; ls /root | wc -l").await,
+        "0\n0\n"
+    );
+    assert_eq!(
+        cri.sh(
+            &confined,
+            "! unshare -m true 2>/dev/null; ! sh -c 'echo 1 > /proc/sys/vm/drop_caches' 2>/dev/null && echo refused"
+        )
+        .await,
+        "refused\n"
+    );
 
     let web = with("web", &|security| {
         security.run_as_username = "web".into();
@@ -249,7 +316,10 @@ async fn security_is_what_was_asked_for() {
     let user = cri.status(&web).await.unwrap().user.unwrap().linux.unwrap();
     assert_eq!((user.uid, user.gid), (1000, 1000));
     // A number is itself, known to the image or not.
-    let number = cri.run(&sandbox, with("number", &|security| security.run_as_user = Some(v1::Int64Value { value: 4242 }))).await.unwrap();
+    let number = cri
+        .run(&sandbox, with("number", &|security| security.run_as_user = Some(v1::Int64Value { value: 4242 })))
+        .await
+        .unwrap();
     assert_eq!(cri.sh(&number, "id -u; id -g").await, "4242\n0\n");
 
     let unknown = v1::Capability { add_capabilities: vec!["FLY".into()], ..Default::default() };
@@ -260,7 +330,10 @@ async fn security_is_what_was_asked_for() {
     ] {
         assert_eq!(cri.create(&sandbox, refused).await.unwrap_err().code(), Code::InvalidArgument);
     }
-    let nobody = cri.create(&sandbox, with("nobody", &|security| security.run_as_username = "nobody-there".into())).await.unwrap();
+    let nobody = cri
+        .create(&sandbox, with("nobody", &|security| security.run_as_username = "nobody-there".into()))
+        .await
+        .unwrap();
     assert_eq!(cri.start(&nobody).await.unwrap_err().code(), Code::InvalidArgument);
     cri.remove_pod(&sandbox).await.unwrap();
     machine.assert_clean().await;
@@ -283,7 +356,9 @@ async fn limits_are_in_the_cgroup_and_out_of_memory_is_told() {
     let id = cri.run(&sandbox, config).await.unwrap();
     let read = |controller: &str, v1_file: &str, v2_file: &str| {
         let below = |root: &str, file: &str| format!("/sys/fs/cgroup/{root}{}/{id}/{file}", machine.cgroup_parent);
-        let path = [below(&format!("{controller}/"), v1_file), below("", v2_file)].into_iter().find(|path| fs::exists(path).unwrap());
+        let path = [below(&format!("{controller}/"), v1_file), below("", v2_file)]
+            .into_iter()
+            .find(|path| fs::exists(path).unwrap());
         fs::read_to_string(path.expect("the controller is there")).unwrap().trim().to_owned()
     };
     assert_eq!(read("memory", "memory.limit_in_bytes", "memory.max"), (64 << 20).to_string());
@@ -296,7 +371,8 @@ async fn limits_are_in_the_cgroup_and_out_of_memory_is_told() {
     assert!(String::from_utf8_lossy(&many.stderr).contains("fork"), "{many:?}");
 
     let mut config = container("hungry", &image, "x=$(yes | head -c 200000000); sleep 1000");
-    config.linux.as_mut().unwrap().resources = Some(v1::LinuxContainerResources { memory_limit_in_bytes: 16 << 20, ..Default::default() });
+    config.linux.as_mut().unwrap().resources =
+        Some(v1::LinuxContainerResources { memory_limit_in_bytes: 16 << 20, ..Default::default() });
     let hungry = cri.run(&sandbox, config).await.unwrap();
     let exited = cri.exited(&hungry).await;
     assert_eq!((exited.reason.as_str(), exited.exit_code), ("OOMKilled", 137));
@@ -310,7 +386,10 @@ async fn exec_gives_output_code_and_a_deadline() {
     let sandbox = cri.run_pod(pod(&machine, "exec")).await.unwrap();
     let id = cri.run(&sandbox, container("c", &image, "exec sleep 1000")).await.unwrap();
     let output = cri.exec(&id, &["sh", "-c", "echo out; echo err >&2; exit 7"], 0).await.unwrap();
-    assert_eq!((output.stdout.as_slice(), output.stderr.as_slice(), output.exit_code), (&b"out\n"[..], &b"err\n"[..], 7));
+    assert_eq!(
+        (output.stdout.as_slice(), output.stderr.as_slice(), output.exit_code),
+        (&b"out\n"[..], &b"err\n"[..], 7)
+    );
     for _ in 0..50 {
         assert_eq!(cri.exec(&id, &["echo", "tail"], 0).await.unwrap().stdout, b"tail\n");
     }
@@ -345,7 +424,12 @@ async fn stop_signals_waits_and_kills() {
         eventually("its trap", async || fs::read_to_string(&path).unwrap().contains("ready")).await;
         id
     };
-    let polite = running(container("polite", &image, "trap 'echo bye; exit 5' TERM; echo ready; while true; do sleep 0.05; done")).await;
+    let polite = running(container(
+        "polite",
+        &image,
+        "trap 'echo bye; exit 5' TERM; echo ready; while true; do sleep 0.05; done",
+    ))
+    .await;
     cri.stop(&polite, 20).await.unwrap();
     let status = cri.status(&polite).await.unwrap();
     assert_eq!((status.state(), status.exit_code), (v1::ContainerState::ContainerExited, 5));
@@ -363,7 +447,10 @@ async fn stop_signals_waits_and_kills() {
         let (cri, id) = (cri.clone(), shorter.clone());
         async move { cri.stop(&id, 600).await }
     });
-    eventually("the first stop's record", async || machine.path(&format!("root/containers/{shorter}/stop.json")).exists()).await;
+    eventually("the first stop's record", async || {
+        machine.path(&format!("root/containers/{shorter}/stop.json")).exists()
+    })
+    .await;
     patient.abort();
     cri.stop(&shorter, 0).await.unwrap();
     assert_eq!(cri.status(&shorter).await.unwrap().exit_code, 137);
@@ -375,7 +462,10 @@ async fn stop_signals_waits_and_kills() {
     cri.stop(&own, 20).await.unwrap();
     assert_eq!(cri.status(&own).await.unwrap().exit_code, 9);
     // Children that ignore everything go with the first process.
-    let family = cri.run(&sandbox, container("family", &image, "setsid sh -c 'trap \"\" TERM; sleep 1000' & exec sleep 1000")).await.unwrap();
+    let family = cri
+        .run(&sandbox, container("family", &image, "setsid sh -c 'trap \"\" TERM; sleep 1000' & exec sleep 1000"))
+        .await
+        .unwrap();
     cri.stop_pod(&sandbox).await.unwrap();
     assert_eq!(cri.status(&family).await.unwrap().state(), v1::ContainerState::ContainerExited);
     assert!(machine.shims().is_empty());
@@ -461,7 +551,10 @@ async fn namespaces_are_shared_as_asked() {
     // The pod is not ready any more once the process that holds its namespace is gone.
     let pause = machine.shims().into_iter().find(|(_, command)| command.contains("/pause")).expect("a pause shim").0;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pause), nix::sys::signal::Signal::SIGKILL).unwrap();
-    eventually("NotReady", async || cri.pod_status(&shared).await.unwrap().state() == v1::PodSandboxState::SandboxNotready).await;
+    eventually("NotReady", async || {
+        cri.pod_status(&shared).await.unwrap().state() == v1::PodSandboxState::SandboxNotready
+    })
+    .await;
     cri.remove_pod(&shared).await.unwrap();
 
     let mut config = pod(&machine, "host");
@@ -475,7 +568,8 @@ async fn namespaces_are_shared_as_asked() {
     let options = config.linux.as_mut().unwrap().security_context.as_mut().unwrap().namespace_options.as_mut().unwrap();
     options.pid = v1::NamespaceMode::Node.into();
     let id = cri.run(&host, config).await.unwrap();
-    let of_host = |name: &str| fs::read_link(format!("/proc/{}/ns/{name}", machine.shims()[0].0)).unwrap().display().to_string();
+    let of_host =
+        |name: &str| fs::read_link(format!("/proc/{}/ns/{name}", machine.shims()[0].0)).unwrap().display().to_string();
     for name in ["net", "ipc", "uts"] {
         assert_eq!(cri.sh(&id, &format!("readlink /proc/self/ns/{name}")).await.trim(), of_host(name), "{name}");
     }

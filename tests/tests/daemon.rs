@@ -39,7 +39,7 @@ async fn a_second_daemon_on_a_root_is_refused_and_sigterm_ends_at_once() {
     let daemon = machine.start().await;
     assert_eq!(fs::metadata(&daemon.socket).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(fs::metadata(machine.path("root")).unwrap().permissions().mode() & 0o777, 0o700);
-    let (second, _) = machine.launch(&["--listen", machine.path("second.sock").to_str().unwrap()]);
+    let (second, _) = machine.launch(&[]);
     assert!(!second.wait().success());
     assert!(daemon.log().contains("another berthd uses"), "{}", daemon.log());
     daemon.cri().serving().await.unwrap();

@@ -12,7 +12,10 @@ use std::{
 };
 
 use berth_proto::v1;
-use berth_tests::{Answer, Cri, Daemon, DockerRegistry, Entry, FakeRegistry, Image, Layer, Machine, busybox, container, digest, gzip, pod};
+use berth_tests::{
+    Answer, Cri, Daemon, DockerRegistry, Entry, FakeRegistry, Image, Layer, Machine, busybox, container, digest, gzip,
+    pod,
+};
 use serde_json::json;
 use tar::EntryType;
 use tonic::Code;
@@ -44,7 +47,10 @@ async fn an_image_of_a_real_registry_is_pulled_listed_and_removed() {
     assert_eq!(id, image.id);
     let status = cri.image_status(&name).await.unwrap().unwrap();
     let by_digest = format!("127.0.0.1:5000/library/busybox@{}", digest(&image.manifest));
-    assert_eq!((&status.id, &status.repo_tags, &status.repo_digests), (&id, &vec![name.clone()], &vec![by_digest.clone()]));
+    assert_eq!(
+        (&status.id, &status.repo_tags, &status.repo_digests),
+        (&id, &vec![name.clone()], &vec![by_digest.clone()])
+    );
     assert!(status.size > 1 << 20 && status.uid.is_none() && status.username.is_empty());
     // The same content under another name is the same image; every name finds it.
     let other = registry.push(&machine, "copy", "latest", &image);
@@ -54,8 +60,20 @@ async fn an_image_of_a_real_registry_is_pulled_listed_and_removed() {
     }
     assert_eq!(cri.images().await.len(), 1);
     assert_eq!(cri.pull(&by_digest).await.unwrap(), id);
-    let usage = cri.images.clone().image_fs_info(v1::ImageFsInfoRequest {}).await.unwrap().into_inner().image_filesystems.remove(0);
-    assert!(usage.used_bytes.unwrap().value >= status.size && fs::exists(usage.fs_id.unwrap().mountpoint).unwrap() && usage.timestamp > 0);
+    let usage = cri
+        .images
+        .clone()
+        .image_fs_info(v1::ImageFsInfoRequest {})
+        .await
+        .unwrap()
+        .into_inner()
+        .image_filesystems
+        .remove(0);
+    assert!(
+        usage.used_bytes.unwrap().value >= status.size
+            && fs::exists(usage.fs_id.unwrap().mountpoint).unwrap()
+            && usage.timestamp > 0
+    );
     cri.remove_image(&name).await.unwrap();
     assert!(cri.images().await.is_empty() && cri.image_status(&other).await.unwrap().is_none());
     machine.assert_clean().await;
@@ -71,8 +89,15 @@ async fn images_survive_a_restart_and_a_damaged_index_is_set_aside() {
     daemon.kill();
     let daemon = machine.start().await;
     assert_eq!(cri.image_status(&name).await.unwrap().unwrap().id, id);
-    let index: serde_json::Value = serde_json::from_slice(&fs::read(machine.path("root/images/index.json")).unwrap()).unwrap();
-    assert!(index["manifests"].as_array().unwrap().iter().any(|m| m["annotations"]["org.opencontainers.image.ref.name"] == name.as_str()));
+    let index: serde_json::Value =
+        serde_json::from_slice(&fs::read(machine.path("root/images/index.json")).unwrap()).unwrap();
+    assert!(
+        index["manifests"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|m| m["annotations"]["org.opencontainers.image.ref.name"] == name.as_str())
+    );
     daemon.kill();
     fs::write(machine.path("root/images/index.json"), "{\"manifests\": [").unwrap();
     let _daemon = machine.start().await;
@@ -84,14 +109,33 @@ async fn images_survive_a_restart_and_a_damaged_index_is_set_aside() {
 #[tokio::test]
 async fn layers_of_every_kind_stack_up() {
     let (machine, _daemon, cri) = ready().await;
-    let base = busybox().directory("data", 0o750).file("data/lower", b"1").directory("hidden", 0o755).file("hidden/x", b"1").file("gone", b"1");
+    let base = busybox()
+        .directory("data", 0o750)
+        .file("data/lower", b"1")
+        .directory("hidden", 0o755)
+        .file("hidden/x", b"1")
+        .file("gone", b"1");
     // Parents left out: they keep what the layer below says of them.
-    let upper = Layer::new().file("data/upper", b"2").file(".wh.gone", b"").file("hidden/.wh..wh..opq", b"").file("hidden/y", b"2");
+    let upper = Layer::new()
+        .file("data/upper", b"2")
+        .file(".wh.gone", b"")
+        .file("hidden/.wh..wh..opq", b"")
+        .file("hidden/y", b"2");
     let owned = Entry { name: "owned", mode: 0o4750, owner: 1234, content: b"3", ..Entry::default() };
-    let top = Layer::new().entry(&owned).symlink("link", "/etc/passwd").hard_link("linked", "owned").directory("data", 0o711).file("data/top", b"3");
+    let top = Layer::new()
+        .entry(&owned)
+        .symlink("link", "/etc/passwd")
+        .hard_link("linked", "owned")
+        .directory("data", 0o711)
+        .file("data/top", b"3");
     let (base, upper, top) = (base.bytes(), upper.bytes(), top.bytes());
-    let layers = [(base.clone(), gzip(&base)), (upper.clone(), zstd::encode_all(upper.as_slice(), 3).unwrap()), (top.clone(), top.clone())];
-    let image = Image::new(&layers, &json!({ "Entrypoint": ["sleep"], "Cmd": ["1000"], "WorkingDir": "/data", "User": "0:0" }));
+    let layers = [
+        (base.clone(), gzip(&base)),
+        (upper.clone(), zstd::encode_all(upper.as_slice(), 3).unwrap()),
+        (top.clone(), top.clone()),
+    ];
+    let image =
+        Image::new(&layers, &json!({ "Entrypoint": ["sleep"], "Cmd": ["1000"], "WorkingDir": "/data", "User": "0:0" }));
     let registry = FakeRegistry::start(&machine, image, |_| None);
     let name = format!("{}/layers", registry.host);
     cri.pull(&name).await.unwrap();
@@ -99,10 +143,20 @@ async fn layers_of_every_kind_stack_up() {
     let mut config = container("c", &name, "");
     config.command = vec![];
     let id = cri.run(&sandbox, config).await.unwrap();
-    assert_eq!(cri.sh(&id, "pwd; ls; ls /hidden; ls / | grep -c gone || true; cat link 2>/dev/null; head -1 /link").await,
-        "/data\nlower\ntop\nupper\ny\n0\nroot:x:0:0:root:/root:/bin/sh\n");
-    assert_eq!(cri.sh(&id, "stat -c '%a %u %g %h %Y' /owned; stat -c %a /data").await, "4750 1234 1234 2 1700000000\n711\n");
-    let directory = fs::read_dir(machine.path("root/layers")).unwrap().flatten().find(|entry| entry.path().join("fs/data/upper").exists()).unwrap().path();
+    assert_eq!(
+        cri.sh(&id, "pwd; ls; ls /hidden; ls / | grep -c gone || true; cat link 2>/dev/null; head -1 /link").await,
+        "/data\nlower\ntop\nupper\ny\n0\nroot:x:0:0:root:/root:/bin/sh\n"
+    );
+    assert_eq!(
+        cri.sh(&id, "stat -c '%a %u %g %h %Y' /owned; stat -c %a /data").await,
+        "4750 1234 1234 2 1700000000\n711\n"
+    );
+    let directory = fs::read_dir(machine.path("root/layers"))
+        .unwrap()
+        .flatten()
+        .find(|entry| entry.path().join("fs/data/upper").exists())
+        .unwrap()
+        .path();
     assert!(directory.file_name().unwrap().to_str().unwrap().starts_with("chain-"), "{directory:?}");
     assert_eq!(fs::metadata(directory.join("fs/data")).unwrap().mode() & 0o7777, 0o750);
     assert!(fs::metadata(directory.join("fs/gone")).unwrap().file_type().is_char_device());
@@ -118,11 +172,10 @@ async fn layers_of_every_kind_stack_up() {
 async fn the_platform_is_chosen_from_an_index_and_docker_manifests_are_read() {
     let (machine, _daemon, cri) = ready().await;
     let tar = busybox().bytes();
-    let mut image = Image::docker(&[(tar.clone(), gzip(&tar))], &json!({ "Cmd": ["true"], "Labels": null, "Volumes": null }));
+    let mut image =
+        Image::docker(&[(tar.clone(), gzip(&tar))], &json!({ "Cmd": ["true"], "Labels": null, "Volumes": null }));
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-    let entry = |architecture: &str, digest: String| {
-        json!({ "mediaType": image.media_type, "digest": digest, "size": image.manifest.len(), "platform": { "os": "linux", "architecture": architecture } })
-    };
+    let entry = |architecture: &str, digest: String| json!({ "mediaType": image.media_type, "digest": digest, "size": image.manifest.len(), "platform": { "os": "linux", "architecture": architecture } });
     let other = digest(b"of another machine");
     let index = json!({
         "schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.list.v2+json",
@@ -157,10 +210,14 @@ async fn registries_that_refuse_or_fail_are_told_apart() {
         (429, Code::ResourceExhausted, "429"),
         (500, Code::Unavailable, "RegistryUnavailable"),
     ] {
-        let registry = FakeRegistry::start(&machine, Image::busybox(), move |_| Some(Answer { status, ..Answer::default() }));
+        let registry =
+            FakeRegistry::start(&machine, Image::busybox(), move |_| Some(Answer { status, ..Answer::default() }));
         let name = format!("{}/a:1", registry.host);
         let error = cri.pull(&name).await.unwrap_err();
-        assert!(error.code() == code && error.message().contains(word) && error.message().contains(&name), "{status}: {error}");
+        assert!(
+            error.code() == code && error.message().contains(word) && error.message().contains(&name),
+            "{status}: {error}"
+        );
     }
     let down = cri.pull("127.0.0.1:1/a:1").await.unwrap_err();
     assert!(down.code() == Code::Unavailable && down.message().contains("RegistryUnavailable"), "{down}");
@@ -186,7 +243,8 @@ async fn what_passes_is_tried_again_and_a_broken_download_resumes() {
     });
     cri.pull(&format!("{}/a:1", registry.host)).await.unwrap();
     assert!(tries.load(Ordering::SeqCst) >= 2);
-    let ranges: Vec<String> = registry.asked().iter().filter_map(|asked| asked.header("range").map(str::to_owned)).collect();
+    let ranges: Vec<String> =
+        registry.asked().iter().filter_map(|asked| asked.header("range").map(str::to_owned)).collect();
     assert_eq!(ranges, [format!("bytes={half}-")]);
 }
 
@@ -199,14 +257,27 @@ async fn wrong_and_truncated_content_is_refused_and_leaves_nothing() {
     let answers: Vec<(&str, String, Answer)> = vec![
         ("another layer", layer.clone(), Answer { status: 200, body: wrong, ..Answer::default() }),
         ("another config", config, Answer { status: 200, body: b"{}".to_vec(), ..Answer::default() }),
-        ("a truncated layer", layer.clone(), Answer { status: 200, body: image.blobs[0][..1000].to_vec(), ..Answer::default() }),
+        (
+            "a truncated layer",
+            layer.clone(),
+            Answer { status: 200, body: image.blobs[0][..1000].to_vec(), ..Answer::default() },
+        ),
         ("garbage", layer.clone(), Answer { status: 200, body: vec![0x1f; image.blobs[0].len()], ..Answer::default() }),
-        ("a cut connection", layer, Answer { status: 200, body: image.blobs[0].clone(), cut_after: Some(0), ..Answer::default() }),
+        (
+            "a cut connection",
+            layer,
+            Answer { status: 200, body: image.blobs[0].clone(), cut_after: Some(0), ..Answer::default() },
+        ),
     ];
     for (what, path, answer) in answers {
-        let registry = FakeRegistry::start(&machine, image.clone(), move |asked| asked.path.ends_with(&path).then(|| answer.clone()));
+        let registry = FakeRegistry::start(&machine, image.clone(), move |asked| {
+            asked.path.ends_with(&path).then(|| answer.clone())
+        });
         let error = cri.pull(&format!("{}/a:1", registry.host)).await.unwrap_err();
-        assert!(matches!(error.code(), Code::Internal | Code::Unavailable | Code::FailedPrecondition), "{what}: {error}");
+        assert!(
+            matches!(error.code(), Code::Internal | Code::Unavailable | Code::FailedPrecondition),
+            "{what}: {error}"
+        );
         assert!(error.message().contains("sha256:"), "{what}: {error}");
         machine.assert_clean().await;
         assert_no_image(&machine);
@@ -237,7 +308,10 @@ async fn tars_that_attack_are_refused_and_touch_nothing() {
         ("absolute", Layer::new().file(&absolute, b"x")),
         ("hard link by ..", Layer::new().hard_link("x", &link_out)),
         ("hard link, absolute", Layer::new().hard_link("x", &secret)),
-        ("hard link through a symlink", Layer::new().symlink("out", &outside.display().to_string()).hard_link("x", "out/secret")),
+        (
+            "hard link through a symlink",
+            Layer::new().symlink("out", &outside.display().to_string()).hard_link("x", "out/secret"),
+        ),
         ("hard link to nothing", Layer::new().hard_link("x", "not/here")),
         ("whiteout of ..", Layer::new().file(".wh...", b"")),
         ("unknown type", Layer::new().entry(&device)),
@@ -256,7 +330,12 @@ async fn tars_that_attack_are_refused_and_touch_nothing() {
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
     assert_eq!(fs::metadata(outside.join("secret")).unwrap().nlink(), 1);
     // A header that would fill the memory.
-    let mut bomb = Layer::new().entry(&Entry { kind: EntryType::XHeader, name: "x", content: &vec![b'a'; 3 << 20], ..Entry::default() });
+    let mut bomb = Layer::new().entry(&Entry {
+        kind: EntryType::XHeader,
+        name: "x",
+        content: &vec![b'a'; 3 << 20],
+        ..Entry::default()
+    });
     bomb = bomb.file("x", b"x");
     let registry = FakeRegistry::start(&machine, Image::simple(bomb, &["true"]), |_| None);
     let error = cri.pull(&format!("{}/bomb:1", registry.host)).await.unwrap_err();
@@ -268,10 +347,12 @@ async fn credentials_go_where_they_belong() {
     let (machine, _daemon, cri) = ready().await;
     let token_server = FakeRegistry::start(&machine, Image::busybox(), |asked| {
         let basic = asked.header("authorization") == Some("Basic dTpw");
-        let body = if basic { br#"{"token":"the-token"}"#.to_vec() } else { br#"{"access_token":"anonymous"}"#.to_vec() };
+        let body =
+            if basic { br#"{"token":"the-token"}"#.to_vec() } else { br#"{"access_token":"anonymous"}"#.to_vec() };
         Some(Answer { status: 200, body, ..Answer::default() })
     });
-    let challenge = format!("Bearer realm=\"http://{}/token\",service=\"s\",scope=\"repository:a:pull\"", token_server.host);
+    let challenge =
+        format!("Bearer realm=\"http://{}/token\",service=\"s\",scope=\"repository:a:pull\"", token_server.host);
     let bearer = FakeRegistry::start(&machine, Image::busybox(), move |asked| {
         let known = asked.header("authorization") == Some("Bearer the-token");
         let headers = vec![("www-authenticate".to_owned(), challenge.clone())];
@@ -296,14 +377,20 @@ async fn credentials_go_where_they_belong() {
         cri.remove_image(&format!("{host}/a:1")).await.unwrap();
         assert_eq!(pull(host, elsewhere).await.unwrap_err().code(), Code::Unauthenticated);
     }
-    assert!(token_server.asked().iter().any(|asked| asked.path.contains("service=s") && asked.path.contains("scope=repository")));
+    assert!(
+        token_server
+            .asked()
+            .iter()
+            .any(|asked| asked.path.contains("service=s") && asked.path.contains("scope=repository"))
+    );
 }
 
 #[tokio::test]
 async fn mirrors_are_asked_first_and_the_next_when_one_is_down() {
     let (machine, _daemon, cri) = ready().await;
     let mirror = FakeRegistry::start(&machine, Image::busybox(), |_| None);
-    let text = format!("server = \"http://127.0.0.1:1\"\n[host.\"http://127.0.0.1:2\"]\n[host.\"http://{}\"]\n", mirror.host);
+    let text =
+        format!("server = \"http://127.0.0.1:1\"\n[host.\"http://127.0.0.1:2\"]\n[host.\"http://{}\"]\n", mirror.host);
     for directory in ["_default", "registry.example"] {
         fs::create_dir_all(machine.path("certs.d").join(directory)).unwrap();
         fs::write(machine.path("certs.d").join(directory).join("hosts.toml"), &text).unwrap();
@@ -312,8 +399,16 @@ async fn mirrors_are_asked_first_and_the_next_when_one_is_down() {
         cri.pull(name).await.unwrap();
         assert!(cri.image_status(name).await.unwrap().is_some());
     }
-    let asked: Vec<String> = mirror.asked().into_iter().map(|asked| asked.path).filter(|path| path.contains("/manifests/")).collect();
-    assert_eq!(asked, ["/v2/a/b/manifests/1?ns=registry.example", "/v2/library/c/manifests/2?ns=docker.io", "/v2/library/d/manifests/3?ns=docker.io"]);
+    let asked: Vec<String> =
+        mirror.asked().into_iter().map(|asked| asked.path).filter(|path| path.contains("/manifests/")).collect();
+    assert_eq!(
+        asked,
+        [
+            "/v2/a/b/manifests/1?ns=registry.example",
+            "/v2/library/c/manifests/2?ns=docker.io",
+            "/v2/library/d/manifests/3?ns=docker.io"
+        ]
+    );
 }
 
 #[tokio::test]
@@ -349,7 +444,11 @@ async fn a_full_disk_and_a_read_only_one_are_told_and_leave_nothing() {
     let name = format!("{}/a:1", registry.host);
     cri.pull(&name).await.expect("there is room again");
     machine.output("mount", &["-o", "remount,ro", root.to_str().unwrap()]);
-    for error in [cri.run_pod(pod(&machine, "p")).await.unwrap_err(), cri.pull("127.0.0.1:1/other").await.unwrap_err(), cri.remove_image(&name).await.unwrap_err()] {
+    for error in [
+        cri.run_pod(pod(&machine, "p")).await.unwrap_err(),
+        cri.pull("127.0.0.1:1/other").await.unwrap_err(),
+        cri.remove_image(&name).await.unwrap_err(),
+    ] {
         assert!(!error.message().is_empty() && error.code() != Code::Ok, "{error}");
     }
     let status = cri.runtime.clone().status(v1::StatusRequest::default()).await.unwrap().into_inner().status.unwrap();

@@ -12,7 +12,12 @@ async fn what_cannot_be_executed_is_told_with_its_reason() {
     let machine = Machine::new();
     let daemon = machine.start().await;
     let cri = daemon.cri();
-    let layer = busybox().entry(&Entry { name: "bin/garbage", mode: 0o755, content: b"\x7fELF is not enough", ..Entry::default() });
+    let layer = busybox().entry(&Entry {
+        name: "bin/garbage",
+        mode: 0o755,
+        content: b"\x7fELF is not enough",
+        ..Entry::default()
+    });
     let registry = FakeRegistry::start(&machine, Image::simple(layer, &[]), |_| None);
     let image = format!("{}/a:1", registry.host);
     cri.pull(&image).await.unwrap();
@@ -28,9 +33,17 @@ async fn what_cannot_be_executed_is_told_with_its_reason() {
         config.command = vec![command.to_owned()];
         let id = cri.create(&sandbox, config).await.unwrap();
         let error = cri.start(&id).await.unwrap_err();
-        assert!(error.code() == Code::InvalidArgument && error.message().contains(what) && error.message().contains(command), "{name}: {error}");
+        assert!(
+            error.code() == Code::InvalidArgument
+                && error.message().contains(what)
+                && error.message().contains(command),
+            "{name}: {error}"
+        );
         let status = cri.status(&id).await.unwrap();
-        assert_eq!((status.state(), status.exit_code, status.reason.as_str()), (v1::ContainerState::ContainerExited, 128, "StartError"));
+        assert_eq!(
+            (status.state(), status.exit_code, status.reason.as_str()),
+            (v1::ContainerState::ContainerExited, 128, "StartError")
+        );
         assert!(status.message.contains(what) && status.finished_at > 0, "{status:?}");
         assert!(machine.shims().is_empty());
         cri.remove(&id).await.unwrap();
@@ -54,11 +67,17 @@ async fn requests_that_contradict_themselves_or_reach_out_are_refused() {
     let image = format!("{}/a:1", registry.host);
     cri.pull(&image).await.unwrap();
     for (name, change) in [
-        ("handler", &(|request: &mut v1::RunPodSandboxRequest| request.runtime_handler = "kata".into()) as &dyn Fn(&mut v1::RunPodSandboxRequest)),
+        (
+            "handler",
+            &(|request: &mut v1::RunPodSandboxRequest| request.runtime_handler = "kata".into())
+                as &dyn Fn(&mut v1::RunPodSandboxRequest),
+        ),
         ("metadata", &|request| request.config.as_mut().unwrap().metadata = None),
         ("config", &|request| request.config = None),
         ("sysctl", &|request| linux(request).sysctls = HashMap::from([("kernel.panic".into(), "1".into())])),
-        ("sysctl path", &|request| linux(request).sysctls = HashMap::from([("net/../kernel/panic".into(), "1".into())])),
+        ("sysctl path", &|request| {
+            linux(request).sysctls = HashMap::from([("net/../kernel/panic".into(), "1".into())])
+        }),
         ("hostname", &|request| request.config.as_mut().unwrap().hostname = "x".repeat(65)),
     ] {
         let mut request = v1::RunPodSandboxRequest { config: Some(pod(&machine, "p")), ..Default::default() };
@@ -80,7 +99,11 @@ async fn requests_that_contradict_themselves_or_reach_out_are_refused() {
 
     let sandbox = cri.run_pod(pod(&machine, "p")).await.unwrap();
     for (name, change) in [
-        ("log path", &(|config: &mut v1::ContainerConfig| config.log_path = "../../escape.log".into()) as &dyn Fn(&mut v1::ContainerConfig)),
+        (
+            "log path",
+            &(|config: &mut v1::ContainerConfig| config.log_path = "../../escape.log".into())
+                as &dyn Fn(&mut v1::ContainerConfig),
+        ),
         ("environment", &|config| config.envs = vec![v1::KeyValue { key: "A=B".into(), value: vec![] }]),
         ("image", &|config| config.image = None),
         ("mount", &|config| config.mounts = vec![v1::Mount { container_path: "/x".into(), ..Default::default() }]),
@@ -91,7 +114,10 @@ async fn requests_that_contradict_themselves_or_reach_out_are_refused() {
         assert_eq!(cri.create(&sandbox, config).await.unwrap_err().code(), Code::InvalidArgument, "{name}");
     }
     cri.stop_pod(&sandbox).await.unwrap();
-    assert_eq!(cri.create(&sandbox, container("c", &image, "true")).await.unwrap_err().code(), Code::FailedPrecondition);
+    assert_eq!(
+        cri.create(&sandbox, container("c", &image, "true")).await.unwrap_err().code(),
+        Code::FailedPrecondition
+    );
     cri.remove_pod(&sandbox).await.unwrap();
     machine.assert_clean().await;
 }

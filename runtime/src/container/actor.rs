@@ -46,7 +46,12 @@ impl Container {
     /// # Errors
     /// `FailedPrecondition` unless it is created and its sandbox ready. After any later error the container is exited, with the
     /// reason on record.
-    pub(crate) async fn start(self: &Arc<Self>, machine: &Arc<Machine>, sandbox: &Sandbox, target: Option<&Self>) -> Result<()> {
+    pub(crate) async fn start(
+        self: &Arc<Self>,
+        machine: &Arc<Machine>,
+        sandbox: &Sandbox,
+        target: Option<&Self>,
+    ) -> Result<()> {
         let _busy = self.busy.lock().await;
         let state = match self.state() {
             State::Created => None,
@@ -83,7 +88,8 @@ impl Container {
         }
         let (machine, meta) = (machine.clone(), self.meta.clone());
         let cgroups = machine.clone();
-        let made = move || cgroups.cgroups.create(&meta.cgroup, &meta.config.resources, meta.config.security.privileged);
+        let made =
+            move || cgroups.cgroups.create(&meta.cgroup, &meta.config.resources, meta.config.security.privileged);
         tokio::task::spawn_blocking(made).await??;
         machine.shim.run(&dir).await.map(drop)
     }
@@ -93,8 +99,11 @@ impl Container {
         let path = machine.layout.container(&self.meta.id).join(shim_layout::EXITED);
         if !path.exists() {
             let failure = error.downcast_ref::<Failure>().cloned();
-            let failure = failure.unwrap_or_else(|| Failure { step: format!("{error:#}"), path: String::new(), errno: 0 });
-            if let Err(error) = record::write_durable(&path, &Exited { end: End::NotStarted(failure), at: now(), oom: false }) {
+            let failure =
+                failure.unwrap_or_else(|| Failure { step: format!("{error:#}"), path: String::new(), errno: 0 });
+            if let Err(error) =
+                record::write_durable(&path, &Exited { end: End::NotStarted(failure), at: now(), oom: false })
+            {
                 tracing::warn!(container = %self.meta.id, %error, "record that it did not start");
             }
         }
@@ -127,7 +136,8 @@ impl Container {
                 Verdict::Lost(end) => {
                     self.destroy_cgroup(machine).await;
                     let exited = Exited { end, at: now(), oom: false };
-                    record::write_durable(&dir.join(shim_layout::EXITED), &exited).context("record the container's end")?;
+                    record::write_durable(&dir.join(shim_layout::EXITED), &exited)
+                        .context("record the container's end")?;
                 }
                 Verdict::Running => match Connection::open(&machine.layout.container_state(&self.meta.id)).await {
                     Ok(connection) => {
@@ -170,7 +180,11 @@ impl Container {
             }
             self.begin_stop(machine, grace, grace.is_zero());
         }
-        state.wait_for(|state| matches!(state, State::Exited { .. })).await.map(drop).map_err(|error| Error::new(Kind::Internal, error.to_string()))
+        state
+            .wait_for(|state| matches!(state, State::Exited { .. }))
+            .await
+            .map(drop)
+            .map_err(|error| Error::new(Kind::Internal, error.to_string()))
     }
 
     /// Goes on with a stop that an earlier daemon began.
@@ -201,13 +215,22 @@ impl Container {
 
     fn record_stop(&self, machine: &Machine, grace: Duration, signalled: bool) {
         let path = machine.layout.container(&self.meta.id).join(layout::container::STOP);
-        let record = StopRecord { deadline: now().saturating_add(i64::try_from(grace.as_nanos()).unwrap_or(i64::MAX)), signalled };
+        let record = StopRecord {
+            deadline: now().saturating_add(i64::try_from(grace.as_nanos()).unwrap_or(i64::MAX)),
+            signalled,
+        };
         if let Err(error) = record::write(&path, &record) {
             tracing::warn!(container = %self.meta.id, %error, "a stop that a restart would forget");
         }
     }
 
-    async fn escalate(self: &Arc<Self>, machine: &Arc<Machine>, mut deadline: watch::Receiver<Instant>, grace: Duration, signalled: bool) {
+    async fn escalate(
+        self: &Arc<Self>,
+        machine: &Arc<Machine>,
+        mut deadline: watch::Receiver<Instant>,
+        grace: Duration,
+        signalled: bool,
+    ) {
         if !signalled {
             self.signal(self.meta.stop_signal).await;
             self.record_stop(machine, grace, true);
@@ -249,7 +272,9 @@ fn describe(error: anyhow::Error) -> Error {
     let Some(failure) = error.downcast_ref::<Failure>() else { return error.into() };
     let kind = match (failure.step.as_str(), Errno::from_raw(failure.errno)) {
         (_, Errno::ENOSPC | Errno::EDQUOT) => Kind::ResourceExhausted,
-        ("execve", Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES | Errno::ENOEXEC | Errno::EISDIR) => Kind::InvalidArgument,
+        ("execve", Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES | Errno::ENOEXEC | Errno::EISDIR) => {
+            Kind::InvalidArgument
+        }
         (step, _) if step.starts_with("no such user") || step.starts_with("no such group") => Kind::InvalidArgument,
         _ => Kind::Internal,
     };

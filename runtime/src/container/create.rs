@@ -29,13 +29,26 @@ use crate::{
 };
 
 /// Makes a container in `sandbox`. Nothing is left of a failed one.
-pub(crate) fn create(machine: &Machine, sandbox: &Sandbox, id: &ContainerId, unique_name: String, config: Config) -> Result<Arc<Container>> {
+pub(crate) fn create(
+    machine: &Machine,
+    sandbox: &Sandbox,
+    id: &ContainerId,
+    unique_name: String,
+    config: Config,
+) -> Result<Arc<Container>> {
     if sandbox.state() != sandbox::State::Ready {
         return Err(Error::precondition(format!("sandbox {} is not ready", sandbox.meta.id)));
     }
-    let image = machine.images.find(&config.image)?.ok_or_else(|| Error::not_found(format!("no image {:?}: pull it first", config.image)))?;
-    let lease = machine.images.lease(&image.layers).ok_or_else(|| Error::not_found(format!("image {:?} is being removed", config.image)))?;
-    let cgroup = cgroup::Host::path(&sandbox.meta.config.cgroup_parent, id.as_str()).map_err(|error| Error::invalid(error.to_string()))?;
+    let image = machine
+        .images
+        .find(&config.image)?
+        .ok_or_else(|| Error::not_found(format!("no image {:?}: pull it first", config.image)))?;
+    let lease = machine
+        .images
+        .lease(&image.layers)
+        .ok_or_else(|| Error::not_found(format!("image {:?} is being removed", config.image)))?;
+    let cgroup = cgroup::Host::path(&sandbox.meta.config.cgroup_parent, id.as_str())
+        .map_err(|error| Error::invalid(error.to_string()))?;
     let meta = Meta {
         id: id.clone(),
         sandbox: sandbox.meta.id.clone(),
@@ -103,7 +116,8 @@ fn stop_signal(config: &Config, image: &Image) -> Result<i32> {
     if of_image.is_empty() {
         return Ok(Signal::SIGTERM as i32);
     }
-    parse_signal(&of_image).ok_or_else(|| Error::invalid(format!("the image's stop signal {of_image:?} is not a signal")))
+    parse_signal(&of_image)
+        .ok_or_else(|| Error::invalid(format!("the image's stop signal {of_image:?} is not a signal")))
 }
 
 /// `SIGTERM`, `TERM`, `15`, `RTMIN+3`.

@@ -1,11 +1,6 @@
 //! ExecSync: one more process in a running container, its output collected.
 
-use std::{
-    fs, io,
-    os::fd::OwnedFd,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{fs, io, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use anyhow::{Context, anyhow};
 use berth_shim::{
@@ -52,7 +47,12 @@ impl Container {
     ///
     /// # Errors
     /// `FailedPrecondition` unless the container runs, `InvalidArgument` for what cannot be executed, `DeadlineExceeded`.
-    pub(crate) async fn exec_sync(&self, machine: &Machine, command: Vec<String>, timeout: Option<Duration>) -> Result<Output> {
+    pub(crate) async fn exec_sync(
+        &self,
+        machine: &Machine,
+        command: Vec<String>,
+        timeout: Option<Duration>,
+    ) -> Result<Output> {
         if command.first().is_none_or(String::is_empty) {
             return Err(Error::invalid("no command to execute"));
         }
@@ -64,11 +64,15 @@ impl Container {
         let (err_reader, err) = io::pipe().context("pipe")?;
         let (out, err) = (OwnedFd::from(out), OwnedFd::from(err));
         let exit = connection.exec_exit(&exec);
-        connection.call(Call::Exec { exec: exec.clone() }, &[&null, &out, &err]).await.map_err(|error| refused(error, &self.meta.id))?;
+        connection
+            .call(Call::Exec { exec: exec.clone() }, &[&null, &out, &err])
+            .await
+            .map_err(|error| refused(error, &self.meta.id))?;
         drop((null, out, err));
 
         let (ended, end) = watch::channel(false);
-        let collecting = async { tokio::join!(collect(out_reader.into(), end.clone()), collect(err_reader.into(), end.clone())) };
+        let collecting =
+            async { tokio::join!(collect(out_reader.into(), end.clone()), collect(err_reader.into(), end.clone())) };
         let waiting = async {
             let code = match timeout {
                 None => Ok(exit.await),
@@ -84,7 +88,10 @@ impl Container {
         match code {
             Err(_) => {
                 let limit = timeout.unwrap_or_default().as_secs_f32();
-                Err(Error::new(Kind::DeadlineExceeded, format!("the command did not end within {limit} s and was killed")))
+                Err(Error::new(
+                    Kind::DeadlineExceeded,
+                    format!("the command did not end within {limit} s and was killed"),
+                ))
             }
             Ok(Err(_)) => Err(Error::precondition(format!("container {} ended while the command ran", self.meta.id))),
             Ok(Ok(exit_code)) => Ok(Output { stdout: stdout?, stderr: stderr?, exit_code }),
@@ -93,7 +100,8 @@ impl Container {
 
     fn write_request(&self, machine: &Machine, exec: &str, command: Vec<String>) -> anyhow::Result<RequestFile> {
         let dir = machine.layout.container(&self.meta.id);
-        let spec: Spec = record::read(&dir.join(shim_layout::SPEC))?.record().context("the container's spec is damaged")?;
+        let spec: Spec =
+            record::read(&dir.join(shim_layout::SPEC))?.record().context("the container's spec is damaged")?;
         let Program::Container(container) = spec.program else { return Err(anyhow!("not a container")) };
         let process = Process { args: command, tty: false, ..container.process };
         let path = dir.join(shim_layout::EXEC).join(format!("{exec}.json"));

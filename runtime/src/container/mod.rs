@@ -147,7 +147,14 @@ pub(crate) struct Container {
 impl Container {
     fn new(meta: Meta, state: State, layers: Lease) -> Self {
         let state = watch::Sender::new(state);
-        Self { meta, state, connection: Mutex::default(), stopping: Mutex::default(), busy: tokio::sync::Mutex::default(), _layers: layers }
+        Self {
+            meta,
+            state,
+            connection: Mutex::default(),
+            stopping: Mutex::default(),
+            busy: tokio::sync::Mutex::default(),
+            _layers: layers,
+        }
     }
 
     /// Reads a container back from disk, before anything is known of its process; `None` if its record is not whole.
@@ -156,10 +163,12 @@ impl Container {
     /// The record cannot be read, or its layers are gone.
     pub(crate) fn load(machine: &Machine, id: &ContainerId) -> anyhow::Result<Option<Arc<Self>>> {
         let path = machine.layout.container(id).join(layout::container::META);
-        let Found::Record(meta) = record::read::<Meta>(&path).with_context(|| format!("read {}", path.display()))? else {
+        let Found::Record(meta) = record::read::<Meta>(&path).with_context(|| format!("read {}", path.display()))?
+        else {
             return Ok(None);
         };
-        let layers = machine.images.lease(&meta.layers).with_context(|| format!("layers of container {id} are gone"))?;
+        let layers =
+            machine.images.lease(&meta.layers).with_context(|| format!("layers of container {id} are gone"))?;
         Ok(Some(Arc::new(Self::new(meta, State::Created, layers))))
     }
 
@@ -214,7 +223,11 @@ impl Container {
     /// ReopenContainerLog: the log was renamed, later lines go to a new file, which exists when this returns.
     pub(crate) async fn reopen_log(&self) -> Result<()> {
         let connection = self.running()?;
-        connection.call(Call::ReopenLog, &[]).await.map(drop).map_err(|error| Error::from(error).during("reopen the log"))
+        connection
+            .call(Call::ReopenLog, &[])
+            .await
+            .map(drop)
+            .map_err(|error| Error::from(error).during("reopen the log"))
     }
 }
 

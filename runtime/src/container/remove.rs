@@ -13,7 +13,8 @@ pub(crate) async fn remove(machine: &Arc<Machine>, id: &ContainerId) -> Result<(
     let directory = machine.layout.container(id);
     let state = machine.layout.container_state(id);
     shim::end(&directory, &state).await.with_context(|| format!("end container {id}"))?;
-    let meta = record::read::<Meta>(&directory.join(layout::container::META)).context("read the container's record")?.record();
+    let meta =
+        record::read::<Meta>(&directory.join(layout::container::META)).context("read the container's record")?.record();
     if let Some(meta) = meta {
         let own = machine.clone();
         tokio::task::spawn_blocking(move || own.cgroups.destroy(&meta.cgroup)).await.context("remove its cgroup")??;

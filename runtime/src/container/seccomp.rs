@@ -126,7 +126,8 @@ fn compile(capabilities: Capabilities) -> Result<Vec<Instruction>> {
     let answer = |value| one(RETURN, value);
     let jump = |code, value, on_true, on_false| Instruction { code, on_true, on_false, value };
 
-    let mut program = vec![one(LOAD, ARCH), jump(JUMP_EQUAL, AUDIT_ARCH, 1, 0), answer(ERRNO | ENOSYS), one(LOAD, NUMBER)];
+    let mut program =
+        vec![one(LOAD, ARCH), jump(JUMP_EQUAL, AUDIT_ARCH, 1, 0), answer(ERRNO | ENOSYS), one(LOAD, NUMBER)];
     program.extend([jump(JUMP_GREATER_OR_EQUAL, X32, 0, 1), answer(ERRNO | ENOSYS)]);
     program.extend([jump(JUMP_GREATER_OR_EQUAL, newest + 1, 0, 1), answer(ERRNO | ENOSYS)]);
     // What needs a look at an argument.
@@ -147,7 +148,11 @@ fn compile(capabilities: Capabilities) -> Result<Vec<Instruction>> {
     program.extend(PERSONALITIES.iter().enumerate().map(|(index, value)| jump(JUMP_EQUAL, *value, left(index), 0)));
     program.extend([answer(ERRNO | EPERM), answer(ALLOW)]);
     for (first, last) in ranges(&allowed) {
-        program.extend([jump(JUMP_GREATER_OR_EQUAL, first, 0, 2), jump(JUMP_GREATER_OR_EQUAL, last + 1, 1, 0), answer(ALLOW)]);
+        program.extend([
+            jump(JUMP_GREATER_OR_EQUAL, first, 0, 2),
+            jump(JUMP_GREATER_OR_EQUAL, last + 1, 1, 0),
+            answer(ALLOW),
+        ]);
     }
     program.push(answer(ERRNO | EPERM));
     Ok(program)

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use berth_shim::spec::{
-    Cgroups, Container, Mount, MountKind, Namespace, Namespaces, Process, Program, Propagation, Rlimit, RlimitKind, Rootfs, Spec, Stdio,
+    Cgroups, Container, Mount, MountKind, Namespace, Namespaces, Process, Program, Propagation, Rlimit, RlimitKind,
+    Rootfs, Spec, Stdio,
 };
 use oci_spec::image::ImageConfiguration;
 
@@ -46,7 +47,11 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
     }
     let hidden = |paths: &[PathBuf]| if privileged { Vec::new() } else { paths.to_vec() };
     let container = Container {
-        rootfs: Rootfs { layers_dir: inputs.layout.layers(), layers: inputs.layers.clone(), readonly: config.security.readonly_rootfs },
+        rootfs: Rootfs {
+            layers_dir: inputs.layout.layers(),
+            layers: inputs.layers.clone(),
+            readonly: config.security.readonly_rootfs,
+        },
         mounts: mounts(inputs)?,
         process: process(inputs)?,
         masked_paths: hidden(&config.security.masked_paths),
@@ -90,7 +95,14 @@ fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>> {
         NamespaceMode::Node => PathBuf::from("/dev/shm"),
         _ => Pins::of(inputs.layout, &sandbox.id).shm,
     };
-    let kernel = |target: &str, kind, readonly| Mount { target: target.into(), kind, readonly, nosuid: true, nodev: true, noexec: true };
+    let kernel = |target: &str, kind, readonly| Mount {
+        target: target.into(),
+        kind,
+        readonly,
+        nosuid: true,
+        nodev: true,
+        noexec: true,
+    };
     let mut mounts = vec![
         kernel("/proc", MountKind::Proc, false),
         Mount { nodev: false, noexec: false, ..kernel("/dev", MountKind::Dev, false) },
@@ -106,7 +118,14 @@ fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>> {
         ("/etc/hostname", layout::sandbox::HOSTNAME),
     ] {
         let kind = bind(directory.join(file));
-        mounts.push(Mount { target: target.into(), kind, readonly: config.security.readonly_rootfs, nosuid: false, nodev: false, noexec: false });
+        mounts.push(Mount {
+            target: target.into(),
+            kind,
+            readonly: config.security.readonly_rootfs,
+            nosuid: false,
+            nodev: false,
+            noexec: false,
+        });
     }
     let asked: Vec<Mount> = config.mounts.iter().map(volume).collect::<Result<_>>()?;
     mounts.retain(|own| asked.iter().all(|mount| mount.target != own.target));
@@ -147,7 +166,11 @@ fn process(inputs: &Inputs<'_>) -> Result<Process> {
         (directory, _) => directory,
     };
     Ok(Process {
-        args: args(config, of_image.entrypoint().as_deref().unwrap_or_default(), of_image.cmd().as_deref().unwrap_or_default())?,
+        args: args(
+            config,
+            of_image.entrypoint().as_deref().unwrap_or_default(),
+            of_image.cmd().as_deref().unwrap_or_default(),
+        )?,
         env: env(inputs, of_image.env().as_deref().unwrap_or_default()),
         cwd: Path::new("/").join(cwd),
         user: security::user(security, of_image.user().as_deref().unwrap_or_default())?,

@@ -44,7 +44,8 @@ mod tests {
     #[test]
     fn the_table_of_the_contract() {
         let exited = Exited { end: End::Code(3), at: 1, oom: false };
-        let started = |boot: &str| Some(Started { pid: 1, start_time: 2, boot_id: boot.into(), at: 3, user: Default::default() });
+        let started =
+            |boot: &str| Some(Started { pid: 1, start_time: 2, boot_id: boot.into(), at: 3, user: Default::default() });
         for (exit, locked, start, verdict) in [
             (Some(exited.clone()), false, started("now"), Verdict::Exited(exited.clone())),
             (Some(exited.clone()), true, started("now"), Verdict::Exited(exited.clone())),

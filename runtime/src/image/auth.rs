@@ -11,7 +11,10 @@ use crate::error::{Error, Result};
 pub(crate) enum Credentials {
     #[default]
     Anonymous,
-    Basic { username: String, password: String },
+    Basic {
+        username: String,
+        password: String,
+    },
     /// Used as it is, in place of a token that the registry's own server would issue.
     Token(String),
 }
@@ -43,7 +46,11 @@ impl Given {
         }
         if !self.auth.is_empty() {
             let wrong = || Error::invalid("auth is not base64 of \"user:password\"");
-            let text = STANDARD.decode(self.auth.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(wrong)?;
+            let text = STANDARD
+                .decode(self.auth.trim())
+                .ok()
+                .and_then(|bytes| String::from_utf8(bytes).ok())
+                .ok_or_else(wrong)?;
             let (username, password) = text.split_once(':').ok_or_else(wrong)?;
             let (username, password) = (username.to_owned(), password.trim_matches('\0').to_owned());
             return Ok(Credentials::Basic { username, password });
@@ -52,7 +59,10 @@ impl Given {
             return Ok(Credentials::Token(self.registry_token));
         }
         if !self.identity_token.is_empty() {
-            return Err(Error::new(crate::error::Kind::Unimplemented, "identity tokens are not served by this version of berth"));
+            return Err(Error::new(
+                crate::error::Kind::Unimplemented,
+                "identity tokens are not served by this version of berth",
+            ));
         }
         Ok(Credentials::Anonymous)
     }
@@ -85,7 +95,11 @@ impl Challenge {
             return None;
         }
         let mut parameters = parameters(rest);
-        Some(Self::Bearer { realm: parameters.remove("realm")?, service: parameters.remove("service"), scope: parameters.remove("scope") })
+        Some(Self::Bearer {
+            realm: parameters.remove("realm")?,
+            service: parameters.remove("service"),
+            scope: parameters.remove("scope"),
+        })
     }
 }
 
@@ -126,7 +140,11 @@ mod tests {
     #[test]
     fn credentials_are_bound_to_their_host() {
         let basic = Credentials::Basic { username: "u".into(), password: "p".into() };
-        let given = |server: &str| Given { auth: STANDARD.encode("u:p\0\0"), server_address: server.into(), ..Given::default() };
+        let given = |server: &str| Given {
+            auth: STANDARD.encode("u:p\0\0"),
+            server_address: server.into(),
+            ..Given::default()
+        };
         assert_eq!(given("").for_host("x.io").unwrap(), basic);
         assert_eq!(given("https://x.io/v2/").for_host("x.io").unwrap(), basic);
         assert_eq!(given("https://index.docker.io/v1/").for_host("docker.io").unwrap(), basic);

@@ -99,7 +99,8 @@ fn parse(text: &str, directory: &Path, host: &str) -> anyhow::Result<Vec<Endpoin
 
 /// The tables in the order of the text: toml sorts them by name unless a feature is on that other crates would pay for.
 fn order(text: &str, hosts: &toml::Table) -> Vec<(String, toml::Value)> {
-    let mut tables: Vec<(String, toml::Value)> = hosts.iter().map(|(url, table)| (url.clone(), table.clone())).collect();
+    let mut tables: Vec<(String, toml::Value)> =
+        hosts.iter().map(|(url, table)| (url.clone(), table.clone())).collect();
     tables.sort_by_key(|(url, _)| text.find(url.as_str()).unwrap_or(usize::MAX));
     tables
 }
@@ -108,13 +109,21 @@ fn endpoint(url: &str, host: &str, table: &HostTable, directory: &Path) -> anyho
     let mut endpoint = Endpoint::new(url, host, table.override_path)?;
     endpoint.skip_verify = table.skip_verify;
     endpoint.ca = table.ca.list().into_iter().map(|path| directory.join(path)).collect();
-    endpoint.headers = table.header.iter().flat_map(|(name, values)| values.list().into_iter().map(|value| (name.clone(), value))).collect();
-    endpoint.resolves = table.capabilities.as_ref().is_none_or(|list| list.iter().any(|capability| capability == "resolve"));
+    endpoint.headers = table
+        .header
+        .iter()
+        .flat_map(|(name, values)| values.list().into_iter().map(|value| (name.clone(), value)))
+        .collect();
+    endpoint.resolves =
+        table.capabilities.as_ref().is_none_or(|list| list.iter().any(|capability| capability == "resolve"));
     Ok(endpoint)
 }
 
 fn default_server(host: &str) -> String {
-    let name = host.strip_prefix('[').and_then(|rest| rest.split(']').next()).unwrap_or_else(|| host.split(':').next().unwrap_or(host));
+    let name = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.split(']').next())
+        .unwrap_or_else(|| host.split(':').next().unwrap_or(host));
     let loopback = name == "localhost" || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
     match host {
         // The name of images, not of a server.
@@ -162,7 +171,10 @@ mod tests {
               override_path = true
               skip_verify = true
         "#;
-        assert_eq!(bases(text, "upstream.io"), ["http://z.local:5000/v2", "https://a.local/prefix/v2/x", "https://upstream.io/v2"]);
+        assert_eq!(
+            bases(text, "upstream.io"),
+            ["http://z.local:5000/v2", "https://a.local/prefix/v2/x", "https://upstream.io/v2"]
+        );
         let endpoints = parse(text, Path::new("/c"), "upstream.io").unwrap();
         assert_eq!((endpoints[0].resolves, endpoints[0].ca[0].to_str()), (false, Some("/c/ca.crt")));
         assert_eq!((endpoints[0].headers.len(), endpoints[1].skip_verify), (2, true));
@@ -185,7 +197,8 @@ mod tests {
 
     #[test]
     fn mistakes_are_errors() {
-        for text in ["server = 1", "server = \"ftp://x\"", "[host.\"http://\"]", "[host.\"http://a\"]\nskip_verify = 3"] {
+        for text in ["server = 1", "server = \"ftp://x\"", "[host.\"http://\"]", "[host.\"http://a\"]\nskip_verify = 3"]
+        {
             assert!(parse(text, Path::new("/c"), "x.io").is_err(), "{text}");
         }
     }

@@ -53,7 +53,13 @@ impl Puller {
     pub(crate) fn new(store: Arc<Store>, config_path: PathBuf) -> Self {
         // Each takes two threads; more than the cores only take turns.
         let slots = std::thread::available_parallelism().map_or(2, usize::from).clamp(3, 8);
-        Self { store, config_path, images: Flights::default(), layers: Flights::default(), slots: Arc::new(Semaphore::new(slots)) }
+        Self {
+            store,
+            config_path,
+            images: Flights::default(),
+            layers: Flights::default(),
+            slots: Arc::new(Semaphore::new(slots)),
+        }
     }
 
     /// Pulls `reference` and returns the image's id. A caller that goes away changes nothing: who asks again joins.
@@ -70,16 +76,21 @@ impl Puller {
         let found = self.find_manifest(&registry, reference).await.map_err(during)?;
         let config_digest = digest_of(found.manifest.config())?;
         let config_bytes = registry.document(&config_digest).await.map_err(during)?;
-        let config: ImageConfiguration = serde_json::from_slice(&config_bytes)
-            .map_err(|error| during(Error::precondition(format!("config {config_digest} is not an image's: {error}"))))?;
+        let config: ImageConfiguration = serde_json::from_slice(&config_bytes).map_err(|error| {
+            during(Error::precondition(format!("config {config_digest} is not an image's: {error}")))
+        })?;
         // Held until the image itself holds its layers.
         let leases = self.pull_layers(&registry, &found.manifest, &config).await.map_err(during)?;
         let names: Vec<String> = reference.repo_tag().into_iter().chain([reference.repo_digest(&found.top)]).collect();
         let store = self.store.clone();
-        let image = blocking(move || store.add(&names, (&found.descriptor, &found.bytes), &config_bytes)).await.map_err(during)?;
+        let image = blocking(move || store.add(&names, (&found.descriptor, &found.bytes), &config_bytes))
+            .await
+            .map_err(during)?;
         drop(leases);
         let store = self.store.clone();
-        tokio::task::spawn_blocking(move || store.make_durable().inspect_err(|error| tracing::warn!("make images durable: {error:#}")));
+        tokio::task::spawn_blocking(move || {
+            store.make_durable().inspect_err(|error| tracing::warn!("make images durable: {error:#}"))
+        });
         tracing::info!(image = %reference, id = %image.id, layers = image.layers.len(), bytes = image.size, ms = begun.elapsed().as_millis() as u64, "pulled");
         Ok(image.id.clone())
     }
@@ -89,23 +100,39 @@ impl Puller {
         let (media_type, bytes) = registry.manifest(reference.target()).await?;
         let top = digest(&bytes);
         // A registry's Content-Type is often wrong; what tells the two apart is what is in them.
-        let is_index = serde_json::from_slice::<serde_json::Value>(&bytes).is_ok_and(|value| value.get("manifests").is_some());
+        let is_index =
+            serde_json::from_slice::<serde_json::Value>(&bytes).is_ok_and(|value| value.get("manifests").is_some());
         if !is_index {
             return Manifest::parse(top, &media_type, bytes);
         }
-        let index: ImageIndex = serde_json::from_slice(&bytes).map_err(|error| Error::precondition(format!("image index: {error}")))?;
+        let index: ImageIndex =
+            serde_json::from_slice(&bytes).map_err(|error| Error::precondition(format!("image index: {error}")))?;
         let chosen = choose(index.manifests()).ok_or_else(|| {
-            let platforms: Vec<String> = index.manifests().iter().filter_map(|manifest| manifest.platform().as_ref()).map(|p| format!("{}/{}", p.os(), p.architecture())).collect();
+            let platforms: Vec<String> = index
+                .manifests()
+                .iter()
+                .filter_map(|manifest| manifest.platform().as_ref())
+                .map(|p| format!("{}/{}", p.os(), p.architecture()))
+                .collect();
             Error::not_found(format!("no image for linux/{}; there is {}", architecture(), platforms.join(", ")))
         })?;
         let (_, bytes) = registry.manifest(digest_of(chosen)?.as_str()).await?;
         Manifest::parse(top, chosen.media_type().as_ref(), bytes)
     }
 
-    async fn pull_layers(&self, registry: &Arc<Registry>, manifest: &ImageManifest, config: &ImageConfiguration) -> Result<Vec<Arc<Lease>>> {
+    async fn pull_layers(
+        &self,
+        registry: &Arc<Registry>,
+        manifest: &ImageManifest,
+        config: &ImageConfiguration,
+    ) -> Result<Vec<Arc<Lease>>> {
         let (blobs, diff_ids) = (manifest.layers(), config.rootfs().diff_ids());
         if blobs.len() != diff_ids.len() {
-            return Err(Error::precondition(format!("the manifest has {} layers and the config {}", blobs.len(), diff_ids.len())));
+            return Err(Error::precondition(format!(
+                "the manifest has {} layers and the config {}",
+                blobs.len(),
+                diff_ids.len()
+            )));
         }
         if blobs.len() > MAX_LAYERS {
             return Err(Error::precondition(format!("{} layers; {MAX_LAYERS} is the limit", blobs.len())));
@@ -140,8 +167,8 @@ struct Manifest {
 
 impl Manifest {
     fn parse(top: Digest, media_type: &str, bytes: Vec<u8>) -> Result<Self> {
-        let manifest: ImageManifest =
-            serde_json::from_slice(&bytes).map_err(|error| Error::precondition(format!("not an image manifest ({media_type}): {error}")))?;
+        let manifest: ImageManifest = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::precondition(format!("not an image manifest ({media_type}): {error}")))?;
         let own = digest(&bytes);
         let own: oci_spec::image::Digest = own.as_str().parse().map_err(|error| anyhow!("digest: {error}"))?;
         let descriptor = Descriptor::new(media_type.into(), bytes.len() as u64, own);
@@ -169,7 +196,10 @@ fn architecture() -> &'static str {
 /// The first manifest for Linux on this architecture; one without a platform serves where nothing else does.
 fn choose(manifests: &[Descriptor]) -> Option<&Descriptor> {
     let fits = |descriptor: &&Descriptor| {
-        descriptor.platform().as_ref().is_some_and(|p| p.os().to_string() == "linux" && p.architecture().to_string() == architecture())
+        descriptor
+            .platform()
+            .as_ref()
+            .is_some_and(|p| p.os().to_string() == "linux" && p.architecture().to_string() == architecture())
     };
     manifests.iter().find(fits).or_else(|| manifests.iter().find(|descriptor| descriptor.platform().is_none()))
 }
@@ -211,7 +241,9 @@ impl LayerTask {
             let _slot = self.slots.acquire().await.context("slots are never closed")?;
             self.fetch(prepared).await?
         };
-        for (what, expected, actual) in [("digest", &self.blob, &unpacked.blob), ("diff-id", &self.diff_id, &unpacked.diff_id)] {
+        for (what, expected, actual) in
+            [("digest", &self.blob, &unpacked.blob), ("diff-id", &self.diff_id, &unpacked.diff_id)]
+        {
             if expected != actual {
                 return Err(Error::new(Kind::Internal, format!("wrong {what}: expected {expected}, got {actual}")));
             }
@@ -262,10 +294,15 @@ impl LayerTask {
 
     async fn download_from(&self, received: &mut u64, sender: &mpsc::Sender<Result<Bytes>>) -> Result<()> {
         let mut response = self.registry.blob(&self.blob, *received).await?;
-        while let Some(chunk) = response.chunk().await.map_err(|error| unavailable(super::registry::root_cause(&error)))? {
+        while let Some(chunk) =
+            response.chunk().await.map_err(|error| unavailable(super::registry::root_cause(&error)))?
+        {
             *received += chunk.len() as u64;
             if *received > self.size {
-                return Err(Error::new(Kind::Internal, format!("the blob is longer than the {} bytes of its descriptor", self.size)));
+                return Err(Error::new(
+                    Kind::Internal,
+                    format!("the blob is longer than the {} bytes of its descriptor", self.size),
+                ));
             }
             if sender.send(Ok(chunk)).await.is_err() {
                 return Ok(());
@@ -288,7 +325,9 @@ impl Source for Chunks {
 /// Gives directories that a layer's tar left out the owner, mode and time that they have in the topmost layer below with them.
 fn inherit(own: &Path, implied: &[PathBuf], below: &[PathBuf]) -> anyhow::Result<()> {
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-    let open = |root: &Path| rustix::fs::openat(CWD, root, flags, Mode::empty()).with_context(|| format!("open {}", root.display()));
+    let open = |root: &Path| {
+        rustix::fs::openat(CWD, root, flags, Mode::empty()).with_context(|| format!("open {}", root.display()))
+    };
     let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let own = open(own)?;
     let below = below.iter().map(|root| open(root)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -296,12 +335,14 @@ fn inherit(own: &Path, implied: &[PathBuf], below: &[PathBuf]) -> anyhow::Result
         let find = |root| rustix::fs::openat2(root, path, flags, Mode::empty(), inside).ok();
         let Some(source) = below.iter().find_map(find) else { continue };
         let found = rustix::fs::statat(&source, "", AtFlags::EMPTY_PATH).context("stat")?;
-        let target = rustix::fs::openat2(&own, path, flags, Mode::empty(), inside).with_context(|| format!("open {}", path.display()))?;
+        let target = rustix::fs::openat2(&own, path, flags, Mode::empty(), inside)
+            .with_context(|| format!("open {}", path.display()))?;
         let (uid, gid) = (rustix::fs::Uid::from_raw(found.st_uid), rustix::fs::Gid::from_raw(found.st_gid));
         rustix::fs::fchown(&target, Some(uid), Some(gid)).context("chown")?;
         rustix::fs::fchmod(&target, Mode::from_raw_mode(found.st_mode)).context("chmod")?;
         let time = Timespec { tv_sec: found.st_mtime as i64, tv_nsec: 0 };
-        rustix::fs::futimens(&target, &Timestamps { last_access: time, last_modification: time }).context("set times")?;
+        rustix::fs::futimens(&target, &Timestamps { last_access: time, last_modification: time })
+            .context("set times")?;
     }
     Ok(())
 }

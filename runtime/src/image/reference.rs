@@ -33,7 +33,10 @@ impl Digest {
     /// Another algorithm, or not 64 lower-case hexadecimal digits.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         match text.strip_prefix("sha256:") {
-            Some(hex) if hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)) => {
+            Some(hex)
+                if hex.len() == 64
+                    && hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)) =>
+            {
                 Ok(Self(text.to_owned()))
             }
             Some(_) => Err(Error::invalid(format!("{text:?} is not a digest: sha256 has 64 hexadecimal digits"))),
@@ -91,7 +94,9 @@ impl Reference {
             return Err(wrong("bad registry host"));
         }
         if !repository.split('/').all(is_path_component) {
-            return Err(wrong("a repository has lower-case letters, digits and single separators . _ - between slashes"));
+            return Err(wrong(
+                "a repository has lower-case letters, digits and single separators . _ - between slashes",
+            ));
         }
         if tag.is_some_and(|tag| !is_tag(tag)) {
             return Err(wrong("a tag has up to 128 letters, digits, and . _ - but not first"));
@@ -160,10 +165,11 @@ fn is_path_component(text: &str) -> bool {
     let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = text.as_bytes();
     let ends = bytes.first().copied().is_some_and(alphanumeric) && bytes.last().copied().is_some_and(alphanumeric);
-    let separators = text.split(|c: char| alphanumeric(c as u8) && c.is_ascii()).filter(|separator| !separator.is_empty());
-    ends && separators.into_iter().all(|separator| {
-        matches!(separator, "." | "_" | "__") || separator.bytes().all(|byte| byte == b'-')
-    })
+    let separators =
+        text.split(|c: char| alphanumeric(c as u8) && c.is_ascii()).filter(|separator| !separator.is_empty());
+    ends && separators
+        .into_iter()
+        .all(|separator| matches!(separator, "." | "_" | "__") || separator.bytes().all(|byte| byte == b'-'))
 }
 
 fn is_tag(tag: &str) -> bool {
@@ -205,9 +211,38 @@ mod tests {
     fn malformed_names_are_refused() {
         let long = "a".repeat(256);
         for text in [
-            "", "/", ":", "@", "a:", "a@", "a@sha256:12", "a@md5:00", "Upper", "a/B", "a//b", "a/", "/a", "h.io/", "a b", "a:b c",
-            "a:-x", "h.io:/a", "h.io:99999/a", "h.io:x/a", "[::1/a", "[zz]:1/a", "a..b", "a___b", "-a", "a-", "é", "a:é", "..", "a/../b",
-            "-h.io/a", &long,
+            "",
+            "/",
+            ":",
+            "@",
+            "a:",
+            "a@",
+            "a@sha256:12",
+            "a@md5:00",
+            "Upper",
+            "a/B",
+            "a//b",
+            "a/",
+            "/a",
+            "h.io/",
+            "a b",
+            "a:b c",
+            "a:-x",
+            "h.io:/a",
+            "h.io:99999/a",
+            "h.io:x/a",
+            "[::1/a",
+            "[zz]:1/a",
+            "a..b",
+            "a___b",
+            "-a",
+            "a-",
+            "é",
+            "a:é",
+            "..",
+            "a/../b",
+            "-h.io/a",
+            &long,
         ] {
             assert_eq!(Reference::parse(text).unwrap_err().kind, Kind::InvalidArgument, "{text:?}");
         }

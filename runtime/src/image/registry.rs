@@ -56,8 +56,13 @@ impl Registry {
     /// A manifest or index by tag or digest: its media type and its bytes, which are checked when `target` is a digest.
     pub(crate) async fn manifest(&self, target: &str) -> Result<(String, Vec<u8>)> {
         let by_digest = Digest::parse(target).ok();
-        let response = self.request(&format!("manifests/{target}"), by_digest.is_none(), |request| request.header(header::ACCEPT, MANIFEST_TYPES)).await?;
-        let media_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let response = self
+            .request(&format!("manifests/{target}"), by_digest.is_none(), |request| {
+                request.header(header::ACCEPT, MANIFEST_TYPES)
+            })
+            .await?;
+        let media_type =
+            response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
         let bytes = read_document(response).await.map_err(|error| error.during(format!("manifest {target}")))?;
         if let Some(digest) = by_digest {
@@ -92,7 +97,12 @@ impl Registry {
     }
 
     /// Tries every endpoint in turn; the error is the one that says most: that of the last.
-    async fn request(&self, path: &str, resolve: bool, build: impl Fn(RequestBuilder) -> RequestBuilder) -> Result<Response> {
+    async fn request(
+        &self,
+        path: &str,
+        resolve: bool,
+        build: impl Fn(RequestBuilder) -> RequestBuilder,
+    ) -> Result<Response> {
         let mut failure = unavailable("no endpoint of the registry serves pulls".to_owned());
         for (endpoint, client) in self.endpoints.iter().filter(|(endpoint, _)| endpoint.resolves || !resolve) {
             match self.request_at(endpoint, client, path, &build).await {
@@ -106,7 +116,13 @@ impl Registry {
         Err(failure)
     }
 
-    async fn request_at(&self, endpoint: &Endpoint, client: &Client, path: &str, build: &impl Fn(RequestBuilder) -> RequestBuilder) -> Result<Response> {
+    async fn request_at(
+        &self,
+        endpoint: &Endpoint,
+        client: &Client,
+        path: &str,
+        build: &impl Fn(RequestBuilder) -> RequestBuilder,
+    ) -> Result<Response> {
         let url = format!("{}/{}/{path}", endpoint.base, self.repository);
         let mut pause = FIRST_PAUSE;
         let mut challenged = false;
@@ -173,7 +189,13 @@ impl Registry {
     }
 
     /// The token protocol of the distribution project (docs/spec/auth/token).
-    async fn fetch_token(&self, client: &Client, realm: &str, service: Option<String>, scope: String) -> Result<String> {
+    async fn fetch_token(
+        &self,
+        client: &Client,
+        realm: &str,
+        service: Option<String>,
+        scope: String,
+    ) -> Result<String> {
         #[derive(Deserialize)]
         struct Token {
             #[serde(default)]
@@ -188,7 +210,8 @@ impl Registry {
         if let Credentials::Basic { username, password } = &self.credentials {
             request = request.basic_auth(username, Some(password));
         }
-        let response = request.send().await.map_err(|error| unavailable(format!("token from {realm}: {}", root_cause(&error))))?;
+        let response =
+            request.send().await.map_err(|error| unavailable(format!("token from {realm}: {}", root_cause(&error))))?;
         if !response.status().is_success() {
             return Err(refused(realm, &response));
         }
@@ -212,7 +235,8 @@ fn client(endpoint: &Endpoint) -> anyhow::Result<Client> {
         .tls_danger_accept_invalid_certs(endpoint.skip_verify);
     for path in &endpoint.ca {
         let pem = fs::read(path).with_context(|| format!("read {}", path.display()))?;
-        let certificate = reqwest::Certificate::from_pem(&pem).with_context(|| format!("certificate {}", path.display()))?;
+        let certificate =
+            reqwest::Certificate::from_pem(&pem).with_context(|| format!("certificate {}", path.display()))?;
         builder = builder.tls_certs_merge([certificate]);
     }
     builder.build().context("make an http client")
@@ -232,7 +256,11 @@ async fn read_document(mut response: Response) -> Result<Vec<u8>> {
 fn check_digest(bytes: &[u8], digest: &Digest) -> Result<()> {
     use sha2::Digest as _;
     let actual = Digest::of(sha2::Sha256::digest(bytes));
-    if actual == *digest { Ok(()) } else { Err(Error::new(Kind::Internal, format!("wrong digest: asked for {digest}, got {actual}"))) }
+    if actual == *digest {
+        Ok(())
+    } else {
+        Err(Error::new(Kind::Internal, format!("wrong digest: asked for {digest}, got {actual}")))
+    }
 }
 
 /// What may be different at the next attempt.

@@ -145,7 +145,8 @@ impl Store {
             fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
         }
         let version = layout.images().join("oci-layout");
-        fs::write(&version, br#"{"imageLayoutVersion":"1.0.0"}"#).with_context(|| format!("write {}", version.display()))?;
+        fs::write(&version, br#"{"imageLayoutVersion":"1.0.0"}"#)
+            .with_context(|| format!("write {}", version.display()))?;
         let mut state = State::default();
         for entry in fs::read_dir(layout.layers()).context("read layers")?.flatten() {
             let key = entry.file_name().to_string_lossy().into_owned();
@@ -178,7 +179,9 @@ impl Store {
             }
         };
         for descriptor in index.manifests() {
-            let Some(name) = descriptor.annotations().as_ref().and_then(|annotations| annotations.get(REF_NAME)) else { continue };
+            let Some(name) = descriptor.annotations().as_ref().and_then(|annotations| annotations.get(REF_NAME)) else {
+                continue;
+            };
             if let Err(error) = self.load_image(name, descriptor) {
                 tracing::warn!(name, "image dropped: {error:#}");
             }
@@ -187,7 +190,8 @@ impl Store {
     }
 
     fn load_image(&self, name: &str, descriptor: &Descriptor) -> anyhow::Result<()> {
-        let manifest: ImageManifest = serde_json::from_slice(&self.blob(&Digest::parse(descriptor.digest().as_ref())?)?)?;
+        let manifest: ImageManifest =
+            serde_json::from_slice(&self.blob(&Digest::parse(descriptor.digest().as_ref())?)?)?;
         let id = Digest::parse(manifest.config().digest().as_ref())?;
         let mut state = self.state();
         if !state.images.contains_key(&id) {
@@ -206,13 +210,18 @@ impl Store {
     fn blob(&self, digest: &Digest) -> anyhow::Result<Vec<u8>> {
         let path = self.layout.blobs().join(digest.hex());
         let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        if Digest::of(Sha256::digest(&bytes)) == *digest { Ok(bytes) } else { Err(anyhow!("{} is damaged", path.display())) }
+        if Digest::of(Sha256::digest(&bytes)) == *digest {
+            Ok(bytes)
+        } else {
+            Err(anyhow!("{} is damaged", path.display()))
+        }
     }
 
     /// Throws away the layers that nothing needs.
     pub(crate) fn collect(&self) {
         let mut state = self.state();
-        let unused: Vec<String> = state.layers.iter().filter(|(_, layer)| layer.uses == 0).map(|(key, _)| key.clone()).collect();
+        let unused: Vec<String> =
+            state.layers.iter().filter(|(_, layer)| layer.uses == 0).map(|(key, _)| key.clone()).collect();
         for key in unused {
             state.release(&key, &self.layout);
         }
@@ -270,7 +279,9 @@ impl Store {
         for (digest, bytes) in [(&Digest::parse(descriptor.digest().as_ref())?, manifest_bytes), (&id, config)] {
             let path = self.layout.blobs().join(digest.hex());
             let tmp = path.with_extension(id::random_hex(4));
-            fs::write(&tmp, bytes).and_then(|()| fs::rename(&tmp, &path)).with_context(|| format!("write {}", path.display()))?;
+            fs::write(&tmp, bytes)
+                .and_then(|()| fs::rename(&tmp, &path))
+                .with_context(|| format!("write {}", path.display()))?;
         }
         let image = match state.images.get(&id) {
             Some(image) => image.clone(),
@@ -283,7 +294,8 @@ impl Store {
             }
         };
         let mut changed = state.names.clone();
-        changed.extend(names.iter().map(|name| (name.clone(), Named { manifest: descriptor.clone(), image: id.clone() })));
+        changed
+            .extend(names.iter().map(|name| (name.clone(), Named { manifest: descriptor.clone(), image: id.clone() })));
         let result = self.write_index(&changed);
         if result.is_ok() {
             state.names = changed;
@@ -352,7 +364,8 @@ impl Store {
             record.boot_id = None;
             let mut state = self.state();
             if let Some(layer) = state.layers.get_mut(&key) {
-                record::write(&self.layout.layers().join(&key).join(RECORD), &record).context("write the layer's record")?;
+                record::write(&self.layout.layers().join(&key).join(RECORD), &record)
+                    .context("write the layer's record")?;
                 layer.record = record;
             }
         }
@@ -392,7 +405,10 @@ impl Store {
 
     /// Of all layers; counted when they were unpacked.
     pub(crate) fn usage(&self) -> Usage {
-        let sum = |total: Usage, layer: &Layer| Usage { bytes: total.bytes + layer.record.bytes, inodes: total.inodes + layer.record.inodes };
+        let sum = |total: Usage, layer: &Layer| Usage {
+            bytes: total.bytes + layer.record.bytes,
+            inodes: total.inodes + layer.record.inodes,
+        };
         self.state().layers.values().fold(Usage::default(), sum)
     }
 }

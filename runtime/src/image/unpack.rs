@@ -23,8 +23,9 @@ use std::{
 use anyhow::{Context, bail};
 use rustix::{
     fs::{
-        AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod, fchown, fsetxattr,
-        futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, openat, openat2, statat, symlinkat, unlinkat, utimensat,
+        AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags, chownat,
+        fchmod, fchown, fsetxattr, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, openat, openat2, statat,
+        symlinkat, unlinkat, utimensat,
     },
     io::Errno,
 };
@@ -71,7 +72,8 @@ pub(crate) fn unpack(source: &mut (dyn Source + Send), target: &Path) -> Result<
         .with_context(|| format!("open {}", target.display()))?;
     let (sender, receiver) = sync_channel(QUEUE);
     thread::scope(|scope| {
-        let inflater = thread::Builder::new().name("inflate".into()).spawn_scoped(scope, move || inflate(source, &sender));
+        let inflater =
+            thread::Builder::new().name("inflate".into()).spawn_scoped(scope, move || inflate(source, &sender));
         let inflater = inflater.context("start a thread")?;
         let extracted = extract(receiver, &root);
         let inflated = inflater.join().map_err(|_| Error::new(Kind::Internal, "the inflating thread panicked"))?;
@@ -135,7 +137,9 @@ fn inflate_into(blob: &mut Blob<'_>, sender: &SyncSender<Vec<u8>>) -> io::Result
     let magic = reader.fill_buf()?;
     let mut tar: Box<dyn Read + '_> = match magic {
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(&mut reader)),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Box::new(zstd::Decoder::with_buffer(&mut reader)?),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
+            Box::new(zstd::Decoder::with_buffer(&mut reader)?)
+        }
         _ => Box::new(&mut reader),
     };
     let mut hash = Sha256::new();
@@ -277,7 +281,13 @@ impl<'a> Layer<'a> {
         result
     }
 
-    fn place<R: Read>(&mut self, entry: &mut Entry<'_, R>, parent: &OwnedFd, name: &OsStr, path: &Path) -> anyhow::Result<()> {
+    fn place<R: Read>(
+        &mut self,
+        entry: &mut Entry<'_, R>,
+        parent: &OwnedFd,
+        name: &OsStr,
+        path: &Path,
+    ) -> anyhow::Result<()> {
         if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
             return whiteout(parent, name.as_bytes(), hidden);
         }
@@ -291,7 +301,12 @@ impl<'a> Layer<'a> {
             }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 let file = replacing(parent, name, || {
-                    openat(parent, name, OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)
+                    openat(
+                        parent,
+                        name,
+                        OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                        Mode::RUSR | Mode::WUSR,
+                    )
                 })?;
                 self.fill_file(entry, file)
             }
@@ -301,7 +316,8 @@ impl<'a> Layer<'a> {
                 self.hard_link(&target, parent, name)
             }
             EntryType::Symlink => {
-                let target = entry.link_name_bytes().ok_or_else(|| refuse("a symbolic link without a target"))?.into_owned();
+                let target =
+                    entry.link_name_bytes().ok_or_else(|| refuse("a symbolic link without a target"))?.into_owned();
                 let target = CString::new(target)?;
                 replacing(parent, name, || symlinkat(&target, parent, name))?;
                 finish_node(entry, parent, name, None)
@@ -330,7 +346,8 @@ impl<'a> Layer<'a> {
             walked.push(part);
             directory = match open_inside(self.root, &walked) {
                 Err(Errno::NOENT) => {
-                    mkdirat(&directory, part, Mode::from_raw_mode(0o755)).with_context(|| format!("make directory {}", walked.display()))?;
+                    mkdirat(&directory, part, Mode::from_raw_mode(0o755))
+                        .with_context(|| format!("make directory {}", walked.display()))?;
                     self.implied.insert(walked.clone());
                     self.inodes += 1;
                     self.bytes += BLOCK;
@@ -386,7 +403,13 @@ impl<'a> Layer<'a> {
         }
     }
 
-    fn node<R: Read>(&mut self, entry: &mut Entry<'_, R>, parent: &OwnedFd, name: &OsStr, kind: FileType) -> anyhow::Result<()> {
+    fn node<R: Read>(
+        &mut self,
+        entry: &mut Entry<'_, R>,
+        parent: &OwnedFd,
+        name: &OsStr,
+        kind: FileType,
+    ) -> anyhow::Result<()> {
         let header = entry.header();
         let device = match kind {
             FileType::Fifo => 0,
@@ -482,7 +505,12 @@ fn whiteout(parent: &OwnedFd, name: &[u8], hidden: &[u8]) -> anyhow::Result<()> 
 }
 
 /// Owner, time and, unless it is a symbolic link, mode of what has no descriptor.
-fn finish_node<R: Read>(entry: &mut Entry<'_, R>, parent: &OwnedFd, name: &OsStr, mode: Option<Mode>) -> anyhow::Result<()> {
+fn finish_node<R: Read>(
+    entry: &mut Entry<'_, R>,
+    parent: &OwnedFd,
+    name: &OsStr,
+    mode: Option<Mode>,
+) -> anyhow::Result<()> {
     let (uid, gid, _) = attributes(entry)?;
     let time = modified(entry)?;
     chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).context("chown")?;
@@ -503,7 +531,9 @@ fn finish_node<R: Read>(entry: &mut Entry<'_, R>, parent: &OwnedFd, name: &OsStr
 
 fn attributes<R: Read>(entry: &Entry<'_, R>) -> anyhow::Result<(Uid, Gid, Mode)> {
     let header = entry.header();
-    let id = |id: u64| u32::try_from(id).ok().filter(|id| *id != u32::MAX).ok_or_else(|| refuse(format!("owner {id} is out of range")));
+    let id = |id: u64| {
+        u32::try_from(id).ok().filter(|id| *id != u32::MAX).ok_or_else(|| refuse(format!("owner {id} is out of range")))
+    };
     let mode = Mode::from_raw_mode(header.mode().context("mode")? & 0o7777);
     Ok((Uid::from_raw(id(header.uid().context("uid")?)?), Gid::from_raw(id(header.gid().context("gid")?)?), mode))
 }

@@ -73,7 +73,11 @@ mod tests {
 
     #[test]
     fn files_read_as_their_manual_pages_say() {
-        let dns = Dns { servers: vec!["10.0.0.10".into(), "1.1.1.1".into()], searches: vec!["a".into(), "b".into()], options: vec!["ndots:5".into()] };
+        let dns = Dns {
+            servers: vec!["10.0.0.10".into(), "1.1.1.1".into()],
+            searches: vec!["a".into(), "b".into()],
+            options: vec!["ndots:5".into()],
+        };
         assert_eq!(resolv_conf(&dns), "search a b\nnameserver 10.0.0.10\nnameserver 1.1.1.1\noptions ndots:5\n");
         assert_eq!(resolv_conf(&Dns { servers: vec![], searches: vec![], options: vec![] }), "");
         assert!(hosts("pod", &["10.88.0.2".parse().unwrap()]).ends_with("\n10.88.0.2\tpod\n"));

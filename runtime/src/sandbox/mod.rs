@@ -171,7 +171,9 @@ impl Sandbox {
     /// Its record cannot be read.
     pub(crate) fn load(machine: &Machine, id: &SandboxId) -> anyhow::Result<Option<Self>> {
         let directory = machine.layout.sandbox(id);
-        let Found::Record(meta) = record::read::<Meta>(&directory.join(layout::sandbox::META))? else { return Ok(None) };
+        let Found::Record(meta) = record::read::<Meta>(&directory.join(layout::sandbox::META))? else {
+            return Ok(None);
+        };
         let stopped = directory.join(layout::sandbox::STOPPED).exists();
         let state = match record::read::<Ready>(&directory.join(layout::sandbox::READY))? {
             Found::Record(ready) if ready.boot_id == machine.boot_id && !stopped => State::Ready,
@@ -180,7 +182,8 @@ impl Sandbox {
             _ => return Ok(None),
         };
         // Containers that share its PID namespace ended with it.
-        let pause_lost = meta.config.namespaces.pid == NamespaceMode::Pod && !shim::is_alive(&directory.join(layout::sandbox::PAUSE))?;
+        let pause_lost = meta.config.namespaces.pid == NamespaceMode::Pod
+            && !shim::is_alive(&directory.join(layout::sandbox::PAUSE))?;
         let state = if pause_lost { State::NotReady } else { state };
         let attached = record::read::<Attached>(&directory.join(layout::sandbox::NETWORK))?.record();
         Ok(Some(Self::new(meta, state, attached.map_or_else(Vec::new, |attached| attached.addresses()))))
@@ -231,14 +234,20 @@ impl Sandbox {
 pub(crate) fn attached(layout: &Layout) -> anyhow::Result<Vec<String>> {
     let directory = layout.sandboxes();
     let entries = fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))?.flatten();
-    let keeps = |path: &Path| path.join(layout::sandbox::NETWORK).exists() && !path.join(layout::sandbox::STOPPED).exists();
-    Ok(entries.filter(|entry| keeps(&entry.path())).map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+    let keeps =
+        |path: &Path| path.join(layout::sandbox::NETWORK).exists() && !path.join(layout::sandbox::STOPPED).exists();
+    Ok(entries
+        .filter(|entry| keeps(&entry.path()))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect())
 }
 
 /// Success when it is not there.
 fn remove_file(path: &Path) -> anyhow::Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(anyhow!(error)).with_context(|| format!("remove {}", path.display())),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(anyhow!(error)).with_context(|| format!("remove {}", path.display()))
+        }
         _ => Ok(()),
     }
 }

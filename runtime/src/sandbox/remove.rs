@@ -49,7 +49,9 @@ pub(crate) async fn remove(machine: &Machine, id: &SandboxId) -> Result<()> {
     }
     let state = machine.layout.sandbox_state(id);
     match fs::remove_dir_all(&state) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).with_context(|| format!("remove {}", state.display()))?,
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", state.display()))?
+        }
         _ => {}
     }
     Ok(trash::discard(&machine.layout, &directory).with_context(|| format!("remove {}", directory.display()))?)

@@ -53,7 +53,12 @@ pub(crate) async fn run(machine: &Machine, id: &SandboxId, config: Config) -> Re
     Ok(result?)
 }
 
-async fn make(machine: &Machine, id: &SandboxId, config: Config, sysctls: Vec<(String, String)>) -> anyhow::Result<Sandbox> {
+async fn make(
+    machine: &Machine,
+    id: &SandboxId,
+    config: Config,
+    sysctls: Vec<(String, String)>,
+) -> anyhow::Result<Sandbox> {
     let directory = machine.layout.sandbox(id);
     let netns = (config.namespaces.network != NamespaceMode::Node).then(|| format!("cni-{}", uuid()));
     let created_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as i64;
@@ -138,7 +143,8 @@ pub(super) fn pause_state(machine: &Machine, id: &SandboxId) -> PathBuf {
 /// # Errors
 /// `InvalidArgument` for one that is not of a namespace that the pod has of its own: it would change the host.
 fn check_sysctls(config: &Config) -> Result<Vec<(String, String)>> {
-    let (own_net, own_ipc) = (config.namespaces.network != NamespaceMode::Node, config.namespaces.ipc != NamespaceMode::Node);
+    let (own_net, own_ipc) =
+        (config.namespaces.network != NamespaceMode::Node, config.namespaces.ipc != NamespaceMode::Node);
     let mut sysctls: Vec<(String, String)> = Vec::new();
     if own_net {
         let given = |name: &str| config.sysctls.contains_key(name);
@@ -146,7 +152,8 @@ fn check_sysctls(config: &Config) -> Result<Vec<(String, String)>> {
         sysctls.extend(defaults.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     }
     for (name, value) in &config.sysctls {
-        check_sysctl(name, own_net, own_ipc, !config.shares_uts()).map_err(|error| Error::invalid(format!("sysctl {name:?}: {error}")))?;
+        check_sysctl(name, own_net, own_ipc, !config.shares_uts())
+            .map_err(|error| Error::invalid(format!("sysctl {name:?}: {error}")))?;
         sysctls.push((name.clone(), value.clone()));
     }
     Ok(sysctls)

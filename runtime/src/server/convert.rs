@@ -38,7 +38,11 @@ fn unsupported(field: &str) -> Error {
 
 pub(super) fn handler(name: &str) -> Result<()> {
     let known = || HANDLERS.iter().filter(|known| !known.is_empty()).copied().collect::<Vec<_>>().join(", ");
-    if HANDLERS.contains(&name) { Ok(()) } else { Err(Error::invalid(format!("no runtime handler {name:?}; there is {}", known()))) }
+    if HANDLERS.contains(&name) {
+        Ok(())
+    } else {
+        Err(Error::invalid(format!("no runtime handler {name:?}; there is {}", known())))
+    }
 }
 
 pub(super) fn sandbox_config(config: Option<v1::PodSandboxConfig>, runtime_handler: String) -> Result<sandbox::Config> {
@@ -82,7 +86,8 @@ fn port(port: v1::PortMapping) -> Result<PortMapping> {
         v1::Protocol::Udp => "udp",
         v1::Protocol::Sctp => "sctp",
     };
-    let number = |number: i32| u16::try_from(number).map_err(|_| Error::invalid(format!("port {number} is out of range")));
+    let number =
+        |number: i32| u16::try_from(number).map_err(|_| Error::invalid(format!("port {number} is out of range")));
     Ok(PortMapping {
         host_port: number(port.host_port)?,
         container_port: number(port.container_port)?,
@@ -100,7 +105,9 @@ fn namespaces(options: Option<&v1::NamespaceOption>) -> Result<NamespaceModes> {
         v1::NamespaceMode::Target => NamespaceMode::Target,
     };
     let users = options.userns_options.as_ref();
-    if users.is_some_and(|users| users.mode() != v1::NamespaceMode::Node || !users.uids.is_empty() || !users.gids.is_empty()) {
+    if users.is_some_and(|users| {
+        users.mode() != v1::NamespaceMode::Node || !users.uids.is_empty() || !users.gids.is_empty()
+    }) {
         return Err(unsupported("userns_options: a user namespace of the pod"));
     }
     for (field, given) in [("network", options.network()), ("ipc", options.ipc())] {
@@ -130,11 +137,14 @@ pub(super) fn container_config(config: Option<v1::ContainerConfig>) -> Result<co
     if !config.cdi_devices.is_empty() {
         return Err(unsupported("CDI_devices"));
     }
-    let stop_signal = v1::Signal::try_from(config.stop_signal).map_err(|_| Error::invalid("stop_signal is not a signal"))?;
+    let stop_signal =
+        v1::Signal::try_from(config.stop_signal).map_err(|_| Error::invalid("stop_signal is not a signal"))?;
     let linux = config.linux.unwrap_or_default();
     let env = |pair: v1::KeyValue| {
-        let wrong = || Error::invalid(format!("environment variable {:?} is empty, or has an = or a NUL byte in it", pair.key));
-        let value = String::from_utf8(pair.value).map_err(|_| Error::invalid(format!("environment variable {:?} is not UTF-8", pair.key)))?;
+        let wrong =
+            || Error::invalid(format!("environment variable {:?} is empty, or has an = or a NUL byte in it", pair.key));
+        let value = String::from_utf8(pair.value)
+            .map_err(|_| Error::invalid(format!("environment variable {:?} is not UTF-8", pair.key)))?;
         let fits = !pair.key.is_empty() && !pair.key.contains(['=', '\0']) && !value.contains('\0');
         fits.then(|| (pair.key.clone(), value)).ok_or_else(wrong)
     };
@@ -163,7 +173,8 @@ pub(super) fn container_config(config: Option<v1::ContainerConfig>) -> Result<co
 /// It is joined to the pod's log directory, which it must not leave.
 fn log_path(text: &str) -> Result<PathBuf> {
     let path = PathBuf::from(text);
-    let inside = path.components().all(|part| matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir));
+    let inside =
+        path.components().all(|part| matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir));
     if inside { Ok(path) } else { Err(Error::invalid(format!("log_path {text:?} is not below the log directory"))) }
 }
 
@@ -199,7 +210,11 @@ fn security(context: Option<v1::LinuxContainerSecurityContext>) -> Result<Securi
     let paths = |paths: Vec<String>| paths.into_iter().map(PathBuf::from).collect::<Vec<_>>();
     let Some(context) = context else {
         let masked_paths = MASKED.map(PathBuf::from).to_vec();
-        return Ok(Security { masked_paths, readonly_paths: READONLY.map(PathBuf::from).to_vec(), ..Security::default() });
+        return Ok(Security {
+            masked_paths,
+            readonly_paths: READONLY.map(PathBuf::from).to_vec(),
+            ..Security::default()
+        });
     };
     let capabilities = context.capabilities.clone().unwrap_or_default();
     let namespaces = namespaces(context.namespace_options.as_ref())?;
@@ -235,7 +250,9 @@ fn seccomp(profile: Option<&v1::SecurityProfile>, path: &str) -> Result<Seccomp>
     use v1::security_profile::ProfileType;
     match (profile.map(v1::SecurityProfile::profile_type), path) {
         (Some(ProfileType::Unconfined), _) | (None, "" | "unconfined") => Ok(Seccomp::Unconfined),
-        (Some(ProfileType::RuntimeDefault), _) | (None, "runtime/default" | "docker/default") => Ok(Seccomp::RuntimeDefault),
+        (Some(ProfileType::RuntimeDefault), _) | (None, "runtime/default" | "docker/default") => {
+            Ok(Seccomp::RuntimeDefault)
+        }
         (Some(ProfileType::Localhost), _) | (None, _) => Err(unsupported("a local seccomp profile")),
     }
 }
@@ -397,7 +414,11 @@ fn container_state(state: &container::State) -> v1::ContainerState {
 }
 
 fn image_spec(config: &container::Config) -> v1::ImageSpec {
-    v1::ImageSpec { image: config.image.clone(), user_specified_image: config.user_specified_image.clone(), ..v1::ImageSpec::default() }
+    v1::ImageSpec {
+        image: config.image.clone(),
+        user_specified_image: config.user_specified_image.clone(),
+        ..v1::ImageSpec::default()
+    }
 }
 
 fn container_metadata(config: &container::Config) -> v1::ContainerMetadata {
@@ -420,7 +441,10 @@ pub(super) fn container_item(container: &Container) -> v1::Container {
     }
 }
 
-pub(super) fn container_status(container: &Container, user: Option<berth_shim::record::ResolvedUser>) -> v1::ContainerStatus {
+pub(super) fn container_status(
+    container: &Container,
+    user: Option<berth_shim::record::ResolvedUser>,
+) -> v1::ContainerStatus {
     let (meta, state) = (&container.meta, container.state());
     let mut status = v1::ContainerStatus {
         id: meta.id.to_string(),
@@ -473,7 +497,9 @@ fn mount_out(mount: &container::Mount) -> v1::Mount {
 
 fn user_out(user: berth_shim::record::ResolvedUser) -> v1::ContainerUser {
     let supplemental_groups = user.groups.iter().map(|group| i64::from(*group)).collect();
-    v1::ContainerUser { linux: Some(v1::LinuxContainerUser { uid: user.uid.into(), gid: user.gid.into(), supplemental_groups }) }
+    v1::ContainerUser {
+        linux: Some(v1::LinuxContainerUser { uid: user.uid.into(), gid: user.gid.into(), supplemental_groups }),
+    }
 }
 
 pub(super) fn image(image: &image::Image, (repo_tags, repo_digests): (Vec<String>, Vec<String>)) -> v1::Image {

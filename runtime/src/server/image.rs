@@ -29,7 +29,8 @@ fn named(spec: Option<v1::ImageSpec>) -> Result<v1::ImageSpec, Error> {
 impl ImageService for Images {
     async fn list_images(&self, request: Request<v1::ListImagesRequest>) -> Answer<v1::ListImagesResponse> {
         let images = &self.node.machine.images;
-        let wanted = request.into_inner().filter.and_then(|filter| filter.image).map(|spec| spec.image).unwrap_or_default();
+        let wanted =
+            request.into_inner().filter.and_then(|filter| filter.image).map(|spec| spec.image).unwrap_or_default();
         let listed = if wanted.is_empty() { images.all() } else { images.find(&wanted)?.into_iter().collect() };
         let images = listed.iter().map(|image| convert::image(image, images.names(image))).collect();
         Ok(Response::new(v1::ListImagesResponse { images }))
@@ -39,7 +40,8 @@ impl ImageService for Images {
         let request = request.into_inner();
         let images = &self.node.machine.images;
         let found = images.find(&named(request.image)?.image)?;
-        let info = found.as_ref().filter(|_| request.verbose).map_or_else(HashMap::new, |image| status::image_info(image));
+        let info =
+            found.as_ref().filter(|_| request.verbose).map_or_else(HashMap::new, |image| status::image_info(image));
         let image = found.map(|image| convert::image(&image, images.names(&image)));
         Ok(Response::new(v1::ImageStatusResponse { image, info }))
     }
@@ -65,6 +67,9 @@ impl ImageService for Images {
             used_bytes: Some(v1::UInt64Value { value: usage.bytes }),
             inodes_used: Some(v1::UInt64Value { value: usage.inodes }),
         };
-        Ok(Response::new(v1::ImageFsInfoResponse { image_filesystems: vec![filesystem], container_filesystems: Vec::new() }))
+        Ok(Response::new(v1::ImageFsInfoResponse {
+            image_filesystems: vec![filesystem],
+            container_filesystems: Vec::new(),
+        }))
     }
 }

@@ -34,7 +34,10 @@ impl RuntimeService for Runtime {
         ok(v1::RuntimeConfigResponse { linux: Some(linux) })
     }
 
-    async fn update_runtime_config(&self, request: Request<v1::UpdateRuntimeConfigRequest>) -> Answer<v1::UpdateRuntimeConfigResponse> {
+    async fn update_runtime_config(
+        &self,
+        request: Request<v1::UpdateRuntimeConfigRequest>,
+    ) -> Answer<v1::UpdateRuntimeConfigResponse> {
         let network = request.into_inner().runtime_config.and_then(|config| config.network_config).unwrap_or_default();
         // Conf lists say where addresses come from; there is no template to fill in.
         tracing::info!(pod_cidr = network.pod_cidr, "the kubelet tells the pods' range");
@@ -48,30 +51,52 @@ impl RuntimeService for Runtime {
         ok(v1::RunPodSandboxResponse { pod_sandbox_id: id.to_string() })
     }
 
-    async fn stop_pod_sandbox(&self, request: Request<v1::StopPodSandboxRequest>) -> Answer<v1::StopPodSandboxResponse> {
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<v1::StopPodSandboxRequest>,
+    ) -> Answer<v1::StopPodSandboxResponse> {
         self.node.stop_sandbox(&request.into_inner().pod_sandbox_id).await?;
         ok(v1::StopPodSandboxResponse {})
     }
 
-    async fn remove_pod_sandbox(&self, request: Request<v1::RemovePodSandboxRequest>) -> Answer<v1::RemovePodSandboxResponse> {
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<v1::RemovePodSandboxRequest>,
+    ) -> Answer<v1::RemovePodSandboxResponse> {
         self.node.remove_sandbox(&request.into_inner().pod_sandbox_id).await?;
         ok(v1::RemovePodSandboxResponse {})
     }
 
-    async fn pod_sandbox_status(&self, request: Request<v1::PodSandboxStatusRequest>) -> Answer<v1::PodSandboxStatusResponse> {
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<v1::PodSandboxStatusRequest>,
+    ) -> Answer<v1::PodSandboxStatusResponse> {
         let request = request.into_inner();
         let sandbox = self.node.sandboxes.find(&request.pod_sandbox_id)?;
         let info = if request.verbose { status::sandbox_info(&self.node, &sandbox) } else { HashMap::new() };
         ok(v1::PodSandboxStatusResponse { status: Some(convert::sandbox_status(&sandbox)), info, ..Default::default() })
     }
 
-    async fn list_pod_sandbox(&self, request: Request<v1::ListPodSandboxRequest>) -> Answer<v1::ListPodSandboxResponse> {
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<v1::ListPodSandboxRequest>,
+    ) -> Answer<v1::ListPodSandboxResponse> {
         let filter = request.into_inner().filter.unwrap_or_default();
-        let items = self.node.sandboxes.all().iter().map(|sandbox| convert::sandbox_item(sandbox)).filter(|item| sandbox_matches(&filter, item)).collect();
+        let items = self
+            .node
+            .sandboxes
+            .all()
+            .iter()
+            .map(|sandbox| convert::sandbox_item(sandbox))
+            .filter(|item| sandbox_matches(&filter, item))
+            .collect();
         ok(v1::ListPodSandboxResponse { items })
     }
 
-    async fn create_container(&self, request: Request<v1::CreateContainerRequest>) -> Answer<v1::CreateContainerResponse> {
+    async fn create_container(
+        &self,
+        request: Request<v1::CreateContainerRequest>,
+    ) -> Answer<v1::CreateContainerResponse> {
         let request = request.into_inner();
         let config = convert::container_config(request.config)?;
         let id = self.node.create_container(&request.pod_sandbox_id, config).await?;
@@ -90,12 +115,18 @@ impl RuntimeService for Runtime {
         ok(v1::StopContainerResponse {})
     }
 
-    async fn remove_container(&self, request: Request<v1::RemoveContainerRequest>) -> Answer<v1::RemoveContainerResponse> {
+    async fn remove_container(
+        &self,
+        request: Request<v1::RemoveContainerRequest>,
+    ) -> Answer<v1::RemoveContainerResponse> {
         self.node.remove_container(&request.into_inner().container_id).await?;
         ok(v1::RemoveContainerResponse {})
     }
 
-    async fn container_status(&self, request: Request<v1::ContainerStatusRequest>) -> Answer<v1::ContainerStatusResponse> {
+    async fn container_status(
+        &self,
+        request: Request<v1::ContainerStatusRequest>,
+    ) -> Answer<v1::ContainerStatusResponse> {
         let request = request.into_inner();
         let container = self.node.containers.find(&request.container_id)?;
         let status = convert::container_status(&container, container.user(&self.node.machine));
@@ -106,7 +137,11 @@ impl RuntimeService for Runtime {
     async fn list_containers(&self, request: Request<v1::ListContainersRequest>) -> Answer<v1::ListContainersResponse> {
         let filter = request.into_inner().filter.unwrap_or_default();
         let items = self.node.containers.all();
-        let containers = items.iter().map(|container| convert::container_item(container)).filter(|item| container_matches(&filter, item)).collect();
+        let containers = items
+            .iter()
+            .map(|container| convert::container_item(container))
+            .filter(|item| container_matches(&filter, item))
+            .collect();
         ok(v1::ListContainersResponse { containers })
     }
 
@@ -116,7 +151,10 @@ impl RuntimeService for Runtime {
         ok(convert::exec_output(output))
     }
 
-    async fn reopen_container_log(&self, request: Request<v1::ReopenContainerLogRequest>) -> Answer<v1::ReopenContainerLogResponse> {
+    async fn reopen_container_log(
+        &self,
+        request: Request<v1::ReopenContainerLogRequest>,
+    ) -> Answer<v1::ReopenContainerLogResponse> {
         self.node.containers.find(&request.into_inner().container_id)?.reopen_log().await?;
         ok(v1::ReopenContainerLogResponse {})
     }

@@ -31,7 +31,8 @@ pub(super) async fn status(node: &Node, verbose: bool) -> v1::StatusResponse {
         message: failure.unwrap_or_default(),
     };
     let runtime = node.machine.layout.check_writable().err().map(|error| format!("{error:#}"));
-    let network = node.machine.networks.status().await.err().map(|error| format!("Network plugin returns error: {error:#}"));
+    let network =
+        node.machine.networks.status().await.err().map(|error| format!("Network plugin returns error: {error:#}"));
     let features = v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
     let handler = |name: &&str| v1::RuntimeHandler { name: (*name).to_owned(), features: Some(features) };
     v1::StatusResponse {
@@ -69,12 +70,15 @@ fn info(node: &Node) -> HashMap<String, String> {
 
 pub(super) fn sandbox_info(node: &Node, sandbox: &Sandbox) -> HashMap<String, String> {
     let meta = &sandbox.meta;
-    one("info", &json!({
-        "netNamespace": meta.netns(),
-        "cniResult": sandbox.cni_result(&node.machine.layout),
-        "runtimeHandler": meta.config.runtime_handler,
-        "config": meta.config,
-    }))
+    one(
+        "info",
+        &json!({
+            "netNamespace": meta.netns(),
+            "cniResult": sandbox.cni_result(&node.machine.layout),
+            "runtimeHandler": meta.config.runtime_handler,
+            "config": meta.config,
+        }),
+    )
 }
 
 pub(super) fn container_info(node: &Node, container: &Container) -> HashMap<String, String> {
@@ -83,13 +87,16 @@ pub(super) fn container_info(node: &Node, container: &Container) -> HashMap<Stri
         State::Running { pid, .. } => pid,
         State::Created | State::Exited { .. } => 0,
     };
-    one("info", &json!({
-        "sandboxID": meta.sandbox,
-        "pid": pid,
-        "privileged": meta.config.security.privileged,
-        "config": meta.config,
-        "spec": container.spec(&node.machine.layout),
-    }))
+    one(
+        "info",
+        &json!({
+            "sandboxID": meta.sandbox,
+            "pid": pid,
+            "privileged": meta.config.security.privileged,
+            "config": meta.config,
+            "spec": container.spec(&node.machine.layout),
+        }),
+    )
 }
 
 pub(super) fn image_info(image: &Image) -> HashMap<String, String> {
