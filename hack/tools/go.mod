@@ -1,4 +1,4 @@
-// The clients that judge berth, and the peer of hack/bench: built here, never shipped.
+// The clients that judge berth: built here, never shipped.
 module berth/hack/tools
 
 go 1.26.2

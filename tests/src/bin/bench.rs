@@ -1,0 +1,323 @@
+//! `hack/bench` after the build: berthd and a containerd on one machine, driven through CRI in turn, medians and their ratio.
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+    time::{Duration, Instant},
+};
+
+use berth_tests::{Cri, DockerRegistry, Image, Layer, Machine, busybox, container, eventually, gzip, pod};
+use serde_json::json;
+
+const USAGE: &str = "\
+Drives berthd and containerd (or any CRI endpoint) through the same verbs in turn and prints medians and the ratio.
+
+usage: hack/bench [--rounds N] [--pulls N] [--peer SOCKET | --alone]
+
+  --rounds N      pod lives to measure, after one to warm up (default 20)
+  --pulls N       pulls to measure (default 3)
+  --peer SOCKET   compare with the runtime at this unix socket, which must reach 127.0.0.1:5000 of this machine's network
+  --alone         no peer
+
+Absolute times say little on a shared machine; the ratio is of one run. Examples:
+  hack/bench
+  hack/bench --rounds 100 --alone
+";
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+struct Options {
+    rounds: usize,
+    pulls: usize,
+    peer: Option<PathBuf>,
+    alone: bool,
+}
+
+fn options() -> Outcome<Option<Options>> {
+    let mut options = Options { rounds: 20, pulls: 3, peer: None, alone: false };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().ok_or_else(|| format!("{argument} needs a value"));
+        match argument.as_str() {
+            "--rounds" => options.rounds = value()?.parse()?,
+            "--pulls" => options.pulls = value()?.parse()?,
+            "--peer" => options.peer = Some(value()?.into()),
+            "--alone" => options.alone = true,
+            "--help" | "-h" => return Ok(None),
+            other => return Err(format!("no option {other}; see --help").into()),
+        }
+    }
+    Ok(Some(options))
+}
+
+/// Milliseconds by verb, in the order of a pod's life.
+type Times = BTreeMap<(usize, &'static str), Vec<f64>>;
+
+struct Target {
+    name: String,
+    cri: Cri,
+    times: Times,
+    /// Of the daemon, where it is ours to look at.
+    pid: Option<u32>,
+}
+
+/// Killed at the end.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "a program for people")]
+fn say(line: &str) {
+    println!("{line}");
+}
+
+#[tokio::main]
+async fn main() -> Outcome<()> {
+    let Some(options) = options()? else {
+        say(USAGE.trim_end());
+        return Ok(());
+    };
+    let machine = Machine::new();
+    let registry = DockerRegistry::start(&machine).await;
+    let small = registry.push(&machine, "busybox", "1", &Image::busybox());
+    registry.push(&machine, "pause", "1", &Image::simple(busybox(), &["sleep", "1000000"]));
+    let (large, bytes) = tree()?;
+    let large = registry.push(&machine, "tree", "1", &large);
+    say(&format!("image for PullImage: {} MB of this machine's /usr in 3 gzip layers", bytes >> 20));
+
+    let daemon = machine.start().await;
+    let own = Target {
+        name: "berth".into(),
+        cri: daemon.cri(),
+        times: Times::new(),
+        pid: Some(u32::try_from(daemon.pid())?),
+    };
+    let mut targets = vec![own];
+    let mut _containerd = None;
+    if let Some(socket) = &options.peer {
+        targets.push(Target { name: "peer".into(), cri: Cri::connect(socket), times: Times::new(), pid: None });
+    } else if !options.alone {
+        let (running, cri) = containerd(&machine).await?;
+        targets.push(Target { name: "containerd".into(), cri, times: Times::new(), pid: Some(running.0.id()) });
+        _containerd = Some(running);
+    }
+    for target in &targets {
+        target.cri.pull(&small).await?;
+    }
+    for round in 0..=options.rounds {
+        for target in &mut targets {
+            Box::pin(life(target, &machine, &small, round)).await?;
+        }
+    }
+    for _ in 0..options.pulls {
+        for target in &mut targets {
+            pull(target, &large).await?;
+        }
+    }
+    let memory = memory(&machine, &mut targets, &small).await?;
+    table(&targets);
+    memory.iter().for_each(|line| say(line));
+    Ok(())
+}
+
+/// One pod with one container, from run to removal; round 0 warms up.
+async fn life(target: &mut Target, machine: &Machine, image: &str, round: usize) -> Outcome<()> {
+    let cri = target.cri.clone();
+    let mut measured = Vec::new();
+    let mut clock = Instant::now();
+    let mut lap = |name| {
+        measured.push((name, clock.elapsed()));
+        clock = Instant::now();
+    };
+    let sandbox = cri.run_pod(pod(machine, &format!("bench-{}-{round}", target.name))).await?;
+    lap("RunPodSandbox");
+    let id = Box::pin(cri.create(&sandbox, container("c", image, "exec sleep 1000"))).await?;
+    lap("CreateContainer");
+    cri.start(&id).await?;
+    lap("StartContainer");
+    cri.exec(&id, &["true"], 10).await?;
+    lap("ExecSync");
+    cri.stop(&id, 0).await?;
+    lap("StopContainer");
+    cri.remove(&id).await?;
+    lap("RemoveContainer");
+    cri.stop_pod(&sandbox).await?;
+    lap("StopPodSandbox");
+    cri.remove_pod(&sandbox).await?;
+    lap("RemovePodSandbox");
+    if round > 0 {
+        record(target, 0, measured);
+    }
+    Ok(())
+}
+
+async fn pull(target: &mut Target, image: &str) -> Outcome<()> {
+    let begun = Instant::now();
+    target.cri.pull(image).await?;
+    let pulled = begun.elapsed();
+    let begun = Instant::now();
+    target.cri.remove_image(image).await?;
+    record(target, 100, vec![("PullImage", pulled), ("RemoveImage", begun.elapsed())]);
+    Ok(())
+}
+
+fn record(target: &mut Target, first: usize, measured: Vec<(&'static str, Duration)>) {
+    for (index, (name, time)) in measured.into_iter().enumerate() {
+        target.times.entry((first + index, name)).or_default().push(time.as_secs_f64() * 1000.0);
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn table(targets: &[Target]) {
+    let header: String = targets.iter().map(|target| format!("{:>14}", target.name)).collect();
+    say(&format!("\n{:<18}{header}{:>10}", "median, ms", if targets.len() > 1 { "ratio" } else { "" }));
+    for (verb, own) in &targets[0].times {
+        let own = median(own);
+        let others: Vec<f64> = targets[1..].iter().map(|target| median(&target.times[verb])).collect();
+        let cells: String = [own].iter().chain(&others).map(|time| format!("{time:>14.2}")).collect();
+        let ratio: String = others.iter().map(|other| format!("{:>10}", format!("1/{:.1}", other / own))).collect();
+        say(&format!("{:<18}{cells}{ratio}", verb.1));
+    }
+}
+
+/// What ten running pods cost: each daemon, and its shims.
+async fn memory(machine: &Machine, targets: &mut [Target], image: &str) -> Outcome<Vec<String>> {
+    const PODS: usize = 10;
+    let mut lines = vec![format!("\nmemory with {PODS} pods of one container, KiB")];
+    for target in targets {
+        let mut sandboxes = Vec::new();
+        for index in 0..PODS {
+            let sandbox = target.cri.run_pod(pod(machine, &format!("memory-{}-{index}", target.name))).await?;
+            Box::pin(target.cri.run(&sandbox, container("c", image, "exec sleep 1000"))).await?;
+            sandboxes.push(sandbox);
+        }
+        let marker = machine.dir.path().display().to_string();
+        let daemon = target.pid.map_or(0, |pid| smaps(pid, "Rss:"));
+        let shims = shims(&marker, if target.name == "berth" { "berth-shim" } else { "containerd-shim" });
+        let private: f64 = median(&shims.iter().map(|pid| private(*pid)).collect::<Vec<_>>());
+        let rss = median(&shims.iter().map(|pid| smaps(*pid, "Rss:") as f64).collect::<Vec<_>>());
+        lines.push(format!(
+            "  {:<12} daemon RSS {daemon}, shim RSS {rss:.0}, private {private:.0} (median of {})",
+            target.name,
+            shims.len()
+        ));
+        for sandbox in sandboxes {
+            target.cri.stop_pod(&sandbox).await?;
+            target.cri.remove_pod(&sandbox).await?;
+        }
+    }
+    Ok(lines)
+}
+
+fn smaps(pid: u32, field: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let values = text.lines().filter(|line| line.starts_with(field));
+    values.filter_map(|line| line.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()).sum()
+}
+
+fn private(pid: u32) -> f64 {
+    (smaps(pid, "Private_Clean:") + smaps(pid, "Private_Dirty:")) as f64
+}
+
+fn shims(marker: &str, program: &str) -> Vec<u32> {
+    let pids = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let ours = |pid: &u32| {
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        let first = command.split(' ').next().unwrap_or_default();
+        first.ends_with(program) || first.contains(&format!("{program}-")) && command.contains(marker)
+    };
+    pids.filter(ours).collect()
+}
+
+/// A containerd with runc and the upstream bridge in the machine's namespaces, on a directory of its own.
+async fn containerd(machine: &Machine) -> Outcome<(Running, Cri)> {
+    let bin = Path::new(env!("CARGO_MANIFEST_DIR")).join("../hack/tools/bin").canonicalize()?;
+    let (root, socket) = (machine.path("containerd"), machine.path("containerd.sock"));
+    let conf = machine.path("containerd-net.d");
+    fs::create_dir_all(&conf)?;
+    let subnet = json!([[{ "subnet": "10.89.0.0/16" }]]);
+    let ipam = json!({ "type": "host-local", "ranges": subnet, "routes": [{ "dst": "0.0.0.0/0" }], "dataDir": machine.path("host-local") });
+    let bridge = json!({ "type": "bridge", "bridge": "cni0", "isDefaultGateway": true, "ipMasq": true, "ipMasqBackend": "nftables", "ipam": ipam });
+    let list = json!({ "cniVersion": "1.0.0", "name": "peer", "plugins": [bridge] });
+    fs::write(conf.join("10-peer.conflist"), list.to_string())?;
+    let config = format!(
+        "version = 3\nroot = {root:?}\nstate = {:?}\n[grpc]\naddress = {socket:?}\n\
+         [plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = '127.0.0.1:5000/pause:1'\n\
+         [plugins.'io.containerd.cri.v1.runtime']\nrestrict_oom_score_adj = true\n\
+         [plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = [{bin:?}]\nconf_dir = {conf:?}\n\
+         [plugins.'io.containerd.nri.v1.nri']\ndisable = true\n",
+        machine.path("containerd-state"),
+    );
+    let path = machine.path("containerd.toml");
+    fs::write(&path, config)?;
+    let log = fs::File::create(machine.path("containerd.log"))?;
+    let search = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
+    let child = machine
+        .command(bin.join("containerd"))
+        .args(["--config".as_ref(), path.as_os_str()])
+        .env("PATH", search)
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()?;
+    let (running, cri) = (Running(child), Cri::connect(&socket));
+    eventually("containerd, see containerd.log", async || cri.serving().await.is_ok()).await;
+    Ok((running, cri))
+}
+
+/// Files of this machine, as three layers of some 70 MB.
+fn tree() -> Outcome<(Image, u64)> {
+    const LAYER: u64 = 70 << 20;
+    let mut total = 0;
+    let mut layers = Vec::new();
+    let mut files = Vec::new();
+    collect(Path::new("/usr/lib"), &mut files);
+    collect(Path::new("/usr/share"), &mut files);
+    let mut files = files.into_iter();
+    for _ in 0..3 {
+        let (mut layer, mut size) = (Layer::new(), 0);
+        while size < LAYER {
+            let Some(path) = files.next() else { break };
+            let name = path.strip_prefix("/")?.display().to_string();
+            let Ok(content) = fs::read(&path) else { continue };
+            // Longer names need another kind of header, and there are enough without.
+            if name.len() < 100 {
+                size += content.len() as u64;
+                layer = layer.file(&name, &content);
+            }
+        }
+        total += size;
+        let tar = layer.bytes();
+        layers.push((tar.clone(), gzip(&tar)));
+    }
+    Ok((Image::new(&layers, &json!({ "Cmd": ["true"] })), total))
+}
+
+fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
+    let mut entries: Vec<_> = fs::read_dir(directory).into_iter().flatten().flatten().collect();
+    entries.sort_by_key(fs::DirEntry::path);
+    for entry in entries {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => collect(&entry.path(), files),
+            Ok(kind) if kind.is_file() => files.push(entry.path()),
+            _ => {}
+        }
+    }
+}
