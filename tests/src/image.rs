@@ -79,7 +79,7 @@ impl Layer {
     }
 
     pub fn hard_link(self, name: &str, target: &str) -> Self {
-        self.entry(&Entry { kind: tar::EntryType::Link, name, link: target, ..Entry::default() })
+        self.entry(&Entry { kind: tar::EntryType::Link, name, link: target, mode: 0o755, ..Entry::default() })
     }
 
     pub fn symlink(self, name: &str, target: &str) -> Self {

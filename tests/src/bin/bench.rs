@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use berth_proto::v1;
 use berth_tests::{Cri, DockerRegistry, Image, Layer, Machine, busybox, container, eventually, gzip, pod};
 use serde_json::json;
 
@@ -64,13 +65,16 @@ struct Target {
     pid: Option<u32>,
 }
 
-/// Killed at the end.
-struct Running(Child);
+/// A peer: killed at the end, with the shims of a run that failed.
+struct Running(Child, String);
 
 impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+        for pid in shims(&self.1, "containerd-shim") {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL);
+        }
     }
 }
 
@@ -88,7 +92,7 @@ async fn main() -> Outcome<()> {
     let machine = Machine::new();
     let registry = DockerRegistry::start(&machine).await;
     let small = registry.push(&machine, "busybox", "1", &Image::busybox());
-    registry.push(&machine, "pause", "1", &Image::simple(busybox(), &["sleep", "1000000"]));
+    registry.push(&machine, "pause", "1", &Image::simple(busybox(), &["/bin/sleep", "1000000"]));
     let (large, bytes) = tree()?;
     let large = registry.push(&machine, "tree", "1", &large);
     say(&format!("image for PullImage: {} MB of this machine's /usr in 3 gzip layers", bytes >> 20));
@@ -137,9 +141,10 @@ async fn life(target: &mut Target, machine: &Machine, image: &str, round: usize)
         measured.push((name, clock.elapsed()));
         clock = Instant::now();
     };
-    let sandbox = cri.run_pod(pod(machine, &format!("bench-{}-{round}", target.name))).await?;
+    let config = pod(machine, &format!("bench-{}-{round}", target.name));
+    let sandbox = cri.run_pod(config.clone()).await?;
     lap("RunPodSandbox");
-    let id = Box::pin(cri.create(&sandbox, container("c", image, "exec sleep 1000"))).await?;
+    let id = create(&cri, &sandbox, config, image).await?;
     lap("CreateContainer");
     cri.start(&id).await?;
     lap("StartContainer");
@@ -157,6 +162,16 @@ async fn life(target: &mut Target, machine: &Machine, image: &str, round: usize)
         record(target, 0, measured);
     }
     Ok(())
+}
+
+/// With the sandbox's configuration, as the kubelet sends it and containerd wants it.
+async fn create(cri: &Cri, sandbox: &str, config: v1::PodSandboxConfig, image: &str) -> Outcome<String> {
+    let request = v1::CreateContainerRequest {
+        pod_sandbox_id: sandbox.to_owned(),
+        config: Some(container("c", image, "exec sleep 1000")),
+        sandbox_config: Some(config),
+    };
+    Ok(Box::pin(cri.runtime.clone().create_container(request)).await?.into_inner().container_id)
 }
 
 async fn pull(target: &mut Target, image: &str) -> Outcome<()> {
@@ -200,8 +215,10 @@ async fn memory(machine: &Machine, targets: &mut [Target], image: &str) -> Outco
     for target in targets {
         let mut sandboxes = Vec::new();
         for index in 0..PODS {
-            let sandbox = target.cri.run_pod(pod(machine, &format!("memory-{}-{index}", target.name))).await?;
-            Box::pin(target.cri.run(&sandbox, container("c", image, "exec sleep 1000"))).await?;
+            let config = pod(machine, &format!("memory-{}-{index}", target.name));
+            let sandbox = target.cri.run_pod(config.clone()).await?;
+            let id = create(&target.cri, &sandbox, config, image).await?;
+            target.cri.start(&id).await?;
             sandboxes.push(sandbox);
         }
         let marker = machine.dir.path().display().to_string();
@@ -254,7 +271,7 @@ async fn containerd(machine: &Machine) -> Outcome<(Running, Cri)> {
     let conf = machine.path("containerd-net.d");
     fs::create_dir_all(&conf)?;
     let subnet = json!([[{ "subnet": "10.89.0.0/16" }]]);
-    let ipam = json!({ "type": "host-local", "ranges": subnet, "routes": [{ "dst": "0.0.0.0/0" }], "dataDir": machine.path("host-local") });
+    let ipam = json!({ "type": "host-local", "ranges": subnet, "dataDir": machine.path("host-local") });
     let bridge = json!({ "type": "bridge", "bridge": "cni0", "isDefaultGateway": true, "ipMasq": true, "ipMasqBackend": "nftables", "ipam": ipam });
     let list = json!({ "cniVersion": "1.0.0", "name": "peer", "plugins": [bridge] });
     fs::write(conf.join("10-peer.conflist"), list.to_string())?;
@@ -277,7 +294,7 @@ async fn containerd(machine: &Machine) -> Outcome<(Running, Cri)> {
         .stdout(Stdio::null())
         .stderr(log)
         .spawn()?;
-    let (running, cri) = (Running(child), Cri::connect(&socket));
+    let (running, cri) = (Running(child, machine.dir.path().display().to_string()), Cri::connect(&socket));
     eventually("containerd, see containerd.log", async || cri.serving().await.is_ok()).await;
     Ok((running, cri))
 }
