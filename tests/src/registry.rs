@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Write},
     net::{TcpListener, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     thread,
@@ -26,7 +26,36 @@ pub struct DockerRegistry {
 impl DockerRegistry {
     /// Starts one on a machine's loopback and waits until it answers.
     pub async fn start(machine: &Machine) -> Self {
-        let registry = Self::launch(machine.command("docker-registry"), machine.dir.path(), 5000);
+        Self::started(machine, Self::launch(machine.command("docker-registry"), machine.dir.path(), 5000)).await
+    }
+
+    /// The same over https, with a certificate of its own: the registry and the certificate's path.
+    pub async fn start_tls(machine: &Machine) -> (Self, PathBuf) {
+        let (key, certificate) = (machine.path("registry.key"), machine.path("registry.crt"));
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+            .args([
+                "-subj",
+                "/CN=registry",
+                "-addext",
+                "subjectAltName=IP:127.0.0.1",
+                "-addext",
+                "basicConstraints=critical,CA:FALSE",
+                "-keyout",
+            ])
+            .arg(&key)
+            .arg("-out")
+            .arg(&certificate)
+            .output()
+            .expect("openssl is installed");
+        assert!(made.status.success(), "openssl: {}", String::from_utf8_lossy(&made.stderr));
+        let mut command = machine.command("docker-registry");
+        command.env("REGISTRY_HTTP_TLS_CERTIFICATE", &certificate).env("REGISTRY_HTTP_TLS_KEY", &key);
+        let registry = Self::launch(command, machine.dir.path(), 5001);
+        (Self::started(machine, registry).await, certificate)
+    }
+
+    async fn started(machine: &Machine, registry: Self) -> Self {
         for _ in 0..2000 {
             if machine.in_network(|| TcpStream::connect(&registry.host)).is_ok() {
                 return registry;
@@ -55,12 +84,24 @@ impl DockerRegistry {
 
     /// Uploads an image; the name to pull it by.
     pub fn push(&self, machine: &Machine, repository: &str, tag: &str, image: &Image) -> String {
-        let base = format!("http://{}/v2/{repository}", self.host);
+        self.push_by(machine, &reqwest::Client::new(), &format!("http://{}/v2/{repository}", self.host), (tag, image));
+        format!("{}/{repository}:{tag}", self.host)
+    }
+
+    /// The same to a registry whose certificate nobody trusts.
+    pub fn push_tls(&self, machine: &Machine, repository: &str, tag: &str, image: &Image) -> String {
+        let client = reqwest::Client::builder().tls_danger_accept_invalid_certs(true).build().expect("make a client");
+        self.push_by(machine, &client, &format!("https://{}/v2/{repository}", self.host), (tag, image));
+        format!("{}/{repository}:{tag}", self.host)
+    }
+
+    fn push_by(&self, machine: &Machine, client: &reqwest::Client, base: &str, (tag, image): (&str, &Image)) {
         machine.in_network(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("start a runtime");
-            runtime.block_on(upload(&base, tag, image)).unwrap_or_else(|error| panic!("push to {base}: {error}"));
+            runtime
+                .block_on(upload(client, base, tag, image))
+                .unwrap_or_else(|error| panic!("push to {base}: {error}"));
         });
-        format!("{}/{repository}:{tag}", self.host)
     }
 }
 
@@ -68,8 +109,7 @@ impl DockerRegistry {
 ///
 /// # Errors
 /// The registry does not answer, or refuses.
-pub async fn upload(base: &str, tag: &str, image: &Image) -> Result<(), reqwest::Error> {
-    let client = reqwest::Client::new();
+pub async fn upload(client: &reqwest::Client, base: &str, tag: &str, image: &Image) -> Result<(), reqwest::Error> {
     for blob in &image.blobs {
         let started = client.post(format!("{base}/blobs/uploads/")).send().await?.error_for_status()?;
         let location = started.headers()["location"].to_str().expect("a URL").to_owned();

@@ -81,6 +81,25 @@ async fn an_image_of_a_real_registry_is_pulled_listed_and_removed() {
 }
 
 #[tokio::test]
+async fn https_needs_a_certificate_that_is_trusted() {
+    let (machine, _daemon, cri) = ready().await;
+    let (registry, certificate) = DockerRegistry::start_tls(&machine).await;
+    let name = registry.push_tls(&machine, "busybox", "1", &Image::busybox());
+    let directory = machine.path("certs.d").join(&registry.host);
+    fs::create_dir_all(&directory).unwrap();
+    let server = format!("server = \"https://{}\"\n", registry.host);
+    for (trust, pulls) in [("", false), ("skip_verify = true\n", true), (&format!("ca = {certificate:?}\n"), true)] {
+        fs::write(directory.join("hosts.toml"), format!("{server}{trust}")).unwrap();
+        let pulled = cri.pull(&name).await;
+        assert_eq!(pulled.is_ok(), pulls, "{trust}: {pulled:?}");
+        if let Err(error) = pulled {
+            assert!(error.code() == Code::Unavailable && error.message().contains("certificate"), "{error}");
+        }
+        cri.remove_image(&name).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn images_survive_a_restart_and_a_damaged_index_is_set_aside() {
     let (machine, daemon, cri) = ready().await;
     let registry = FakeRegistry::start(&machine, Image::busybox(), |_| None);

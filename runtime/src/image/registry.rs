@@ -292,5 +292,11 @@ pub(crate) fn unavailable(message: String) -> Error {
 
 /// reqwest's own text repeats the URL and hides the cause.
 pub(crate) fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
-    std::iter::successors(Some(error), |error| error.source()).last().map_or_else(String::new, ToString::to_string)
+    let cause =
+        std::iter::successors(Some(error), |error| error.source()).last().map_or_else(String::new, ToString::to_string);
+    match cause.contains("CaUsedAsEndEntity") {
+        // What `openssl req -x509` makes unless told otherwise.
+        true => format!("{cause} (the server shows a CA's certificate: it needs one with basicConstraints=CA:FALSE)"),
+        false => cause,
+    }
 }

@@ -71,10 +71,10 @@ async fn show(cri: &Cri, directory: &Path, socket: &Path, once: bool) -> Outcome
     let begun = Instant::now();
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let registry = DockerRegistry::launch(Command::new("docker-registry"), directory, port);
-    let base = format!("http://{}/v2/busybox", registry.host);
-    let mut uploaded = upload(&base, "latest", &Image::busybox()).await;
+    let (client, base) = (reqwest::Client::new(), format!("http://{}/v2/busybox", registry.host));
+    let mut uploaded = upload(&client, &base, "latest", &Image::busybox()).await;
     while uploaded.as_ref().is_err_and(reqwest::Error::is_connect) && begun.elapsed().as_secs() < 20 {
-        uploaded = upload(&base, "latest", &Image::busybox()).await;
+        uploaded = upload(&client, &base, "latest", &Image::busybox()).await;
     }
     uploaded?;
     let image = format!("{}/busybox", registry.host);
