@@ -32,7 +32,7 @@ pub(crate) async fn add(conf: &Conf, args: &Args) -> Result<Success, Error> {
     let port = attach(conf, args, &netns, &host, &bridge).await?;
     let inside = configure(conf, args, &netns, address).await?;
     if conf.ip_masq {
-        masquerade::add(address)?;
+        masquerade::ensure(conf.ipam.subnet)?;
     }
     Ok(success(conf, args, address, &[bridge, port, inside]))
 }
@@ -120,12 +120,11 @@ fn success(conf: &Conf, args: &Args, address: Ipv4Addr, links: &[Link; 3]) -> Su
 
 /// Undoes ADD, whatever of it happened. Needs neither `prevResult` nor the namespace.
 pub(crate) async fn del(conf: &Conf, args: &Args) -> Result<(), Error> {
-    link::delete(&netns::here()?, &args.port()).await?;
-    let mut addresses = Reservations::open(conf)?.release(&args.attachment())?;
-    addresses.extend(conf.previous_addresses());
-    addresses.sort_unstable();
-    addresses.dedup();
-    if conf.ip_masq { addresses.into_iter().try_for_each(masquerade::remove) } else { Ok(()) }
+    // The kernel deletes the link with its namespace, in the background; here the caller would wait for it.
+    if !(args.netns_ends && args.netns.is_some()) {
+        link::delete(&netns::here()?, &args.port()).await?;
+    }
+    Reservations::open(conf)?.release(&args.attachment())
 }
 
 /// Compares what ADD made with what is there.
@@ -154,8 +153,8 @@ pub(crate) async fn check(conf: &Conf, args: &Args) -> Result<(), Error> {
     if conf.is_default_gateway && !link::has_default_route(&inside, conf.ipam.gateway()).await? {
         return Err(drift(format!("no default route through {}", conf.ipam.gateway())));
     }
-    if conf.ip_masq && !masquerade::has(address)? {
-        return Err(drift(format!("{address} is not masqueraded")));
+    if conf.ip_masq && !masquerade::has(conf.ipam.subnet)? {
+        return Err(drift(format!("{} is not masqueraded", conf.ipam.subnet)));
     }
     Ok(())
 }
@@ -177,7 +176,7 @@ pub(crate) async fn collect_garbage(conf: &Conf) -> Result<(), Error> {
     let reservations = Reservations::open(conf)?.list()?;
     for stale in reservations.into_iter().filter(|reservation| !conf.valid_attachments.contains(&reservation.holder)) {
         let Attachment { container_id, ifname } = stale.holder;
-        del(conf, &Args { container_id, ifname, netns: None }).await?;
+        del(conf, &Args { container_id, ifname, netns: None, netns_ends: false }).await?;
     }
     Ok(())
 }

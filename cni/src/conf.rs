@@ -1,11 +1,8 @@
 //! The configuration of `berth-bridge`: the keys of the upstream bridge plugin that it serves, and its own IPAM.
 
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
-};
+use std::{net::Ipv4Addr, path::PathBuf};
 
-use berth_cni::{Attachment, Error, Success, code, is_identifier};
+use berth_cni::{Attachment, Error, code, is_identifier};
 use ipnet::Ipv4Net;
 use serde::Deserialize;
 
@@ -28,7 +25,6 @@ pub(crate) struct Conf {
     #[serde(default)]
     pub hairpin_mode: bool,
     pub ipam: Ipam,
-    pub prev_result: Option<Success>,
     /// Who is to stay, in a GC.
     #[serde(default, rename = "cni.dev/valid-attachments")]
     pub valid_attachments: Vec<Attachment>,
@@ -87,14 +83,6 @@ impl Conf {
 
     pub(crate) fn serves_gateway(&self) -> bool {
         self.is_gateway || self.is_default_gateway
-    }
-
-    /// Addresses of `prevResult`, which a DEL may lack.
-    pub(crate) fn previous_addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
-        self.prev_result.iter().flat_map(|previous| &previous.ips).filter_map(|ip| match ip.address.addr() {
-            IpAddr::V4(address) => Some(address),
-            IpAddr::V6(_) => None,
-        })
     }
 }
 

@@ -67,17 +67,16 @@ impl Reservations {
         Ok(address)
     }
 
-    /// Frees what `holder` has; what it had, for the undo of everything that was keyed by address.
-    pub(crate) fn release(&self, holder: &Attachment) -> Result<Vec<Ipv4Addr>, Error> {
-        let own: Vec<Ipv4Addr> = self.of(holder)?.collect();
-        for address in &own {
+    /// Frees what `holder` has.
+    pub(crate) fn release(&self, holder: &Attachment) -> Result<(), Error> {
+        for address in self.of(holder)? {
             let path = self.directory.join(address.to_string());
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &path)(error)),
                 _ => {}
             }
         }
-        Ok(own)
+        Ok(())
     }
 
     pub(crate) fn of(&self, holder: &Attachment) -> Result<impl Iterator<Item = Ipv4Addr>, Error> {

@@ -37,6 +37,8 @@ struct Args {
     container_id: String,
     netns: Option<String>,
     ifname: String,
+    /// The runtime deletes the namespace right after this DEL (`BERTH_NETNS_ENDS=1` in CNI_ARGS).
+    netns_ends: bool,
 }
 
 fn main() -> ExitCode {
@@ -118,6 +120,7 @@ impl Args {
             container_id: variable("CNI_CONTAINERID").ok_or_else(|| missing("CNI_CONTAINERID"))?,
             netns: variable("CNI_NETNS"),
             ifname: variable("CNI_IFNAME").ok_or_else(|| missing("CNI_IFNAME"))?,
+            netns_ends: variable("CNI_ARGS").is_some_and(|args| args.split(';').any(|arg| arg == "BERTH_NETNS_ENDS=1")),
         };
         if !is_identifier(&args.container_id) {
             return Err(Error::new(code::INVALID_ENVIRONMENT, format!("bad CNI_CONTAINERID {}", args.container_id)));

@@ -1,11 +1,13 @@
 //! Source NAT for traffic that leaves the pods' networks, by nftables over netlink.
 //!
-//! One table, one chain, one rule and one set for all pods of the node, made once: `ip saddr @pods ip daddr != @pods
-//! masquerade`. A pod is one element, so what it costs does not depend on how many there are.
+//! One table, one chain, one rule and one set for the node, made once: `ip saddr @networks ip daddr != @networks masquerade`. A
+//! network is one element, which its first pod adds; a pod adds and removes nothing, because taking an element out makes the
+//! kernel wait for a grace period before the caller can go on.
 
 use std::net::Ipv4Addr;
 
 use berth_cni::{Error, code};
+use ipnet::Ipv4Net;
 use netlink_packet_core::{
     DefaultNla, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
@@ -14,7 +16,7 @@ use netlink_packet_netfilter::{
     nftables::{
         ChainAttribute, ChainMessage, DataAttribute, Expressions, Hook, InetHookNumber, ListAttribute, Lookup,
         NfTablesMessage, Payload, Register, RuleAttribute, RuleMessage, SetAttribute, SetElementAttribute,
-        SetElementList, SetElementMessage, SetMessage, TableAttribute, TableMessage,
+        SetElementFlags, SetElementList, SetElementMessage, SetFlags, SetMessage, TableAttribute, TableMessage,
     },
     none::ControlMessage,
 };
@@ -22,7 +24,7 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
 const TABLE: &str = "berth";
 const CHAIN: &str = "postrouting";
-const SET: &str = "pods";
+const SET: &str = "networks";
 /// nft's own numbers: the data type `ipv4_addr`, and the priority `srcnat`.
 const IPV4_ADDR: u32 = 7;
 const PRIORITY_SRCNAT: u32 = 100;
@@ -33,32 +35,31 @@ const SOURCE_OFFSET: u32 = 12;
 const DESTINATION_OFFSET: u32 = 16;
 const LOOKUP_INVERTED: u32 = 1;
 
-/// Masquerades what `address` sends out; success when it does already.
-pub(crate) fn add(address: Ipv4Addr) -> Result<(), Error> {
-    let element = || (NfTablesMessage::NewSetElement(element(address)), NLM_F_CREATE);
-    match batch(vec![element()]) {
-        Err(errno) if errno == nix::libc::ENOENT => {
-            match batch(base()) {
-                // Another ADD made it in between; with the exclusive flag a second rule cannot come to be.
-                Ok(()) | Err(nix::libc::EEXIST) => {}
-                Err(errno) => return Err(failed("make nftables table", errno)),
-            }
-            batch(vec![element()]).map_err(|errno| failed("add to the nftables set", errno))
-        }
-        result => result.map_err(|errno| failed("add to the nftables set", errno)),
+/// Masquerades what leaves `network`; success when that is so already.
+pub(crate) fn ensure(network: Ipv4Net) -> Result<(), Error> {
+    if has(network)? {
+        return Ok(());
+    }
+    let elements = || vec![(NfTablesMessage::NewSetElement(elements(network)), NLM_F_CREATE)];
+    let result = match batch(elements()) {
+        Err(nix::libc::ENOENT) => match batch(base()) {
+            // Another ADD made it in between; with the exclusive flag a second rule cannot come to be.
+            Ok(()) | Err(nix::libc::EEXIST) => batch(elements()),
+            Err(errno) => return Err(failed("make nftables table", errno)),
+        },
+        result => result,
+    };
+    match result {
+        // Part of it is in the set as another network: then that much is masqueraded already.
+        Ok(()) | Err(nix::libc::EEXIST) => Ok(()),
+        Err(errno) => Err(failed("add to the nftables set", errno)),
     }
 }
 
-/// Stops it; success when it was not so.
-pub(crate) fn remove(address: Ipv4Addr) -> Result<(), Error> {
-    match batch(vec![(NfTablesMessage::DeleteSetElement(element(address)), 0)]) {
-        Ok(()) | Err(nix::libc::ENOENT) => Ok(()),
-        Err(errno) => Err(failed("remove from the nftables set", errno)),
-    }
-}
-
-pub(crate) fn has(address: Ipv4Addr) -> Result<bool, Error> {
-    match request(NfTablesMessage::GetSetElement(element(address)), NLM_F_REQUEST | NLM_F_ACK) {
+/// Whether what leaves `network` is masqueraded.
+pub(crate) fn has(network: Ipv4Net) -> Result<bool, Error> {
+    let first = element(network.network(), SetElementFlags::empty());
+    match request(NfTablesMessage::GetSetElement(list(vec![first])), NLM_F_REQUEST | NLM_F_ACK) {
         Ok(()) => Ok(true),
         Err(nix::libc::ENOENT) => Ok(false),
         Err(errno) => Err(failed("read the nftables set", errno)),
@@ -76,6 +77,7 @@ fn base() -> Vec<(NfTablesMessage, u16)> {
         attributes: vec![
             SetAttribute::Table(TABLE.to_owned()),
             SetAttribute::Name(SET.to_owned()),
+            SetAttribute::Flags(SetFlags::Interval),
             SetAttribute::KeyType(IPV4_ADDR),
             SetAttribute::KeyLen(4),
             SetAttribute::Id(1),
@@ -111,7 +113,7 @@ fn base() -> Vec<(NfTablesMessage, u16)> {
     ]
 }
 
-/// Loads an address of the IPv4 header and looks it up among the pods.
+/// Loads an address of the IPv4 header and looks it up among the networks.
 fn address_in_set(offset: u32, flags: u32) -> [Expressions; 2] {
     let payload = vec![
         Payload::DestinationRegister(Register::Reg1),
@@ -128,13 +130,26 @@ fn address_in_set(offset: u32, flags: u32) -> [Expressions; 2] {
     [Expressions::Payload(payload), Expressions::Lookup(lookup)]
 }
 
-fn element(address: Ipv4Addr) -> SetElementMessage {
+/// The half-open interval of a network: its first address, and the one after its last.
+fn elements(network: Ipv4Net) -> SetElementMessage {
+    let start = element(network.network(), SetElementFlags::empty());
+    let after = u32::from(network.broadcast()).checked_add(1).map(Ipv4Addr::from);
+    let end = after.map(|address| element(address, SetElementFlags::IntervalEnd));
+    list([start].into_iter().chain(end).collect())
+}
+
+fn element(address: Ipv4Addr, flags: SetElementFlags) -> ListAttribute<SetElementAttribute> {
     let key = SetElementAttribute::Key(DataAttribute::Value(address.octets().to_vec()));
+    let flags = (!flags.is_empty()).then_some(SetElementAttribute::Flags(flags));
+    ListAttribute::Element([key].into_iter().chain(flags).collect())
+}
+
+fn list(elements: Vec<ListAttribute<SetElementAttribute>>) -> SetElementMessage {
     SetElementMessage {
         attributes: vec![
             SetElementList::Table(TABLE.to_owned()),
             SetElementList::Set(SET.to_owned()),
-            SetElementList::Elements(vec![ListAttribute::Element(vec![key])]),
+            SetElementList::Elements(elements),
         ],
     }
 }

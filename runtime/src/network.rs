@@ -181,15 +181,16 @@ impl Networks {
             Found::Damaged => Attached { conf: self.conf_list()?, result: None },
         };
         let previous = attached.result.as_ref().map_or(Value::Null, |result| json!(result));
+        let mut environment = self.environment(Some(pod));
+        // The caller unpins the namespace next: our own plugin then leaves the link to it. Others are told to ignore what they
+        // do not know.
+        environment
+            .iter_mut()
+            .filter(|(name, _)| *name == "CNI_ARGS")
+            .for_each(|(_, args)| *args += ";BERTH_NETNS_ENDS=1");
         for plugin in attached.conf.plugins.iter().rev() {
             let program = self.find(plugin)?;
-            run(
-                &program,
-                "DEL",
-                &self.environment(Some(pod)),
-                &stdin(&attached.conf, plugin, previous.clone(), Some(pod)),
-            )
-            .await?;
+            run(&program, "DEL", &environment, &stdin(&attached.conf, plugin, previous.clone(), Some(pod))).await?;
         }
         match fs::remove_file(file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -12,7 +12,7 @@ use std::{
 
 use berth_shim::spec::{Mount, MountKind, Propagation};
 use rustix::{
-    fs::{AtFlags, CWD, FileType, Mode, OFlags, mkdirat, mknodat, readlinkat, symlinkat},
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, mkdirat, mknodat, readlinkat, statx, symlinkat},
     io::{Errno, Result as IoResult},
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
@@ -26,15 +26,52 @@ use crate::{
     sys,
 };
 
-/// Mounts `request` below `root`.
-pub(crate) fn apply(root: BorrowedFd<'_>, request: &Mount) -> Result<()> {
+/// The source of a bind, as a detached mount that only has to be attached. Made before anything else is mounted, and while this
+/// namespace's mounts are still peers of the host's: a shared one stays a peer then, which is what "bidirectional" means.
+pub(crate) fn prepare(request: &Mount) -> Result<Option<OwnedFd>> {
+    let MountKind::Bind { source, propagation, recursive_readonly, create } = &request.kind else { return Ok(None) };
+    let origin = open_source(source, *create)?;
+    check_propagation(source, &origin, *propagation)?;
+    let mount = clone_tree(origin.as_fd(), true).step_on("clone mount of", source)?;
+    let flag = match propagation {
+        Propagation::Private => libc::MS_PRIVATE,
+        Propagation::Slave => libc::MS_SLAVE,
+        Propagation::Shared => libc::MS_SHARED,
+    };
+    sys::mount_setattr(mount.as_fd(), true, 0, flag).step_on("set propagation of", source)?;
+    let attributes = u64::from(attributes(request).bits());
+    if attributes != 0 {
+        sys::mount_setattr(mount.as_fd(), *recursive_readonly, attributes, 0).step_on("set attributes of", source)?;
+    }
+    Ok(Some(mount))
+}
+
+/// A mount that shares nothing cannot pass on what is mounted in it later (`MountPropagation` of CRI).
+fn check_propagation(source: &Path, origin: &OwnedFd, wanted: Propagation) -> Result<()> {
+    let tags: &[&str] = match wanted {
+        Propagation::Private => return Ok(()),
+        Propagation::Slave => &["shared:", "master:"],
+        Propagation::Shared => &["shared:"],
+    };
+    let id = statx(origin, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).step_on("statx", source)?.stx_mnt_id;
+    let table = fs::read_to_string("/proc/self/mountinfo").step_on("read", "/proc/self/mountinfo")?;
+    // proc_pid_mountinfo(5): the optional fields are between the sixth field and a single dash.
+    let line = table.lines().find(|line| line.split(' ').next().and_then(|field| field.parse().ok()) == Some(id));
+    let fields = line.into_iter().flat_map(|line| line.split(' ').skip(6).take_while(|field| *field != "-"));
+    let shares = fields.into_iter().any(|field| tags.iter().any(|tag| field.starts_with(tag)));
+    let what = if wanted == Propagation::Slave { "not on a shared or slave mount:" } else { "not on a shared mount:" };
+    if shares { Ok(()) } else { Err(failure(what, source)) }
+}
+
+/// Mounts `request` below `root`; `prepared` is what `prepare` made of it.
+pub(crate) fn apply(root: BorrowedFd<'_>, request: &Mount, prepared: Option<&OwnedFd>) -> Result<()> {
+    if let Some(mount) = prepared {
+        return bind(root, request, mount);
+    }
     let attributes = attributes(request);
     let target = &request.target;
     let mount = match &request.kind {
-        MountKind::Bind { source, propagation, recursive_readonly, create } => {
-            let mount = open_source(source, *create)?;
-            return bind(root, request, &mount, (*propagation, *recursive_readonly));
-        }
+        MountKind::Bind { .. } => return Err(failure("not prepared:", target)),
         MountKind::Proc => new_filesystem("proc", &[], attributes),
         MountKind::Sysfs => new_filesystem("sysfs", &[], attributes),
         MountKind::Mqueue => new_filesystem("mqueue", &[], attributes),
@@ -108,26 +145,13 @@ fn open_source(source: &Path, create: bool) -> Result<OwnedFd> {
     .step_on("open mount source", source)
 }
 
-fn bind(root: BorrowedFd<'_>, request: &Mount, source: &OwnedFd, how: (Propagation, bool)) -> Result<()> {
-    let (propagation, recursive_readonly) = how;
-    let stat = rustix::fs::fstat(source).step_on("stat", &request.target)?;
+fn bind(root: BorrowedFd<'_>, request: &Mount, mount: &OwnedFd) -> Result<()> {
+    let stat = rustix::fs::fstat(mount).step_on("stat", &request.target)?;
     let target = if FileType::from_raw_mode(stat.st_mode).is_dir() {
         ensure_directory(root, &request.target)?
     } else {
         ensure_file(root, &request.target)?
     };
-    let mount = clone_tree(source.as_fd(), true).step_on("clone mount for", &request.target)?;
-    let propagation = match propagation {
-        Propagation::Private => libc::MS_PRIVATE,
-        Propagation::Slave => libc::MS_SLAVE,
-        Propagation::Shared => libc::MS_SHARED,
-    };
-    sys::mount_setattr(mount.as_fd(), true, 0, propagation).step_on("set propagation of", &request.target)?;
-    let attributes = u64::from(attributes(request).bits());
-    if attributes != 0 {
-        sys::mount_setattr(mount.as_fd(), recursive_readonly, attributes, 0)
-            .step_on("set attributes of", &request.target)?;
-    }
     attach(mount.as_fd(), target.as_fd()).step_on("mount on", &request.target)
 }
 

@@ -50,9 +50,10 @@ fn resolve_in(user: &User, passwd: &str, group: &str) -> Result<Login> {
             .map(|entry| entry.gid)
             .ok_or_else(|| failure("no such group in /etc/group of the image:", wanted))?,
     };
+    // The primary group is among them, as initgroups(3) has it and conformance tests expect under both policies.
     let mut groups = user.supplementary.clone();
+    groups.push(gid);
     if user.merge_groups {
-        groups.push(gid);
         let member =
             |entry: &GroupEntry<'_>| name.is_some_and(|name| entry.members.split(',').any(|member| member == name));
         groups.extend(group.lines().filter_map(GroupEntry::parse).filter(member).map(|entry| entry.gid));

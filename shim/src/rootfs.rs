@@ -30,11 +30,12 @@ use crate::{
 
 /// Builds the root of `container` in the current mount namespace and makes it this process' root.
 pub(crate) fn enter(dir: &Path, container: &Container) -> Result<()> {
+    let prepared = container.mounts.iter().map(mounts::prepare).collect::<Result<Vec<_>>>()?;
     // Mounts made here must not reach the host, later mounts of the host may reach here.
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>).step("make / a slave")?;
     let root = mount_overlay(dir, &container.rootfs)?;
-    for request in &container.mounts {
-        mounts::apply(root.as_fd(), request)?;
+    for (request, prepared) in container.mounts.iter().zip(prepared) {
+        mounts::apply(root.as_fd(), request, prepared.as_ref())?;
     }
     if container.rootfs.readonly {
         sys::mount_setattr(root.as_fd(), false, libc::MOUNT_ATTR_RDONLY, 0).step("make the root read-only")?;

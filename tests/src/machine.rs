@@ -149,7 +149,9 @@ impl Machine {
             |line: &str| line.split(": ").nth(1).unwrap_or_default().split('@').next().unwrap_or_default().to_owned();
         left.extend(links.lines().map(link).filter(|name| !known(name)).map(|name| format!("link {name}")));
         let rules = self.output("nft", &["list", "ruleset"]);
-        left.extend(rules.lines().filter(|line| line.contains("elements")).map(|line| format!("nft {}", line.trim())));
+        // The pods' network is masqueraded once and for all; nothing is there for a single pod.
+        let single = |line: &&str| line.contains("elements") && !line.contains("{ 10.88.0.0/16 }");
+        left.extend(rules.lines().filter(single).map(|line| format!("nft {}", line.trim())));
         left.extend(cgroups(&self.cgroup_parent).into_iter().map(|path| format!("cgroup {}", path.display())));
         left.extend(self.shims().into_iter().map(|(pid, command)| format!("process {pid} {command}")));
         left

@@ -275,7 +275,13 @@ fn describe(error: anyhow::Error) -> Error {
         ("execve", Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES | Errno::ENOEXEC | Errno::EISDIR) => {
             Kind::InvalidArgument
         }
-        (step, _) if step.starts_with("no such user") || step.starts_with("no such group") => Kind::InvalidArgument,
+        (step, _)
+            if step.starts_with("no such user")
+                || step.starts_with("no such group")
+                || step.starts_with("not on a shared") =>
+        {
+            Kind::InvalidArgument
+        }
         _ => Kind::Internal,
     };
     Error::new(kind, failure.to_string())

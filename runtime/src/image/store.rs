@@ -7,7 +7,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -362,10 +362,13 @@ impl Store {
         rustix::fs::syncfs(&root).context("syncfs")?;
         for (key, mut record) in pending {
             record.boot_id = None;
-            let mut state = self.state();
-            if let Some(layer) = state.layers.get_mut(&key) {
-                record::write(&self.layout.layers().join(&key).join(RECORD), &record)
-                    .context("write the layer's record")?;
+            let path = self.layout.layers().join(&key).join(RECORD);
+            match record::write(&path, &record) {
+                // Removed in between.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                result => result.with_context(|| format!("write {}", path.display()))?,
+            }
+            if let Some(layer) = self.state().layers.get_mut(&key) {
                 layer.record = record;
             }
         }
