@@ -132,12 +132,12 @@ mod tests {
     fn users_resolve_as_the_kubelet_expects() {
         use Identity::{Id, Name};
         for (asked, uid, gid, groups, home) in [
-            (user(Id(1000), None, false), 1000, 1001, vec![9], "/home/bob"),
+            (user(Id(1000), None, false), 1000, 1001, vec![9, 1001], "/home/bob"),
             (user(Id(1000), None, true), 1000, 1001, vec![9, 50, 60, 1001], "/home/bob"),
             (user(Name("bob".into()), Some(Id(3)), true), 1000, 3, vec![3, 9, 50, 60], "/home/bob"),
             (user(Id(4242), None, true), 4242, 0, vec![0, 9], "/"),
-            (user(Id(5), None, false), 5, 5, vec![9], "/"),
-            (user(Id(0), Some(Name("staff".into())), false), 0, 50, vec![9], "/root"),
+            (user(Id(5), None, false), 5, 5, vec![5, 9], "/"),
+            (user(Id(0), Some(Name("staff".into())), false), 0, 50, vec![9, 50], "/root"),
         ] {
             let login = resolve_in(&asked, PASSWD, GROUP).unwrap();
             assert_eq!(login, Login { user: ResolvedUser { uid, gid, groups }, home: home.into() }, "{asked:?}");

@@ -63,10 +63,11 @@ pub(crate) fn create(
         config,
     };
     let spec = build(machine, sandbox, &meta, &image)?;
+    let filter = filter(&meta, &spec)?;
     let directory = machine.layout.container(id);
     let half_made = directory.with_extension("tmp");
     let state = machine.layout.container_state(id);
-    let result = write(&half_made, &state, &meta, &spec)
+    let result = write(&half_made, &state, &meta, &spec, &filter)
         .and_then(|()| fs::rename(&half_made, &directory).with_context(|| format!("rename {}", half_made.display())));
     if let Err(error) = result {
         // Best effort on a disk that has just failed; the next start finds what is left.
@@ -92,7 +93,18 @@ fn build(machine: &Machine, sandbox: &Sandbox, meta: &Meta, image: &Image) -> Re
     })
 }
 
-fn write(directory: &Path, state: &Path, meta: &Meta, spec: &Spec) -> anyhow::Result<()> {
+/// The seccomp filter of a container that has one.
+fn filter(meta: &Meta, spec: &Spec) -> Result<Option<Vec<u8>>> {
+    let Program::Container(container) = &spec.program else { return Ok(None) };
+    match &meta.config.security.seccomp {
+        _ if !container.process.seccomp => Ok(None),
+        Seccomp::Unconfined => Ok(None),
+        Seccomp::RuntimeDefault => seccomp::default_profile(container.process.capabilities).map(Some),
+        Seccomp::Localhost(path) => seccomp::local_profile(path).map(Some),
+    }
+}
+
+fn write(directory: &Path, state: &Path, meta: &Meta, spec: &Spec, filter: &Option<Vec<u8>>) -> anyhow::Result<()> {
     for name in [shim_layout::ROOTFS, shim_layout::UPPER, shim_layout::WORK, shim_layout::EXEC] {
         let path = directory.join(name);
         fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
@@ -100,8 +112,7 @@ fn write(directory: &Path, state: &Path, meta: &Meta, spec: &Spec) -> anyhow::Re
     fs::create_dir_all(state).with_context(|| format!("make {}", state.display()))?;
     record::write(&directory.join(layout::container::META), meta).context("write the container's record")?;
     record::write(&directory.join(shim_layout::SPEC), spec).context("write the container's spec")?;
-    if let (Seccomp::RuntimeDefault, Program::Container(container)) = (meta.config.security.seccomp, &spec.program) {
-        let filter = seccomp::default_profile(container.process.capabilities)?;
+    if let Some(filter) = filter {
         fs::write(directory.join(shim_layout::SECCOMP), filter).context("write the seccomp filter")?;
     }
     Ok(())

@@ -97,11 +97,13 @@ pub(crate) struct Security {
     pub seccomp: Seccomp,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Seccomp {
     #[default]
     Unconfined,
     RuntimeDefault,
+    /// A file of this machine, in OCI's JSON.
+    Localhost(PathBuf),
 }
 
 /// `meta.json`.

@@ -253,7 +253,15 @@ fn seccomp(profile: Option<&v1::SecurityProfile>, path: &str) -> Result<Seccomp>
         (Some(ProfileType::RuntimeDefault), _) | (None, "runtime/default" | "docker/default") => {
             Ok(Seccomp::RuntimeDefault)
         }
-        (Some(ProfileType::Localhost), _) | (None, _) => Err(unsupported("a local seccomp profile")),
+        (Some(ProfileType::Localhost), _) => local(profile.map_or("", |profile| &profile.localhost_ref)),
+        (None, path) => local(path.strip_prefix("localhost/").unwrap_or(path)),
+    }
+}
+
+fn local(path: &str) -> Result<Seccomp> {
+    match path.starts_with('/') {
+        true => Ok(Seccomp::Localhost(path.into())),
+        false => Err(Error::invalid(format!("seccomp.localhost_ref {path:?} is not an absolute path"))),
     }
 }
 
