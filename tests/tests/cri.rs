@@ -381,6 +381,57 @@ async fn limits_are_in_the_cgroup_and_out_of_memory_is_told() {
 }
 
 #[tokio::test]
+async fn stats_are_those_of_the_cgroup_and_of_the_writable_layer() {
+    let (machine, _daemon, cri, image) = ready().await;
+    let sandbox = cri.run_pod(pod(&machine, "stats")).await.unwrap();
+    let mut config = container("c", &image, "head -c 5000000 /dev/zero > /big; echo ready; while true; do true; done");
+    config.linux.as_mut().unwrap().resources =
+        Some(v1::LinuxContainerResources { memory_limit_in_bytes: 64 << 20, ..Default::default() });
+    let id = cri.run(&sandbox, config).await.unwrap();
+    let path = cri.status(&id).await.unwrap().log_path;
+    eventually("its file", async || fs::read_to_string(&path).unwrap().contains("ready")).await;
+    let look = async || {
+        let request = v1::ContainerStatsRequest { container_id: id.clone() };
+        cri.runtime.clone().container_stats(request).await.unwrap().into_inner().stats.unwrap()
+    };
+    let first = look().await;
+    let cpu = first.cpu.unwrap();
+    assert!(cpu.usage_nano_cores.is_none() && cpu.usage_core_nano_seconds.unwrap().value > 0);
+    let mut second = look().await;
+    eventually("a rate", async || {
+        second = look().await;
+        second.cpu.as_ref().unwrap().usage_nano_cores.is_some()
+    })
+    .await;
+    let later = second.cpu.unwrap();
+    let total = |cpu: &v1::CpuUsage| cpu.usage_core_nano_seconds.unwrap().value;
+    assert!(later.timestamp > cpu.timestamp && total(&later) > total(&cpu));
+    // One busy loop: some of a core, on a machine that may have other things to do.
+    assert!((50_000_000..1_200_000_000).contains(&later.usage_nano_cores.unwrap().value));
+    let memory = second.memory.unwrap();
+    let (usage, working_set) = (memory.usage_bytes.unwrap().value, memory.working_set_bytes.unwrap().value);
+    assert!(usage >= working_set && working_set > 0 && usage < 64 << 20);
+    assert_eq!(memory.available_bytes.unwrap().value, (64 << 20) - working_set);
+    let layer = second.writable_layer.unwrap();
+    assert!((5_000_000..6_000_000).contains(&layer.used_bytes.unwrap().value), "{:?}", layer.used_bytes);
+    assert!(layer.inodes_used.unwrap().value >= 2 && fs::exists(layer.fs_id.unwrap().mountpoint).unwrap());
+    assert_eq!(second.attributes.unwrap().metadata.unwrap().name, "c");
+
+    let list = async |filter| {
+        let request = v1::ListContainerStatsRequest { filter: Some(filter) };
+        cri.runtime.clone().list_container_stats(request).await.unwrap().into_inner().stats.len()
+    };
+    assert_eq!(list(v1::ContainerStatsFilter::default()).await, 1);
+    assert_eq!(list(v1::ContainerStatsFilter { id: "none".into(), ..Default::default() }).await, 0);
+    cri.stop(&id, 0).await.unwrap();
+    assert_eq!(list(v1::ContainerStatsFilter::default()).await, 0);
+    let request = v1::ContainerStatsRequest { container_id: "none".into() };
+    assert_eq!(cri.runtime.clone().container_stats(request).await.unwrap_err().code(), Code::NotFound);
+    cri.remove_pod(&sandbox).await.unwrap();
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
 async fn exec_gives_output_code_and_a_deadline() {
     let (machine, _daemon, cri, image) = ready().await;
     let sandbox = cri.run_pod(pod(&machine, "exec")).await.unwrap();

@@ -8,6 +8,7 @@ mod seccomp;
 mod security;
 mod spec;
 mod state;
+mod stats;
 
 use std::{
     collections::BTreeMap,
@@ -27,6 +28,7 @@ use tokio::sync::watch;
 pub(crate) use create::create;
 pub(crate) use exec::Output;
 pub(crate) use remove::remove;
+pub(crate) use stats::{Stats, all as all_stats};
 
 use crate::{
     cgroup::Resources,
@@ -141,6 +143,7 @@ pub(crate) struct Container {
     state: watch::Sender<State>,
     connection: Mutex<Option<Arc<Connection>>>,
     stopping: Mutex<Option<Stopping>>,
+    samples: Mutex<stats::Samples>,
     /// Start, stop's beginning and remove come one after the other.
     busy: tokio::sync::Mutex<()>,
     _layers: Lease,
@@ -154,6 +157,7 @@ impl Container {
             state,
             connection: Mutex::default(),
             stopping: Mutex::default(),
+            samples: Mutex::default(),
             busy: tokio::sync::Mutex::default(),
             _layers: layers,
         }

@@ -339,6 +339,48 @@ pub(super) fn timeout(seconds: i64) -> Option<Duration> {
     u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs)
 }
 
+pub(super) fn stats(container: &Container, stats: &container::Stats) -> v1::ContainerStats {
+    let meta = &container.meta;
+    let value = |value: u64| Some(v1::UInt64Value { value });
+    let container::Stats { at, usage, nano_cores, layer } = stats;
+    v1::ContainerStats {
+        attributes: Some(v1::ContainerAttributes {
+            id: meta.id.to_string(),
+            metadata: Some(container_metadata(&meta.config)),
+            labels: meta.config.labels.clone().into_iter().collect(),
+            annotations: meta.config.annotations.clone().into_iter().collect(),
+        }),
+        cpu: Some(v1::CpuUsage {
+            timestamp: *at,
+            usage_core_nano_seconds: value(usage.cpu_nanos),
+            usage_nano_cores: nano_cores.and_then(value),
+            ..v1::CpuUsage::default()
+        }),
+        memory: Some(v1::MemoryUsage {
+            timestamp: *at,
+            working_set_bytes: value(usage.working_set),
+            available_bytes: usage.memory_limit.and_then(|limit| value(limit.saturating_sub(usage.working_set))),
+            usage_bytes: value(usage.memory),
+            rss_bytes: value(usage.rss),
+            page_faults: value(usage.page_faults),
+            major_page_faults: value(usage.major_page_faults),
+            ..v1::MemoryUsage::default()
+        }),
+        swap: usage.swap.map(|used| v1::SwapUsage {
+            timestamp: *at,
+            swap_usage_bytes: value(used),
+            ..v1::SwapUsage::default()
+        }),
+        writable_layer: Some(v1::FilesystemUsage {
+            timestamp: layer.at,
+            fs_id: Some(v1::FilesystemIdentifier { mountpoint: layer.path.display().to_string() }),
+            used_bytes: value(layer.bytes),
+            inodes_used: value(layer.inodes),
+        }),
+        ..v1::ContainerStats::default()
+    }
+}
+
 /// Cut to what a client accepts: each stream may have 16 MiB, and so may the message that carries both.
 pub(super) fn exec_output(output: container::Output) -> v1::ExecSyncResponse {
     // The rest of the message: tags, lengths and the exit code.

@@ -6,7 +6,7 @@ use berth_proto::v1::{self, runtime_service_server::RuntimeService};
 use tonic::{Request, Response, Status};
 
 use super::{convert, status};
-use crate::node::Node;
+use crate::{container, node::Node};
 
 #[derive(Debug)]
 pub(super) struct Runtime {
@@ -149,6 +149,32 @@ impl RuntimeService for Runtime {
         let request = request.into_inner();
         let output = self.node.exec_sync(&request.container_id, request.cmd, convert::timeout(request.timeout)).await?;
         ok(convert::exec_output(output))
+    }
+
+    async fn container_stats(&self, request: Request<v1::ContainerStatsRequest>) -> Answer<v1::ContainerStatsResponse> {
+        let container = self.node.containers.find(&request.into_inner().container_id)?;
+        let machine = self.node.machine.clone();
+        let look = move || container.stats(&machine).map(|stats| convert::stats(&container, &stats));
+        let stats = tokio::task::spawn_blocking(look).await.map_err(|error| Status::internal(error.to_string()))??;
+        ok(v1::ContainerStatsResponse { stats: Some(stats) })
+    }
+
+    async fn list_container_stats(
+        &self,
+        request: Request<v1::ListContainerStatsRequest>,
+    ) -> Answer<v1::ListContainerStatsResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let wanted = v1::ContainerFilter {
+            id: filter.id,
+            pod_sandbox_id: filter.pod_sandbox_id,
+            label_selector: filter.label_selector,
+            state: None,
+        };
+        let mut containers = self.node.containers.all();
+        containers.retain(|container| container_matches(&wanted, &convert::container_item(container)));
+        let all = container::all_stats(&self.node.machine, containers).await;
+        let stats = all.iter().map(|(container, stats)| convert::stats(container, stats)).collect();
+        ok(v1::ListContainerStatsResponse { stats })
     }
 
     async fn reopen_container_log(
