@@ -65,6 +65,50 @@ pub(crate) struct Resources {
     pub unified: Vec<(String, String)>,
 }
 
+/// What a container may do with devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Devices {
+    /// Privileged.
+    All,
+    /// The nodes that every container has, and these.
+    Only(Vec<DeviceRule>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DeviceRule {
+    pub block: bool,
+    pub major: i64,
+    pub minor: i64,
+    /// Of `r`, `w` and `m`.
+    pub permissions: String,
+}
+
+impl Resources {
+    /// These, with what `change` names instead; 0 and empty leave it as it is (`UpdateContainerResources`).
+    pub(crate) fn changed(&self, change: Self) -> Self {
+        let number = |new: i64, old: i64| if new == 0 { old } else { new };
+        let text = |new: String, old: &String| if new.is_empty() { old.clone() } else { new };
+        let mut unified: std::collections::BTreeMap<String, String> = self.unified.iter().cloned().collect();
+        unified.extend(change.unified);
+        Self {
+            cpu_period: number(change.cpu_period, self.cpu_period),
+            cpu_quota: number(change.cpu_quota, self.cpu_quota),
+            cpu_shares: number(change.cpu_shares, self.cpu_shares),
+            cpuset_cpus: text(change.cpuset_cpus, &self.cpuset_cpus),
+            cpuset_mems: text(change.cpuset_mems, &self.cpuset_mems),
+            memory_limit: number(change.memory_limit, self.memory_limit),
+            memory_swap_limit: number(change.memory_swap_limit, self.memory_swap_limit),
+            oom_score_adj: number(change.oom_score_adj, self.oom_score_adj),
+            hugepage_limits: if change.hugepage_limits.is_empty() {
+                self.hugepage_limits.clone()
+            } else {
+                change.hugepage_limits
+            },
+            unified: unified.into_iter().collect(),
+        }
+    }
+}
+
 /// What a cgroup uses. What the kernel does not count is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
@@ -138,7 +182,7 @@ impl Host {
     }
 
     /// Makes the cgroup `path` with its limits.
-    pub(crate) fn create(&self, path: &str, resources: &Resources, all_devices: bool) -> anyhow::Result<()> {
+    pub(crate) fn create(&self, path: &str, resources: &Resources, devices: &Devices) -> anyhow::Result<()> {
         let _parent = self.parent.lock().unwrap_or_else(PoisonError::into_inner);
         let wanted = (!self.is_v2).then(|| CONTROLLERS.map(str::to_owned).to_vec());
         let cgroup = Cgroup::new_with_specified_controllers(hierarchies::auto(), path, wanted)
@@ -147,8 +191,8 @@ impl Host {
             fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
         }
         self.limit(&cgroup, path, resources)?;
-        if !self.is_v2 && !all_devices {
-            restrict_devices(&cgroup).with_context(|| format!("restrict devices of cgroup {path}"))?;
+        if let (false, Devices::Only(rules)) = (self.is_v2, devices) {
+            restrict_devices(&cgroup, rules).with_context(|| format!("restrict devices of cgroup {path}"))?;
         }
         Ok(())
     }
@@ -195,6 +239,35 @@ impl Host {
         })
     }
 
+    /// Sets the limits of a cgroup that is in use: all of them, or none.
+    ///
+    /// # Errors
+    /// What the kernel refused; everything is as before then.
+    pub(crate) fn update(&self, path: &str, resources: &Resources) -> anyhow::Result<()> {
+        let cgroup = match self.is_v2 {
+            true => Cgroup::load(hierarchies::auto(), path),
+            false => {
+                let controllers = CONTROLLERS.map(str::to_owned).to_vec();
+                Cgroup::load_with_specified_controllers(hierarchies::auto(), path, controllers)
+            }
+        };
+        let before = self.snapshot(path, resources);
+        self.limit(&cgroup, path, resources).inspect_err(|_| restore(&before))
+    }
+
+    /// Every file that limits may change, with what is in it.
+    fn snapshot(&self, path: &str, resources: &Resources) -> Vec<(PathBuf, String)> {
+        let files: Vec<PathBuf> = match self.is_v2 {
+            true => {
+                let below = |file: &str| Path::new(ROOT).join(path).join(file);
+                let own = LIMITS_V2.iter().map(|file| below(file));
+                own.chain(resources.unified.iter().map(|(file, _)| below(file))).collect()
+            }
+            false => LIMITS_V1.iter().map(|(name, file)| Path::new(ROOT).join(name).join(path).join(file)).collect(),
+        };
+        files.into_iter().filter_map(|path| fs::read_to_string(&path).ok().map(|text| (path, text))).collect()
+    }
+
     fn limit(&self, cgroup: &Cgroup, path: &str, resources: &Resources) -> anyhow::Result<()> {
         let what = |name: &'static str| format!("limit {name} of cgroup {path}");
         if let Some(cpu) = cgroup.controller_of::<CpuController>() {
@@ -218,10 +291,14 @@ impl Host {
             }
         }
         if let Some(memory) = cgroup.controller_of::<MemController>()
-            && resources.memory_limit > 0
+            && resources.memory_limit != 0
         {
-            memory.set_limit(resources.memory_limit).with_context(|| what("memory"))?;
             let swap = self.swap_limit(resources);
+            if memory.set_limit(resources.memory_limit).is_err() {
+                // v1 does not let memory pass the sum of memory and swap: raised, the sum goes first.
+                let _ = memory.set_memswap_limit(swap);
+                memory.set_limit(resources.memory_limit).with_context(|| what("memory"))?;
+            }
             match memory.set_memswap_limit(swap) {
                 // A kernel without swap accounting has nothing to limit.
                 Err(_) if resources.memory_swap_limit == 0 => {}
@@ -287,6 +364,31 @@ impl Host {
     }
 }
 
+/// Files that limits are in, by controller.
+const LIMITS_V1: [(&str, &str); 8] = [
+    ("cpu", "cpu.shares"),
+    ("cpu", "cpu.cfs_period_us"),
+    ("cpu", "cpu.cfs_quota_us"),
+    ("cpuset", "cpuset.cpus"),
+    ("cpuset", "cpuset.mems"),
+    ("memory", "memory.limit_in_bytes"),
+    ("memory", "memory.memsw.limit_in_bytes"),
+    ("pids", "pids.max"),
+];
+const LIMITS_V2: [&str; 7] =
+    ["cpu.weight", "cpu.max", "cpuset.cpus", "cpuset.mems", "memory.max", "memory.swap.max", "pids.max"];
+
+/// Twice: values that bound each other go back in either order.
+fn restore(before: &[(PathBuf, String)]) {
+    for _ in 0..2 {
+        for (path, text) in before.iter().filter(|(path, text)| fs::read_to_string(path).is_ok_and(|now| now != *text))
+        {
+            // A value that does not go back in the first pass may in the second.
+            let _ = fs::write(path, text.trim());
+        }
+    }
+}
+
 /// How long killed processes may take to be gone.
 const DYING: Duration = Duration::from_secs(10);
 
@@ -332,7 +434,7 @@ fn remove_tree(directory: &Path) -> io::Result<()> {
     gone(fs::remove_dir(directory))
 }
 
-fn restrict_devices(cgroup: &Cgroup) -> anyhow::Result<()> {
+fn restrict_devices(cgroup: &Cgroup, rules: &[DeviceRule]) -> anyhow::Result<()> {
     let Some(devices) = cgroup.subsystems().iter().find_map(|subsystem| match subsystem {
         Subsystem::Devices(devices) => Some(devices),
         _ => None,
@@ -343,6 +445,10 @@ fn restrict_devices(cgroup: &Cgroup) -> anyhow::Result<()> {
     devices.deny_device(DeviceType::All, -1, -1, &DevicePermissions::all())?;
     for (kind, major, minor, permissions) in ALLOWED_DEVICES {
         devices.allow_device(kind, major, minor, &DevicePermissions::from_str(permissions)?)?;
+    }
+    for DeviceRule { block, major, minor, permissions } in rules {
+        let kind = if *block { DeviceType::Block } else { DeviceType::Char };
+        devices.allow_device(kind, *major, *minor, &DevicePermissions::from_str(permissions)?)?;
     }
     Ok(())
 }

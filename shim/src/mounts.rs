@@ -10,9 +10,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use berth_shim::spec::{Mount, MountKind, Propagation};
+use berth_shim::spec::{Device, DeviceKind, Mount, MountKind, Propagation};
 use rustix::{
-    fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, mkdirat, mknodat, readlinkat, statx, symlinkat},
+    fs::{
+        AtFlags, CWD, FileType, Gid, Mode, OFlags, StatxFlags, Uid, chmodat, chownat, mkdirat, mknodat, readlinkat,
+        statx, symlinkat, unlinkat,
+    },
     io::{Errno, Result as IoResult},
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
@@ -155,6 +158,26 @@ fn bind(root: BorrowedFd<'_>, request: &Mount, mount: &OwnedFd) -> Result<()> {
     attach(mount.as_fd(), target.as_fd()).step_on("mount on", &request.target)
 }
 
+/// Makes the node of `device`; what the image has in its place goes first.
+pub(crate) fn make_device(root: BorrowedFd<'_>, device: &Device) -> Result<()> {
+    let (parent, name) = split(&device.path)?;
+    let parent = ensure_directory(root, &parent)?;
+    let kind = match device.kind {
+        DeviceKind::Char => FileType::CharacterDevice,
+        DeviceKind::Block => FileType::BlockDevice,
+    };
+    match unlinkat(&parent, &name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(errno).step_on("replace", &device.path),
+    }
+    let (mode, number) = (Mode::from_raw_mode(device.mode), rustix::fs::makedev(device.major, device.minor));
+    mknodat(&parent, &name, kind, mode, number).step_on("mknod", &device.path)?;
+    // mknod obeys the umask.
+    chmodat(&parent, &name, mode, AtFlags::empty()).step_on("chmod", &device.path)?;
+    let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+    chownat(&parent, &name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).step_on("chown", &device.path)
+}
+
 /// How many dangling links one target may go through, as path_resolution(7) has it.
 const MAX_LINKS: u32 = 40;
 
@@ -211,7 +234,7 @@ fn populate_dev(dev: BorrowedFd<'_>) -> Result<()> {
         mknodat(dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), device)
             .step_on("mknod /dev/", name)?;
         // mknod obeys the umask.
-        rustix::fs::chmodat(dev, name, Mode::from_raw_mode(0o666), AtFlags::empty()).step_on("chmod /dev/", name)?;
+        chmodat(dev, name, Mode::from_raw_mode(0o666), AtFlags::empty()).step_on("chmod /dev/", name)?;
     }
     for (link, target) in [
         ("fd", "/proc/self/fd"),

@@ -37,6 +37,9 @@ pub(crate) fn enter(dir: &Path, container: &Container) -> Result<()> {
     for (request, prepared) in container.mounts.iter().zip(prepared) {
         mounts::apply(root.as_fd(), request, prepared.as_ref())?;
     }
+    for device in &container.devices {
+        mounts::make_device(root.as_fd(), device)?;
+    }
     if container.rootfs.readonly {
         sys::mount_setattr(root.as_fd(), false, libc::MOUNT_ATTR_RDONLY, 0).step("make the root read-only")?;
     }

@@ -31,6 +31,9 @@ pub struct Container {
     pub rootfs: Rootfs,
     /// In the order of mounting.
     pub mounts: Vec<Mount>,
+    /// Made after all mounts, besides those that /dev has anyway.
+    #[serde(default)]
+    pub devices: Vec<Device>,
     pub process: Process,
     /// Absolute paths inside the rootfs that are hidden: files behind /dev/null, directories behind an empty tmpfs.
     pub masked_paths: Vec<PathBuf>,
@@ -74,6 +77,25 @@ pub enum Namespace {
     New,
     /// A namespace file: a pin, or /proc/PID/ns/...
     Join(PathBuf),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Absolute, resolved inside the rootfs, which it cannot leave.
+    pub path: PathBuf,
+    pub kind: DeviceKind,
+    pub major: u32,
+    pub minor: u32,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    Char,
+    Block,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -381,6 +381,100 @@ async fn limits_are_in_the_cgroup_and_out_of_memory_is_told() {
 }
 
 #[tokio::test]
+async fn devices_are_there_with_their_permissions_and_no_others() {
+    let (machine, _daemon, cri, image) = ready().await;
+    let mut config = pod(&machine, "devices");
+    config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
+    let sandbox = cri.run_pod(config).await.unwrap();
+    let device = |host: &str, inside: &str, permissions: &str| v1::Device {
+        host_path: host.into(),
+        container_path: inside.into(),
+        permissions: permissions.into(),
+    };
+    // A device of no container, and the other name of one of every container.
+    let host =
+        ["/dev/loop-control", "/dev/fuse"].into_iter().find(|path| fs::exists(path).unwrap()).expect("one of them");
+    let number = fs::metadata(host).unwrap().rdev();
+    let (major, minor) = (nix::sys::stat::major(number), nix::sys::stat::minor(number));
+    let mut config = container("c", &image, "exec sleep 1000");
+    config.devices = vec![device(host, "/dev/some/where", "r"), device("/dev/zero", "/dev/nothing", "rw")];
+    let id = cri.run(&sandbox, config).await.unwrap();
+    let expected = format!("2\n{major:x}:{minor:x}\n");
+    assert_eq!(cri.sh(&id, "head -c 2 /dev/nothing | wc -c; stat -c '%t:%T' /dev/some/where").await, expected);
+    cri.sh(&id, "exec 3< /dev/some/where").await;
+    // The filter is about numbers and not about names: what was not asked for is refused under any.
+    let sneak = format!("mknod /tmp/x c {major} {minor} && ! sh -c 'exec 3<>/tmp/x' 2>/dev/null && echo refused");
+    assert_eq!(cri.sh(&id, &sneak).await, "refused\n", "for reading only");
+    let plain = cri.run(&sandbox, container("plain", &image, "exec sleep 1000")).await.unwrap();
+    let sneak = format!("mknod /tmp/x c {major} {minor} && ! sh -c 'exec 3</tmp/x' 2>/dev/null && echo refused");
+    assert_eq!(cri.sh(&plain, &sneak).await, "refused\n");
+    let mut config = container("privileged", &image, "exec sleep 1000");
+    config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
+    let privileged = cri.run(&sandbox, config).await.unwrap();
+    cri.sh(&privileged, &format!("exec 3<> {host}")).await;
+    for (host, permissions) in [("/no/such/device", "r"), ("/etc/passwd", "r"), ("/dev/null", "rx")] {
+        let mut config = container("refused", &image, "true");
+        config.devices = vec![device(host, "/dev/x", permissions)];
+        let error = cri.create(&sandbox, config).await.unwrap_err();
+        assert!(error.code() == Code::InvalidArgument && error.message().contains(host), "{error}");
+    }
+    cri.remove_pod(&sandbox).await.unwrap();
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn limits_are_updated_all_or_none() {
+    let (machine, daemon, cri, image) = ready().await;
+    let sandbox = cri.run_pod(pod(&machine, "update")).await.unwrap();
+    let mut config = container("c", &image, "exec sleep 1000");
+    let limits = v1::LinuxContainerResources {
+        memory_limit_in_bytes: 64 << 20,
+        cpu_period: 100_000,
+        cpu_quota: 20_000,
+        ..Default::default()
+    };
+    config.linux.as_mut().unwrap().resources = Some(limits);
+    let id = cri.create(&sandbox, config).await.unwrap();
+    let update = async |linux| {
+        let request =
+            v1::UpdateContainerResourcesRequest { container_id: id.clone(), linux: Some(linux), ..Default::default() };
+        cri.runtime.clone().update_container_resources(request).await.map(drop)
+    };
+    let shown = async || cri.status(&id).await.unwrap().resources.unwrap().linux.unwrap();
+    let limit = || {
+        let of = |root: &str, file: &str| format!("/sys/fs/cgroup/{root}{}/{id}/{file}", machine.cgroup_parent);
+        let (v1, v2) = (of("memory/", "memory.limit_in_bytes"), of("", "memory.max"));
+        fs::read_to_string(if fs::exists(&v1).unwrap() { v1 } else { v2 }).unwrap().trim().parse::<i64>().unwrap()
+    };
+    // Created: what it will start with.
+    update(v1::LinuxContainerResources { memory_limit_in_bytes: 48 << 20, ..Default::default() }).await.unwrap();
+    cri.start(&id).await.unwrap();
+    assert_eq!((limit(), shown().await.memory_limit_in_bytes, shown().await.cpu_quota), (48 << 20, 48 << 20, 20_000));
+    // Running: both ways, and what is not named stays.
+    for mebibytes in [96, 32] {
+        update(v1::LinuxContainerResources { memory_limit_in_bytes: mebibytes << 20, ..Default::default() })
+            .await
+            .unwrap();
+        assert_eq!((limit(), shown().await.memory_limit_in_bytes), (mebibytes << 20, mebibytes << 20));
+    }
+    // One part that the kernel refuses: nothing changes.
+    let refused = v1::LinuxContainerResources {
+        memory_limit_in_bytes: 80 << 20,
+        cpu_shares: 77,
+        cpuset_cpus: "4000-4001".into(),
+        ..Default::default()
+    };
+    let error = update(refused).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+    assert_eq!((limit(), shown().await.memory_limit_in_bytes, shown().await.cpu_shares), (32 << 20, 32 << 20, 0));
+    daemon.kill();
+    let _daemon = machine.start().await;
+    assert_eq!(shown().await.memory_limit_in_bytes, 32 << 20);
+    cri.remove_pod(&sandbox).await.unwrap();
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
 async fn stats_are_those_of_the_cgroup_and_of_the_writable_layer() {
     let (machine, _daemon, cri, image) = ready().await;
     let sandbox = cri.run_pod(pod(&machine, "stats")).await.unwrap();

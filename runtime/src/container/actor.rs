@@ -19,6 +19,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{Container, State, look, state::Verdict};
 use crate::{
+    cgroup::Devices,
     error::{Error, Kind, Result},
     layout,
     machine::Machine,
@@ -86,10 +87,13 @@ impl Container {
         if let Some(directory) = self.meta.log_path.as_deref().and_then(std::path::Path::parent) {
             fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
         }
-        let (machine, meta) = (machine.clone(), self.meta.clone());
+        let (machine, meta, resources) = (machine.clone(), self.meta.clone(), self.resources());
         let cgroups = machine.clone();
-        let made =
-            move || cgroups.cgroups.create(&meta.cgroup, &meta.config.resources, meta.config.security.privileged);
+        let devices = match meta.config.security.privileged {
+            true => Devices::All,
+            false => Devices::Only(meta.device_rules.clone()),
+        };
+        let made = move || cgroups.cgroups.create(&meta.cgroup, &resources, &devices);
         tokio::task::spawn_blocking(made).await??;
         machine.shim.run(&dir).await.map(drop)
     }

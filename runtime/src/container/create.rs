@@ -10,12 +10,12 @@ use std::{
 use anyhow::Context;
 use berth_shim::{
     layout as shim_layout, record,
-    spec::{Program, Spec},
+    spec::{Device, Program, Spec},
 };
 use nix::sys::signal::Signal;
 
 use super::{
-    Config, Container, Meta, Seccomp, State, seccomp,
+    Config, Container, Meta, Seccomp, State, devices, seccomp,
     spec::{self, Inputs},
 };
 use crate::{
@@ -49,6 +49,7 @@ pub(crate) fn create(
         .ok_or_else(|| Error::not_found(format!("image {:?} is being removed", config.image)))?;
     let cgroup = cgroup::Host::path(&sandbox.meta.config.cgroup_parent, id.as_str())
         .map_err(|error| Error::invalid(error.to_string()))?;
+    let (nodes, device_rules) = devices::resolve(&config.devices, config.security.privileged)?;
     let meta = Meta {
         id: id.clone(),
         sandbox: sandbox.meta.id.clone(),
@@ -58,11 +59,12 @@ pub(crate) fn create(
         image_ref: machine.images.names(&image).1.into_iter().next().unwrap_or_else(|| image.id.to_string()),
         layers: image.layers.clone(),
         cgroup,
+        device_rules,
         log_path: sandbox.meta.config.log_path(&config.log_path),
         stop_signal: stop_signal(&config, &image)?,
         config,
     };
-    let spec = build(machine, sandbox, &meta, &image)?;
+    let spec = build(machine, sandbox, &meta, (&image, nodes))?;
     let filter = filter(&meta, &spec)?;
     let directory = machine.layout.container(id);
     let half_made = directory.with_extension("tmp");
@@ -77,7 +79,8 @@ pub(crate) fn create(
     Ok(Arc::new(Container::new(meta, State::Created, lease)))
 }
 
-fn build(machine: &Machine, sandbox: &Sandbox, meta: &Meta, image: &Image) -> Result<Spec> {
+fn build(machine: &Machine, sandbox: &Sandbox, meta: &Meta, with: (&Image, Vec<Device>)) -> Result<Spec> {
+    let (image, devices) = with;
     spec::build(&Inputs {
         id: meta.id.as_str(),
         config: &meta.config,
@@ -88,6 +91,7 @@ fn build(machine: &Machine, sandbox: &Sandbox, meta: &Meta, image: &Image) -> Re
         socket_dir: machine.layout.container_state(&meta.id),
         log: meta.log_path.clone(),
         cgroups: machine.cgroups.directories(&meta.cgroup),
+        devices,
         v1_names: machine.cgroups.v1_names(),
         devices_filtered: !machine.cgroups.is_v2,
     })

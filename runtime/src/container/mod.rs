@@ -2,6 +2,7 @@
 
 mod actor;
 mod create;
+mod devices;
 mod exec;
 mod remove;
 mod seccomp;
@@ -26,12 +27,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 pub(crate) use create::create;
+pub(crate) use devices::Device;
 pub(crate) use exec::Output;
 pub(crate) use remove::remove;
 pub(crate) use stats::{Stats, all as all_stats};
 
 use crate::{
-    cgroup::Resources,
+    cgroup::{DeviceRule, Resources},
     error::{Error, Result},
     id::{ContainerId, SandboxId},
     image::Lease,
@@ -56,6 +58,7 @@ pub(crate) struct Config {
     pub working_dir: String,
     pub env: Vec<(String, String)>,
     pub mounts: Vec<Mount>,
+    pub devices: Vec<Device>,
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
     /// Below the sandbox's log directory.
@@ -125,6 +128,8 @@ pub(crate) struct Meta {
     /// Kept from deletion for as long as the container exists.
     pub layers: Vec<String>,
     pub cgroup: String,
+    /// For `config.devices`, as they were resolved.
+    pub device_rules: Vec<DeviceRule>,
     pub log_path: Option<PathBuf>,
     /// The effective one; the image may be gone when it is needed.
     pub stop_signal: i32,
@@ -144,6 +149,8 @@ pub(crate) struct Container {
     connection: Mutex<Option<Arc<Connection>>>,
     stopping: Mutex<Option<Stopping>>,
     samples: Mutex<stats::Samples>,
+    /// In force: those of `meta` until the first update.
+    resources: Mutex<Resources>,
     /// Start, stop's beginning and remove come one after the other.
     busy: tokio::sync::Mutex<()>,
     _layers: Lease,
@@ -152,12 +159,14 @@ pub(crate) struct Container {
 impl Container {
     fn new(meta: Meta, state: State, layers: Lease) -> Self {
         let state = watch::Sender::new(state);
+        let resources = Mutex::new(meta.config.resources.clone());
         Self {
             meta,
             state,
             connection: Mutex::default(),
             stopping: Mutex::default(),
             samples: Mutex::default(),
+            resources,
             busy: tokio::sync::Mutex::default(),
             _layers: layers,
         }
@@ -224,6 +233,33 @@ impl Container {
             State::Exited { .. } => Err(not_running("exited")),
             State::Running { .. } => self.connection().ok_or_else(|| not_running("about to exit")),
         }
+    }
+
+    pub(crate) fn resources(&self) -> Resources {
+        self.resources.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// UpdateContainerResources: all of it, or nothing.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for what the kernel refuses.
+    pub(crate) async fn update(&self, machine: &Arc<Machine>, change: Resources) -> Result<()> {
+        let _busy = self.busy.lock().await;
+        let before = self.resources();
+        let mut after = before.changed(change);
+        if matches!(self.state(), State::Running { .. }) {
+            // Of a process that runs already, and not of the cgroup.
+            after.oom_score_adj = before.oom_score_adj;
+            let (own, path, limits) = (machine.clone(), self.meta.cgroup.clone(), after.clone());
+            let updated = tokio::task::spawn_blocking(move || own.cgroups.update(&path, &limits)).await;
+            updated.context("update the cgroup")?.map_err(|error| Error::invalid(format!("{error:#}")))?;
+        }
+        let mut meta = self.meta.clone();
+        meta.config.resources = after.clone();
+        let path = machine.layout.container(&self.meta.id).join(layout::container::META);
+        record::write(&path, &meta).with_context(|| format!("write {}", path.display()))?;
+        *self.resources.lock().unwrap_or_else(PoisonError::into_inner) = after;
+        Ok(())
     }
 
     /// ReopenContainerLog: the log was renamed, later lines go to a new file, which exists when this returns.

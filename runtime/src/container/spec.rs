@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use berth_shim::spec::{
-    Cgroups, Container, Mount, MountKind, Namespace, Namespaces, Process, Program, Propagation, Rlimit, RlimitKind,
-    Rootfs, Spec, Stdio,
+    Cgroups, Container, Device, Mount, MountKind, Namespace, Namespaces, Process, Program, Propagation, Rlimit,
+    RlimitKind, Rootfs, Spec, Stdio,
 };
 use oci_spec::image::ImageConfiguration;
 
@@ -31,6 +31,7 @@ pub(super) struct Inputs<'a> {
     pub socket_dir: PathBuf,
     pub log: Option<PathBuf>,
     pub cgroups: Cgroups,
+    pub devices: Vec<Device>,
     /// Hierarchies to show at /sys/fs/cgroup; empty on v2.
     pub v1_names: Vec<String>,
     /// A device filter is in force.
@@ -53,6 +54,7 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
             readonly: config.security.readonly_rootfs,
         },
         mounts: mounts(inputs)?,
+        devices: inputs.devices.clone(),
         process: process(inputs)?,
         masked_paths: hidden(&config.security.masked_paths),
         readonly_paths: hidden(&config.security.readonly_paths),

@@ -14,7 +14,7 @@ use berth_shim::{
 
 use super::{Config, Meta, NamespaceMode, Pins, Ready, Sandbox, State, files, remove};
 use crate::{
-    cgroup::{self, Resources},
+    cgroup::{self, Devices, Resources},
     error::{Error, Result},
     id::{self, SandboxId},
     layout,
@@ -115,7 +115,7 @@ async fn launch_pause(machine: &Machine, meta: &Meta, directory: &Path) -> anyho
         fs::create_dir_all(path).with_context(|| format!("make {}", path.display()))?;
     }
     let cgroup = cgroup::Host::path(&meta.config.cgroup_parent, meta.id.as_str())?;
-    machine.cgroups.create(&cgroup, &Resources::default(), false)?;
+    machine.cgroups.create(&cgroup, &Resources::default(), &Devices::Only(Vec::new()))?;
     let spec = Spec {
         id: meta.id.to_string(),
         socket_dir: state,

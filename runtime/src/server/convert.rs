@@ -131,9 +131,6 @@ pub(super) fn container_config(config: Option<v1::ContainerConfig>) -> Result<co
     }
     let image = config.image.ok_or_else(|| Error::invalid("config.image is missing"))?;
     handler(&image.runtime_handler)?;
-    if !config.devices.is_empty() {
-        return Err(unsupported("devices"));
-    }
     if !config.cdi_devices.is_empty() {
         return Err(unsupported("CDI_devices"));
     }
@@ -158,6 +155,7 @@ pub(super) fn container_config(config: Option<v1::ContainerConfig>) -> Result<co
         working_dir: config.working_dir,
         env: config.envs.into_iter().map(env).collect::<Result<_>>()?,
         mounts: config.mounts.into_iter().map(mount).collect::<Result<_>>()?,
+        devices: config.devices.into_iter().map(device).collect(),
         labels: config.labels.into_iter().collect(),
         annotations: config.annotations.into_iter().collect(),
         log_path: log_path(&config.log_path)?,
@@ -168,6 +166,14 @@ pub(super) fn container_config(config: Option<v1::ContainerConfig>) -> Result<co
         resources: linux.resources.map(resources).unwrap_or_default(),
         security: security(linux.security_context)?,
     })
+}
+
+fn device(device: v1::Device) -> container::Device {
+    container::Device {
+        host_path: device.host_path.into(),
+        container_path: device.container_path.into(),
+        permissions: device.permissions,
+    }
 }
 
 /// It is joined to the pod's log directory, which it must not leave.
@@ -265,7 +271,7 @@ fn local(path: &str) -> Result<Seccomp> {
     }
 }
 
-fn resources(resources: v1::LinuxContainerResources) -> Resources {
+pub(super) fn resources(resources: v1::LinuxContainerResources) -> Resources {
     Resources {
         cpu_period: resources.cpu_period,
         cpu_quota: resources.cpu_quota,
@@ -508,7 +514,7 @@ pub(super) fn container_status(
         annotations: meta.config.annotations.clone().into_iter().collect(),
         mounts: meta.config.mounts.iter().map(mount_out).collect(),
         log_path: meta.log_path.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
-        resources: Some(v1::ContainerResources { linux: Some(resources_out(&meta.config.resources)), windows: None }),
+        resources: Some(v1::ContainerResources { linux: Some(resources_out(&container.resources())), windows: None }),
         user: user.map(user_out),
         stop_signal: cri_signal(meta.stop_signal).into(),
         ..v1::ContainerStatus::default()

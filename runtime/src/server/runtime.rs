@@ -145,6 +145,16 @@ impl RuntimeService for Runtime {
         ok(v1::ListContainersResponse { containers })
     }
 
+    async fn update_container_resources(
+        &self,
+        request: Request<v1::UpdateContainerResourcesRequest>,
+    ) -> Answer<v1::UpdateContainerResourcesResponse> {
+        let request = request.into_inner();
+        let container = self.node.containers.find(&request.container_id)?;
+        container.update(&self.node.machine, convert::resources(request.linux.unwrap_or_default())).await?;
+        ok(v1::UpdateContainerResourcesResponse {})
+    }
+
     async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
         let request = request.into_inner();
         let output = self.node.exec_sync(&request.container_id, request.cmd, convert::timeout(request.timeout)).await?;
