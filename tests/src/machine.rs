@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -160,7 +161,7 @@ impl Machine {
     /// Everything that pods had is gone; `root/trash` is emptied in the background, so this waits for it.
     pub async fn assert_clean(&self) {
         let mut left = Vec::new();
-        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
         while tokio::time::Instant::now() < deadline {
             left = self.leftovers();
             if left.is_empty() {
@@ -199,11 +200,15 @@ impl Drop for Machine {
         for (pid, _) in self.shims() {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
-        for path in cgroup_roots().map(|root| root.join(&self.cgroup_parent)) {
+        let parents: Vec<PathBuf> = cgroup_roots().map(|root| root.join(&self.cgroup_parent)).collect();
+        for path in &parents {
             let _ = fs::write(path.join("cgroup.kill"), "1");
-            let mut directories = Vec::new();
-            descend(&path, &mut directories);
-            directories.iter().rev().for_each(|directory| drop(fs::remove_dir(directory)));
+        }
+        // What was killed takes a moment to leave its cgroup.
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !parents.iter().all(|path| remove_cgroup(path)) && Instant::now() < deadline {
+            #[expect(clippy::disallowed_methods, reason = "cgroup v1 tells nobody that it is empty")]
+            thread::sleep(Duration::from_millis(5));
         }
         let _ = self.holder.kill();
         let _ = self.holder.wait();
@@ -272,6 +277,14 @@ fn cgroup_roots() -> impl Iterator<Item = PathBuf> {
         .map(move |name| root.join(name))
         .chain([root.to_owned()])
         .filter(|path| path.join("cgroup.procs").exists())
+}
+
+/// Whether `path` is gone, with everything below it.
+fn remove_cgroup(path: &Path) -> bool {
+    let mut directories = Vec::new();
+    descend(path, &mut directories);
+    directories.iter().rev().for_each(|directory| drop(fs::remove_dir(directory)));
+    !path.exists()
 }
 
 /// What is below `parent` in any hierarchy.
