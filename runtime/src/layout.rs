@@ -70,7 +70,7 @@ impl Layout {
         self.root.join("layers")
     }
 
-    /// Pins of a pod: `ipc`, `uts`, `pid`, and its /dev/shm.
+    /// Pins of a pod: `ipc`, `uts`, `pid`, `user`, and its /dev/shm.
     pub(crate) fn sandbox_state(&self, id: &SandboxId) -> PathBuf {
         self.state.join("sandboxes").join(id.as_str())
     }

@@ -177,7 +177,7 @@ fn prepare(layout: &Layout) -> anyhow::Result<OwnedFd> {
 async fn serve(config: &Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
-    let machine = Arc::new(Machine::new(config)?);
+    let machine = Arc::new(Machine::new(config).await?);
     let node = recover::recover(machine).await?;
     let listener = server::listen(&config.listen)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %config.listen.display(), root = %config.root.display(), "serving CRI v1");

@@ -26,10 +26,12 @@ use nix::{
 };
 use rustix::fs::{FlockOperation, flock};
 use tokio::{
-    io::unix::AsyncFd,
-    process::Command,
+    io::{AsyncBufReadExt, BufReader, Lines, unix::AsyncFd},
+    process::{ChildStdout, Command},
     sync::{oneshot, watch},
 };
+
+use crate::error::{Error, Kind};
 
 /// A sealed copy of the shim's executable, made once: what runs as root beside a container cannot be overwritten from inside it
 /// (CVE-2019-5736), and a package upgrade does not change it under a running daemon.
@@ -70,9 +72,14 @@ impl Program {
         self.command("run", dir).await?.ok_or_else(|| anyhow!("the shim said nothing"))
     }
 
+    /// `berth-shim probe`: an error says why pods with files in `dir` cannot have user namespaces.
+    pub(crate) async fn probe(&self, dir: &Path) -> anyhow::Result<()> {
+        self.command("probe", dir).await.map(drop)
+    }
+
     async fn command(&self, verb: &str, dir: &Path) -> anyhow::Result<Option<u32>> {
         let during = || format!("launch berth-shim {verb}");
-        let child = Command::new(format!("/proc/self/fd/{}", self.memfd.as_raw_fd()))
+        let mut child = Command::new(format!("/proc/self/fd/{}", self.memfd.as_raw_fd()))
             .arg0("berth-shim")
             .args([verb, "--dir"])
             .arg(dir)
@@ -82,14 +89,34 @@ impl Program {
             .stdout(Stdio::piped())
             .spawn()
             .with_context(during)?;
-        let output = child.wait_with_output().await.with_context(during)?;
-        match output.stdout.split(|byte| *byte == b'\n').next().filter(|line| !line.is_empty()) {
-            None if output.status.success() => Ok(None),
-            None => bail!("berth-shim {verb} ended with {}", output.status),
-            Some(line) => match serde_json::from_slice(line).context("read the shim's report")? {
-                Report::Pid(pid) => Ok(Some(pid)),
-                Report::Error(failure) => Err(failure.into()),
-            },
+        let mut lines = BufReader::new(child.stdout.take().context("no report pipe")?).lines();
+        let mut last = None;
+        while let Some(line) = await_line(&mut lines, last.as_ref()).await.with_context(during)? {
+            last = Some(serde_json::from_str::<Report>(&line).context("read the shim's report")?);
+        }
+        let status = child.wait().await.with_context(during)?;
+        match last {
+            Some(Report::Pid(pid)) => Ok(Some(pid)),
+            Some(Report::Error(failure)) => Err(failure.into()),
+            None if status.success() => Ok(None),
+            Some(Report::Stage(_)) | None => bail!("berth-shim {verb} ended with {status}"),
+        }
+    }
+}
+
+/// How long a launch may make no progress: most likely it waits for a filesystem that does not answer.
+const STUCK: Duration = Duration::from_secs(30);
+
+async fn await_line(
+    lines: &mut Lines<BufReader<ChildStdout>>,
+    last: Option<&Report>,
+) -> anyhow::Result<Option<String>> {
+    match tokio::time::timeout(STUCK, lines.next_line()).await {
+        Ok(line) => Ok(line?),
+        Err(_) => {
+            let stage = if let Some(Report::Stage(stage)) = last { stage } else { "set up the container" };
+            let message = format!("no progress within {} s, last seen: {stage}", STUCK.as_secs());
+            Err(Error::new(Kind::DeadlineExceeded, message).into())
         }
     }
 }

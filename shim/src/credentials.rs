@@ -21,15 +21,12 @@ use nix::{
     },
     unistd::{Gid, Uid, execve, setgroups, setresgid, setresuid},
 };
-use rustix::{
-    fs::FileType,
-    thread::{CapabilitySet, CapabilitySets},
-};
+use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::{
     error::{Failure, Result, Step, failure},
     passwd::Login,
-    seccomp, sys,
+    seccomp, stdio, sys,
 };
 
 /// Highest capability number that a u64 of the contract can name.
@@ -44,6 +41,13 @@ pub(crate) fn set_oom_score_adj(process: &Process) -> Result<()> {
         Err(error) if error.raw_os_error() == Some(libc::EACCES) => Ok(()),
         result => result.step_on("write", path),
     }
+}
+
+/// The AppArmor profile that execve(2) changes to. Written by root of the host, before a user namespace is entered.
+pub(crate) fn set_label(process: &Process) -> Result<()> {
+    let Some(profile) = &process.apparmor else { return Ok(()) };
+    let path = "/proc/self/attr/apparmor/exec";
+    fs::write(path, format!("exec {profile}")).step_on("change to AppArmor profile", profile)
 }
 
 /// Becomes the program of `process`. Returns only a failure.
@@ -89,19 +93,14 @@ fn set_limit(limit: &Rlimit) -> Result<()> {
     }
 }
 
-/// Lets the user reopen its pipes and its terminal through /dev/stdout. /dev/null, or whatever else a daemon passed in, is not
-/// ours to give away.
+/// Lets the user reopen its pipes and its terminal through /dev/stdout.
 fn own_stdio(user: &ResolvedUser) {
-    for fd in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
-        let is_pipe = rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_fifo());
-        if is_pipe || rustix::termios::isatty(fd) {
-            // In a user namespace the id may have no mapping: then the program does without.
-            let _ = rustix::fs::fchown(
-                fd,
-                Some(rustix::fs::Uid::from_raw(user.uid)),
-                Some(rustix::fs::Gid::from_raw(user.gid)),
-            );
-        }
+    let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    stdio::give(&streams, user.uid, user.gid);
+    for terminal in streams.into_iter().filter(|fd| rustix::termios::isatty(fd)) {
+        // As with pipes, an id without a mapping has to do without.
+        let (uid, gid) = (rustix::fs::Uid::from_raw(user.uid), rustix::fs::Gid::from_raw(user.gid));
+        let _ = rustix::fs::fchown(terminal, Some(uid), Some(gid));
     }
 }
 

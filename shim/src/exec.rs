@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use berth_shim::spec::{Cgroups, Process};
+use berth_shim::spec::{Cgroups, Process, UserNamespace};
 use nix::{
     sched::{CloneFlags, setns},
     unistd::{Pid, setsid},
@@ -16,7 +16,7 @@ use crate::{
     cgroup, credentials,
     error::{Failure, Result, Step, failure},
     init::{self, Message},
-    passwd, sys,
+    passwd, stdio, sys,
     sys::Fork,
 };
 
@@ -34,6 +34,7 @@ pub(crate) struct Exec {
 pub(crate) struct Inside<'a> {
     pub init: BorrowedFd<'a>,
     pub cgroups: &'a Cgroups,
+    pub user: Option<&'a UserNamespace>,
     pub filter: &'a [u8],
 }
 
@@ -65,20 +66,26 @@ fn run(inside: &Inside<'_>, process: &Process, stdio: Vec<OwnedFd>) -> Failure {
     }
 }
 
-fn enter(inside: &Inside<'_>, process: &Process, stdio: Vec<OwnedFd>) -> Result<()> {
+fn enter(inside: &Inside<'_>, process: &Process, streams: Vec<OwnedFd>) -> Result<()> {
     setsid().step("setsid")?;
     credentials::set_oom_score_adj(process)?;
+    credentials::set_label(process)?;
     cgroup::join_controllers(inside.cgroups)?;
-    let namespaces = CloneFlags::CLONE_NEWNS
+    let mut namespaces = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWCGROUP;
+    if let Some(user) = inside.user {
+        namespaces |= CloneFlags::CLONE_NEWUSER;
+        let pipes: Vec<BorrowedFd<'_>> = streams.iter().map(AsFd::as_fd).collect();
+        stdio::give(&pipes, user.root_uid, user.root_gid);
+    }
     setns(inside.init, namespaces).step("join the container's namespaces")?;
     if process.tty {
-        return stdio.into_iter().try_for_each(init::take_terminal);
+        return streams.into_iter().try_for_each(init::take_terminal);
     }
-    for (number, fd) in (0..).zip(stdio) {
+    for (number, fd) in (0..).zip(streams) {
         sys::replace_stdio(fd, number).step("install stdio")?;
     }
     Ok(())

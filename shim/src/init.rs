@@ -41,6 +41,8 @@ use crate::{
 /// What a child tells before it becomes its program. End-of-file, by close-on-exec, says that it did.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Message {
+    /// The first process of the container, whose pidfd rides along, is another one than was forked.
+    Init(i32),
     User(ResolvedUser),
     /// The master end of the container's terminal rides along.
     Terminal,
@@ -96,11 +98,20 @@ pub(crate) fn run(dir: &Path, spec: &Spec, stdio: ChildStdio, filter: &[u8], cha
 }
 
 fn enter(dir: &Path, spec: &Spec, container: &Container, stdio: ChildStdio, channel: BorrowedFd<'_>) -> Result<Login> {
-    setsid().step("setsid")?;
+    let user = spec.namespaces.user.as_ref();
     credentials::set_oom_score_adj(&container.process)?;
+    credentials::set_label(&container.process)?;
     namespaces::join(&spec.namespaces)?;
-    join_cgroup(spec)?;
-    rootfs::enter(dir, container)?;
+    cgroup::join_controllers(&spec.cgroups)?;
+    let prepared = rootfs::prepare(dir, container, user)?;
+    if let Some(user) = user {
+        stdio.give_to(user.root_uid, user.root_gid);
+        namespaces::enter_user(user, &spec.namespaces.pid, channel)?;
+    }
+    setsid().step("setsid")?;
+    // Its root is the cgroup of this process at this moment.
+    unshare(CloneFlags::CLONE_NEWCGROUP).step("unshare the cgroup namespace")?;
+    rootfs::enter(&prepared, container)?;
     match stdio {
         ChildStdio::Pipes { stdin, stdout, stderr } => install(stdin, stdout, stderr)?,
         ChildStdio::Terminal => open_terminal(channel)?,
@@ -109,12 +120,6 @@ fn enter(dir: &Path, spec: &Spec, container: &Container, stdio: ChildStdio, chan
     ensure_cwd(&container.process)?;
     send(channel, &Message::User(login.user.clone()), None);
     Ok(login)
-}
-
-/// The namespace is made after the cgroup was joined: its root is where the process is at that moment.
-fn join_cgroup(spec: &Spec) -> Result<()> {
-    cgroup::join_controllers(&spec.cgroups)?;
-    unshare(CloneFlags::CLONE_NEWCGROUP).step("unshare the cgroup namespace")
 }
 
 fn install(stdin: OwnedFd, stdout: OwnedFd, stderr: OwnedFd) -> Result<()> {
@@ -163,7 +168,13 @@ fn pause(spec: &Spec, stdio: ChildStdio, channel: BorrowedFd<'_>) -> Failure {
         ChildStdio::Pipes { stdin, stdout, stderr } => install(stdin, stdout, stderr),
         ChildStdio::Terminal => Ok(()),
     };
-    let prepared = namespaces::join(&spec.namespaces).and_then(|()| join_cgroup(spec)).and_then(|()| quiet());
+    let prepared = namespaces::join(&spec.namespaces)
+        .and_then(|()| cgroup::join_controllers(&spec.cgroups))
+        .and_then(|()| match &spec.namespaces.user {
+            Some(user) => namespaces::enter_user(user, &spec.namespaces.pid, channel),
+            None => Ok(()),
+        })
+        .and_then(|()| quiet());
     if let Err(failure) = prepared {
         return failure;
     }

@@ -14,11 +14,13 @@ pub const STARTED: &str = "started.json";
 pub const EXITED: &str = "exit.json";
 /// Locked with flock(2) for as long as a shim lives.
 pub const LOCK: &str = "lock";
-/// Where the root filesystem is mounted, in the container's own mount namespace only.
+/// Where kernels before 6.5 have the root filesystem mounted first, in the container's own mount namespace only.
 pub const ROOTFS: &str = "rootfs";
 /// The writable layer of the overlay.
 pub const UPPER: &str = "upper";
 /// The scratch directory that overlayfs wants beside `upper`.
 pub const WORK: &str = "work";
+/// Directory of the volumes that the image declares, one directory each.
+pub const VOLUMES: &str = "volumes";
 /// The socket, in the container's directory below the state directory.
 pub const SOCKET: &str = "shim.sock";

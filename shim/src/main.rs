@@ -1,9 +1,11 @@
-//! `berth-shim`: makes a pod's namespaces (`pin`), or starts one container and keeps it (`run`).
+//! `berth-shim`: makes a pod's namespaces (`pin`), starts one container and keeps it (`run`), or tries out what can be
+//! done here (`probe`).
 //!
 //! One process, one thread, no runtime: fork is safe here and memory is counted in kilobytes. See the README for the contract.
 
 mod cgroup;
 mod credentials;
+mod devices;
 mod error;
 mod exec;
 mod init;
@@ -11,14 +13,17 @@ mod log;
 mod monitor;
 mod mounts;
 mod namespaces;
+mod overlay;
 mod passwd;
 mod pin;
+mod probe;
 mod rootfs;
 mod run;
 mod seccomp;
 mod socket;
 mod stdio;
 mod sys;
+mod volumes;
 
 use std::{env, io::Write, path::PathBuf, process::ExitCode};
 
@@ -27,8 +32,9 @@ use berth_shim::record::Report;
 const USAGE: &str = "\
 berth-shim is started by berthd; there is no need to run it by hand.
 
-usage: berth-shim pin --dir DIR   make the namespaces that DIR/pin.json names, bind them, and leave
-       berth-shim run --dir DIR   start the container of DIR/spec.json and keep it until it ends
+usage: berth-shim pin --dir DIR     make the namespaces that DIR/pin.json names, bind them, and leave
+       berth-shim run --dir DIR     start the container of DIR/spec.json and keep it until it ends
+       berth-shim probe --dir DIR   whether pods with files in DIR can have user namespaces
        berth-shim --version
 ";
 
@@ -43,6 +49,7 @@ fn main() -> ExitCode {
     let result = match args[..] {
         ["pin", "--dir", dir] => pin::run(&PathBuf::from(dir)),
         ["run", "--dir", dir] => run::run(&PathBuf::from(dir)),
+        ["probe", "--dir", dir] => probe::run(&PathBuf::from(dir)),
         ["--version"] => return say(concat!("berth-shim ", env!("CARGO_PKG_VERSION"), "\n"), ExitCode::SUCCESS),
         ["--help" | "-h"] => return say(USAGE, ExitCode::SUCCESS),
         _ => return say(USAGE, ExitCode::from(2)),

@@ -104,7 +104,7 @@ fn start<'a>(dir: &'a Path, spec: &'a Spec) -> Result<Monitor<'a>> {
     let directory = spec.cgroups.unified.as_deref().map(cgroup::open).transpose()?;
     namespaces::join_pid(&spec.namespaces)?;
     let flags = namespaces::clone_flags(&spec.namespaces).bits();
-    let (init, pidfd) = match sys::clone3(flags, directory.as_ref().map(AsFd::as_fd)).step("clone3")? {
+    let (mut init, mut pidfd) = match sys::clone3(flags, directory.as_ref().map(AsFd::as_fd)).step("clone3")? {
         Fork::Child => {
             drop(ours);
             init::run(dir, spec, child_stdio, &filter, theirs)
@@ -112,7 +112,7 @@ fn start<'a>(dir: &'a Path, spec: &'a Spec) -> Result<Monitor<'a>> {
         Fork::Parent { pid, pidfd } => (pid, pidfd),
     };
     drop((theirs, child_stdio));
-    let user = await_start(ours.as_fd(), &mut stdio)?;
+    let user = await_start(ours.as_fd(), &mut stdio, |sibling, its_pidfd| (init, pidfd) = (sibling, its_pidfd))?;
     enter_pid_namespace(spec, init, &pidfd)?;
     let started =
         Started { pid: init.as_raw() as u32, start_time: start_time(init)?, boot_id: boot_id()?, at: now(), user };
@@ -123,18 +123,23 @@ fn start<'a>(dir: &'a Path, spec: &'a Spec) -> Result<Monitor<'a>> {
     Ok(Monitor { dir, spec, filter, init, pidfd, stdio, children, listener, clients, next_client: 0, execs })
 }
 
-/// Reads the child's messages until it runs its program or fails.
-fn await_start(channel: BorrowedFd<'_>, stdio: &mut Stdio) -> Result<ResolvedUser> {
-    let mut user = ResolvedUser::default();
+/// Reads the child's messages until it runs its program or fails; `replaced` hears of the process that took its place.
+fn await_start(
+    channel: BorrowedFd<'_>,
+    stdio: &mut Stdio,
+    mut replaced: impl FnMut(Pid, OwnedFd),
+) -> Result<ResolvedUser> {
+    let mut user = None;
     while let Some((message, fd)) = init::receive(channel)? {
         match (message, fd) {
-            (Message::User(resolved), _) => user = resolved,
+            (Message::Init(pid), Some(pidfd)) => replaced(Pid::from_raw(pid), pidfd),
+            (Message::User(resolved), _) => user = Some(resolved),
             (Message::Terminal, Some(master)) => stdio.terminal(master)?,
-            (Message::Terminal, None) => return Err(failure("the terminal did not arrive", "")),
+            (Message::Init(_) | Message::Terminal, None) => return Err(failure("a descriptor did not arrive", "")),
             (Message::Failed(error), _) => return Err(error),
         }
     }
-    Ok(user)
+    user.ok_or_else(|| failure("killed before its program ran", ""))
 }
 
 /// Later children of this process are born in the container's PID namespace, so that an exec needs one fork only.
@@ -266,7 +271,8 @@ impl Monitor<'_> {
         let Found::Record(process) = record::read::<Process>(&path).step_on("read", &path)? else {
             return Err(failure("missing or damaged", &path));
         };
-        let inside = Inside { init: self.pidfd.as_fd(), cgroups: &self.spec.cgroups, filter: &self.filter };
+        let user = self.spec.namespaces.user.as_ref();
+        let inside = Inside { init: self.pidfd.as_fd(), cgroups: &self.spec.cgroups, user, filter: &self.filter };
         let exec = exec::start(&inside, id, &process, fds)?;
         self.execs.insert(id.to_owned(), Running { exec, client, request });
         Ok(())

@@ -10,12 +10,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use berth_shim::spec::{Device, DeviceKind, Mount, MountKind, Propagation};
+use berth_shim::spec::{Mount, MountKind, Propagation};
 use rustix::{
-    fs::{
-        AtFlags, CWD, FileType, Gid, Mode, OFlags, StatxFlags, Uid, chmodat, chownat, mkdirat, mknodat, readlinkat,
-        statx, symlinkat, unlinkat,
-    },
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, mkdirat, mknodat, readlinkat, statx},
     io::{Errno, Result as IoResult},
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string,
@@ -24,15 +21,22 @@ use rustix::{
 };
 
 use crate::{
+    devices::{self, Nodes},
     error::{Result, Step, failure},
+    namespaces::Idmap,
     rootfs::open_in_root,
-    sys,
+    run, sys,
 };
 
-/// The source of a bind, as a detached mount that only has to be attached. Made before anything else is mounted, and while this
-/// namespace's mounts are still peers of the host's: a shared one stays a peer then, which is what "bidirectional" means.
-pub(crate) fn prepare(request: &Mount) -> Result<Option<OwnedFd>> {
-    let MountKind::Bind { source, propagation, recursive_readonly, create } = &request.kind else { return Ok(None) };
+/// The source of a bind, as a detached mount that only has to be attached; `None` if it is of another kind.
+pub(crate) fn prepare(request: &Mount, idmap: Option<&Idmap>) -> Result<Option<OwnedFd>> {
+    let MountKind::Bind { source, propagation, recursive_readonly, create, idmap: mapped } = &request.kind else {
+        return Ok(None);
+    };
+    if *create {
+        // What is not berth's own may be on a filesystem that does not answer.
+        run::stage("open mount source", source);
+    }
     let origin = open_source(source, *create)?;
     check_propagation(source, &origin, *propagation)?;
     let mount = clone_tree(origin.as_fd(), true).step_on("clone mount of", source)?;
@@ -42,6 +46,9 @@ pub(crate) fn prepare(request: &Mount) -> Result<Option<OwnedFd>> {
         Propagation::Shared => libc::MS_SHARED,
     };
     sys::mount_setattr(mount.as_fd(), true, 0, flag).step_on("set propagation of", source)?;
+    if let Some(idmap) = idmap.filter(|_| *mapped) {
+        sys::idmap(mount.as_fd(), true, idmap.namespace.as_fd()).step_on("map the owners of", source)?;
+    }
     let attributes = u64::from(attributes(request).bits());
     if attributes != 0 {
         sys::mount_setattr(mount.as_fd(), *recursive_readonly, attributes, 0).step_on("set attributes of", source)?;
@@ -66,15 +73,17 @@ fn check_propagation(source: &Path, origin: &OwnedFd, wanted: Propagation) -> Re
     if shares { Ok(()) } else { Err(failure(what, source)) }
 }
 
-/// Mounts `request` below `root`; `prepared` is what `prepare` made of it.
-pub(crate) fn apply(root: BorrowedFd<'_>, request: &Mount, prepared: Option<&OwnedFd>) -> Result<()> {
+/// Mounts `request` below `root`; `prepared` is what was made of it before.
+pub(crate) fn apply(root: BorrowedFd<'_>, request: &Mount, prepared: Option<&OwnedFd>, nodes: &Nodes) -> Result<()> {
     if let Some(mount) = prepared {
         return bind(root, request, mount);
     }
     let attributes = attributes(request);
     let target = &request.target;
     let mount = match &request.kind {
-        MountKind::Bind { .. } => return Err(failure("not prepared:", target)),
+        MountKind::Bind { .. } | MountKind::Image { .. } | MountKind::Volume { .. } => {
+            return Err(failure("not prepared:", target));
+        }
         MountKind::Proc => new_filesystem("proc", &[], attributes),
         MountKind::Sysfs => new_filesystem("sysfs", &[], attributes),
         MountKind::Mqueue => new_filesystem("mqueue", &[], attributes),
@@ -94,13 +103,13 @@ pub(crate) fn apply(root: BorrowedFd<'_>, request: &Mount, prepared: Option<&Own
     let at = ensure_directory(root, target)?;
     attach(mount.as_fd(), at.as_fd()).step_on("mount on", target)?;
     match &request.kind {
-        MountKind::Dev => populate_dev(mount.as_fd()),
+        MountKind::Dev => devices::populate(mount.as_fd(), nodes),
         MountKind::Cgroup { v1 } => mount_hierarchies(mount.as_fd(), v1, attributes),
         _ => Ok(()),
     }
 }
 
-fn attributes(request: &Mount) -> MountAttrFlags {
+pub(crate) fn attributes(request: &Mount) -> MountAttrFlags {
     [
         (request.readonly, MountAttrFlags::MOUNT_ATTR_RDONLY),
         (request.nosuid, MountAttrFlags::MOUNT_ATTR_NOSUID),
@@ -158,26 +167,6 @@ fn bind(root: BorrowedFd<'_>, request: &Mount, mount: &OwnedFd) -> Result<()> {
     attach(mount.as_fd(), target.as_fd()).step_on("mount on", &request.target)
 }
 
-/// Makes the node of `device`; what the image has in its place goes first.
-pub(crate) fn make_device(root: BorrowedFd<'_>, device: &Device) -> Result<()> {
-    let (parent, name) = split(&device.path)?;
-    let parent = ensure_directory(root, &parent)?;
-    let kind = match device.kind {
-        DeviceKind::Char => FileType::CharacterDevice,
-        DeviceKind::Block => FileType::BlockDevice,
-    };
-    match unlinkat(&parent, &name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => {}
-        Err(errno) => return Err(errno).step_on("replace", &device.path),
-    }
-    let (mode, number) = (Mode::from_raw_mode(device.mode), rustix::fs::makedev(device.major, device.minor));
-    mknodat(&parent, &name, kind, mode, number).step_on("mknod", &device.path)?;
-    // mknod obeys the umask.
-    chmodat(&parent, &name, mode, AtFlags::empty()).step_on("chmod", &device.path)?;
-    let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
-    chownat(&parent, &name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).step_on("chown", &device.path)
-}
-
 /// How many dangling links one target may go through, as path_resolution(7) has it.
 const MAX_LINKS: u32 = 40;
 
@@ -218,39 +207,11 @@ fn ensure(root: BorrowedFd<'_>, path: &Path, kind: FileType, links: u32) -> Resu
     }
 }
 
-fn split(path: &Path) -> Result<(PathBuf, PathBuf)> {
+pub(crate) fn split(path: &Path) -> Result<(PathBuf, PathBuf)> {
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) => Ok((parent.to_owned(), name.into())),
         _ => Err(failure("not a mount target", path)),
     }
-}
-
-/// Nodes, links and devpts of /dev, as the OCI runtime specification lists them (config-linux, "Default Devices").
-fn populate_dev(dev: BorrowedFd<'_>) -> Result<()> {
-    for (name, major, minor) in
-        [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)]
-    {
-        let device = rustix::fs::makedev(major, minor);
-        mknodat(dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), device)
-            .step_on("mknod /dev/", name)?;
-        // mknod obeys the umask.
-        chmodat(dev, name, Mode::from_raw_mode(0o666), AtFlags::empty()).step_on("chmod /dev/", name)?;
-    }
-    for (link, target) in [
-        ("fd", "/proc/self/fd"),
-        ("stdin", "/proc/self/fd/0"),
-        ("stdout", "/proc/self/fd/1"),
-        ("stderr", "/proc/self/fd/2"),
-        ("ptmx", "pts/ptmx"),
-    ] {
-        symlinkat(target, dev, link).step_on("link /dev/", link)?;
-    }
-    mkdirat(dev, "pts", Mode::from_raw_mode(0o755)).step_on("make", "/dev/pts")?;
-    let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let pts = new_filesystem("devpts", &options, attributes).step_on("make the filesystem for", "/dev/pts")?;
-    let at = open_in_root(dev, Path::new("pts"), OFlags::DIRECTORY).step_on("open", "/dev/pts")?;
-    attach(pts.as_fd(), at.as_fd()).step_on("mount on", "/dev/pts")
 }
 
 /// /sys/fs/cgroup on a v1 host: a tmpfs with one directory per hierarchy, each rooted at the container's own cgroup.

@@ -9,10 +9,12 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-/// One line on the launcher's standard output.
+/// One line on the launcher's standard output; the last one is the answer.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Report {
+    /// About to do something that may take long.
+    Stage(String),
     Pid(u32),
     Error(Failure),
 }

@@ -9,10 +9,7 @@ use std::{
     path::Path,
 };
 
-use berth_shim::{
-    layout,
-    spec::{Container, Rootfs},
-};
+use berth_shim::spec::{Container, UserNamespace};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     unistd::{fchdir, pivot_root},
@@ -20,26 +17,59 @@ use nix::{
 use rustix::{
     fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
     io::Errno,
-    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen},
+    mount::MountAttrFlags,
 };
 
 use crate::{
+    devices::Nodes,
     error::{Result, Step, failure},
-    mounts, sys,
+    mounts,
+    namespaces::Idmap,
+    overlay, sys, volumes,
 };
 
-/// Builds the root of `container` in the current mount namespace and makes it this process' root.
-pub(crate) fn enter(dir: &Path, container: &Container) -> Result<()> {
-    let prepared = container.mounts.iter().map(mounts::prepare).collect::<Result<Vec<_>>>()?;
+/// What only root of the host can make: everything that comes from its files, as detached mounts.
+pub(crate) struct Prepared {
+    root: OwnedFd,
+    /// One for each mount that needs it, in the order of the request.
+    mounts: Vec<Option<OwnedFd>>,
+    nodes: Nodes,
+}
+
+/// In a mount namespace of this process' own; with a user namespace, before it is entered.
+pub(crate) fn prepare(dir: &Path, container: &Container, user: Option<&UserNamespace>) -> Result<Prepared> {
+    let idmap = user.map(Idmap::open).transpose()?;
+    let idmap = idmap.as_ref();
+    // While this namespace's mounts are still peers of the host's: a shared one stays a peer then, which is what
+    // "bidirectional" means.
+    let binds = container.mounts.iter().map(|request| mounts::prepare(request, idmap));
+    let mut mounts = binds.collect::<Result<Vec<_>>>()?;
     // Mounts made here must not reach the host, later mounts of the host may reach here.
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>).step("make / a slave")?;
-    let root = mount_overlay(dir, &container.rootfs)?;
-    for (request, prepared) in container.mounts.iter().zip(prepared) {
-        mounts::apply(root.as_fd(), request, prepared.as_ref())?;
+    if let Some(idmap) = idmap {
+        overlay::shift_layers(container, idmap)?;
     }
-    for device in &container.devices {
-        mounts::make_device(root.as_fd(), device)?;
+    let root = overlay::root(dir, &container.rootfs, idmap)?;
+    for (request, prepared) in container.mounts.iter().zip(&mut mounts).filter(|(_, prepared)| prepared.is_none()) {
+        *prepared = match overlay::image(dir, &container.rootfs.layers_dir, request)? {
+            None => volumes::prepare(root.as_fd(), dir, request, idmap)?,
+            image => image,
+        };
     }
+    let nodes = if idmap.is_some() { Nodes::of_host(&container.devices)? } else { Nodes::Make };
+    Ok(Prepared { root, mounts, nodes })
+}
+
+/// Builds the root of `container` in the current mount namespace and makes it this process' root.
+pub(crate) fn enter(prepared: &Prepared, container: &Container) -> Result<()> {
+    let Prepared { root, mounts, nodes } = prepared;
+    // Over the host's root, which this process keeps seeing until it leaves it: no directory is needed for it.
+    let at = open_path(Path::new("/"), OFlags::DIRECTORY).step_on("open", "/")?;
+    mounts::attach(root.as_fd(), at.as_fd()).step_on("mount overlay on", "/")?;
+    for (request, mount) in container.mounts.iter().zip(mounts) {
+        mounts::apply(root.as_fd(), request, mount.as_ref(), nodes)?;
+    }
+    nodes.provide(root.as_fd(), &container.devices)?;
     if container.rootfs.readonly {
         sys::mount_setattr(root.as_fd(), false, libc::MOUNT_ATTR_RDONLY, 0).step("make the root read-only")?;
     }
@@ -52,53 +82,14 @@ pub(crate) fn enter(dir: &Path, container: &Container) -> Result<()> {
     pivot(root.as_fd())
 }
 
-/// Mounts the overlay at `rootfs` of the container's directory and returns its root.
-fn mount_overlay(dir: &Path, rootfs: &Rootfs) -> Result<OwnedFd> {
-    let target = dir.join(layout::ROOTFS);
-    match new_overlay(dir, rootfs) {
-        Ok(mount) => {
-            let at = open_path(CWD, &target, OFlags::DIRECTORY).step_on("open", &target)?;
-            mounts::attach(mount.as_fd(), at.as_fd()).step_on("mount overlay on", &target)?;
-        }
-        // Linux before 6.5 has no `lowerdir+`.
-        Err(Errno::INVAL) => mount_overlay_by_option(dir, rootfs, &target)?,
-        Err(errno) => return Err(errno).step_on("mount overlay of", dir),
-    }
-    open_path(CWD, &target, OFlags::DIRECTORY).step_on("open", &target)
-}
-
-fn new_overlay(dir: &Path, rootfs: &Rootfs) -> rustix::io::Result<OwnedFd> {
-    let filesystem = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for layer in &rootfs.layers {
-        fsconfig_set_string(&filesystem, "lowerdir+", rootfs.layers_dir.join(layer))?;
-    }
-    fsconfig_set_string(&filesystem, "upperdir", dir.join(layout::UPPER))?;
-    fsconfig_set_string(&filesystem, "workdir", dir.join(layout::WORK))?;
-    fsconfig_create(&filesystem)?;
-    fsmount(&filesystem, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
-}
-
-/// One option string may be a page long at most: relative names save the room that the layers' directory would take.
-fn mount_overlay_by_option(dir: &Path, rootfs: &Rootfs, target: &Path) -> Result<()> {
-    env::set_current_dir(&rootfs.layers_dir).step_on("chdir to", &rootfs.layers_dir)?;
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        rootfs.layers.join(":"),
-        dir.join(layout::UPPER).display(),
-        dir.join(layout::WORK).display()
-    );
-    mount(Some("overlay"), target, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
-        .step_on("mount overlay on", target)
-}
-
 /// Opens something below the container's root, which symbolic links and `..` cannot leave.
 pub(crate) fn open_in_root(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     openat2(root, path, flags | OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
-fn open_path(at: BorrowedFd<'_>, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    rustix::fs::openat(at, path, flags | OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+fn open_path(path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::openat(CWD, path, flags | OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
 }
 
 fn make_readonly(root: BorrowedFd<'_>, path: &Path) -> Result<()> {

@@ -56,6 +56,16 @@ fn keep(dir: &Path, spec: &Spec, _lock: File) -> Result<()> {
     monitor::run(dir, spec)
 }
 
+/// Says what is about to be done, by the container's first process while its standard output is still the report: a daemon that
+/// waits in vain then knows for what.
+pub(crate) fn stage(step: &str, subject: impl AsRef<Path>) {
+    let mut line =
+        serde_json::to_vec(&Report::Stage(format!("{step} {}", subject.as_ref().display()))).unwrap_or_default();
+    line.push(b'\n');
+    // Nobody reads any more: nobody has to know.
+    let _ = rustix::io::write(rustix::stdio::stdout(), &line);
+}
+
 /// Writes one JSON line to standard output and gives the descriptor up, so that the daemon sees end-of-file.
 pub(crate) fn report(report: &Report) {
     let mut line = serde_json::to_vec(report).unwrap_or_default();

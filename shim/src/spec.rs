@@ -65,9 +65,21 @@ pub struct Namespaces {
     pub ipc: Namespace,
     pub uts: Namespace,
     pub pid: Namespace,
+    /// The pod's own user namespace: what is set up as root before is handed to its root, everything later is done inside.
+    #[serde(default)]
+    pub user: Option<UserNamespace>,
     /// Bind the new PID namespace here, for containers that join it.
     #[serde(default)]
     pub pin_pid: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNamespace {
+    /// Its pin.
+    pub path: PathBuf,
+    /// Who its root is on the host.
+    pub root_uid: u32,
+    pub root_gid: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +95,8 @@ pub enum Namespace {
 pub struct Device {
     /// Absolute, resolved inside the rootfs, which it cannot leave.
     pub path: PathBuf,
+    /// On the host, without links: bound where a user namespace forbids to make a node.
+    pub source: PathBuf,
     pub kind: DeviceKind,
     pub major: u32,
     pub minor: u32,
@@ -136,6 +150,20 @@ pub enum MountKind {
         recursive_readonly: bool,
         /// Make a missing source, as a directory.
         create: bool,
+        /// Show its owners through the pod's user namespace.
+        #[serde(default)]
+        idmap: bool,
+    },
+    /// The files of another image, always read-only.
+    Image {
+        /// Below the layers' directory, topmost first.
+        layers: Vec<String>,
+        /// What of it; empty is all.
+        sub_path: PathBuf,
+    },
+    /// A directory below `volumes` of the container's directory, filled with what the image has at the target.
+    Volume {
+        name: String,
     },
 }
 
@@ -164,6 +192,9 @@ pub struct Process {
     pub oom_score_adj: Option<i32>,
     /// Load `seccomp.bpf` of the container's directory.
     pub seccomp: bool,
+    /// AppArmor profile to change to with execve(2); absent leaves the daemon's.
+    #[serde(default)]
+    pub apparmor: Option<String>,
     #[serde(default)]
     pub tty: bool,
 }
@@ -226,9 +257,28 @@ pub struct Pin {
     pub net: Option<PathBuf>,
     pub ipc: Option<PathBuf>,
     pub uts: Option<PathBuf>,
+    /// Made first; it owns the others.
+    #[serde(default)]
+    pub user: Option<PinnedUser>,
     pub hostname: Option<String>,
     /// Names with dots or slashes, as sysctl(8) takes them.
     pub sysctls: Vec<(String, String)>,
     /// Directory to mount the pod's /dev/shm on, with its size in bytes.
     pub shm: Option<(PathBuf, u64)>,
+}
+
+/// A user namespace to make.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinnedUser {
+    pub path: PathBuf,
+    pub uids: IdMapping,
+    pub gids: IdMapping,
+}
+
+/// One line of uid_map, user_namespaces(7); the ids inside begin at 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMapping {
+    /// Of root, outside.
+    pub host: u32,
+    pub length: u32,
 }

@@ -9,7 +9,7 @@ use std::{
 use berth_shim::spec;
 use nix::poll::PollFlags;
 use rustix::{
-    fs::OFlags,
+    fs::{FileType, Gid, OFlags, Uid},
     io::Errno,
     pipe::{PipeFlags, pipe_with},
 };
@@ -31,6 +31,25 @@ pub(crate) enum ChildStdio {
     },
     /// It makes a pty itself, in its own devpts, and sends the master end.
     Terminal,
+}
+
+impl ChildStdio {
+    /// So that root of a user namespace owns its streams, and can hand them on. A /dev/null stays who it is.
+    pub(crate) fn give_to(&self, uid: u32, gid: u32) {
+        if let Self::Pipes { stdin, stdout, stderr } = self {
+            give(&[stdin.as_fd(), stdout.as_fd(), stderr.as_fd()], uid, gid);
+        }
+    }
+}
+
+/// Changes the owner of those that are pipes: /dev/null, or whatever else a daemon passed in, is not ours to give away.
+pub(crate) fn give(fds: &[BorrowedFd<'_>], uid: u32, gid: u32) {
+    for fd in fds {
+        if rustix::fs::fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_fifo()) {
+            // In a user namespace the id may have no mapping: then the program does without.
+            let _ = rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        }
+    }
 }
 
 pub(crate) struct Stdio {

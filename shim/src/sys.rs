@@ -20,6 +20,8 @@ pub(crate) enum Fork {
 }
 
 /// clone3(2) as fork: `flags` are CLONE_NEW*, `cgroup` is a directory of the v2 tree that the child starts in.
+///
+/// With CLONE_PARENT the child is a sibling, and its parent hears of its end as it would of this process'.
 pub(crate) fn clone3(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
     let mut pidfd: i32 = -1;
     let into_cgroup = if cgroup.is_some() { CLONE_INTO_CGROUP } else { 0 };
@@ -28,7 +30,7 @@ pub(crate) fn clone3(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<F
         pidfd: &raw mut pidfd as u64,
         child_tid: 0,
         parent_tid: 0,
-        exit_signal: libc::SIGCHLD as u64,
+        exit_signal: if flags & libc::CLONE_PARENT == 0 { libc::SIGCHLD as u64 } else { 0 },
         stack: 0,
         stack_size: 0,
         tls: 0,
@@ -46,9 +48,19 @@ pub(crate) fn clone3(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<F
     }
 }
 
-/// mount_setattr(2) on the mount that `fd` is; `attr_set` and `attr_clr` are MOUNT_ATTR_*, `propagation` is MS_*.
+/// mount_setattr(2) on the mount that `fd` is; `attr_set` is MOUNT_ATTR_*, `propagation` is MS_*.
 pub(crate) fn mount_setattr(fd: BorrowedFd<'_>, recursive: bool, attr_set: u64, propagation: u64) -> io::Result<()> {
-    let attr = libc::mount_attr { attr_set, attr_clr: 0, propagation, userns_fd: 0 };
+    set_mount_attributes(fd, recursive, libc::mount_attr { attr_set, attr_clr: 0, propagation, userns_fd: 0 })
+}
+
+/// mount_setattr(2) with MOUNT_ATTR_IDMAP: owners of files are seen through the user namespace `user`. For detached mounts.
+pub(crate) fn idmap(fd: BorrowedFd<'_>, recursive: bool, user: BorrowedFd<'_>) -> io::Result<()> {
+    let userns_fd = user.as_raw_fd() as u64;
+    let attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd };
+    set_mount_attributes(fd, recursive, attr)
+}
+
+fn set_mount_attributes(fd: BorrowedFd<'_>, recursive: bool, attr: libc::mount_attr) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     let empty: &CStr = c"";
     // SAFETY: the path is a C string and `attr` a live struct of the size that is passed.

@@ -10,7 +10,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::{eventually, machine::Machine};
+use crate::{eventually, image::Image, machine::Machine, registry::FakeRegistry};
 
 /// Both services.
 #[derive(Clone, Debug)]
@@ -58,6 +58,17 @@ impl Cri {
         let image = Some(v1::ImageSpec { image: image.to_owned(), ..Default::default() });
         let request = v1::PullImageRequest { image, ..Default::default() };
         Ok(self.images.clone().pull_image(request).await?.into_inner().image_ref)
+    }
+
+    /// Serves `image` for a moment and pulls it: its name.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub async fn pull_image(&self, machine: &Machine, image: Image) -> String {
+        let registry = FakeRegistry::start(machine, image, |_| None);
+        let name = format!("{}/image:1", registry.host);
+        self.pull(&name).await.expect("pull");
+        name
     }
 
     pub async fn images(&self) -> Vec<v1::Image> {

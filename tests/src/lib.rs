@@ -11,6 +11,18 @@ pub use image::{Entry, Image, Layer, busybox, digest, gzip};
 pub use machine::{Daemon, Machine, binary};
 pub use registry::{Answer, DockerRegistry, FakeRegistry, upload};
 
+/// A machine with a daemon that serves, and the name of an image with busybox that it has.
+///
+/// # Panics
+/// When one of them cannot be had.
+pub async fn ready() -> (Machine, Daemon, Cri, String) {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    let cri = daemon.cri();
+    let image = cri.pull_image(&machine, Image::busybox()).await;
+    (machine, daemon, cri, image)
+}
+
 /// Waits until `condition` holds.
 ///
 /// # Panics

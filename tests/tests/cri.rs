@@ -4,19 +4,8 @@
 use std::{collections::HashMap, fs, os::unix::fs::MetadataExt};
 
 use berth_proto::v1;
-use berth_tests::{Cri, Daemon, FakeRegistry, Image, Machine, container, eventually, pod};
+use berth_tests::{Machine, container, eventually, pod, ready};
 use tonic::Code;
-
-/// A machine with a daemon and the busybox image pulled.
-async fn ready() -> (Machine, Daemon, Cri, String) {
-    let machine = Machine::new();
-    let daemon = machine.start().await;
-    let cri = daemon.cri();
-    let registry = FakeRegistry::start(&machine, Image::busybox(), |_| None);
-    let image = format!("{}/busybox:1", registry.host);
-    cri.pull(&image).await.expect("pull");
-    (machine, daemon, cri, image)
-}
 
 #[tokio::test]
 async fn version_status_and_config_are_what_the_kubelet_requires() {

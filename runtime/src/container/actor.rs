@@ -27,6 +27,9 @@ use crate::{
     shim::{self, Connection},
 };
 
+/// How long the shim of a failed launch takes to leave by itself.
+const LEAVING: Duration = Duration::from_secs(2);
+
 /// A stop in progress; a shorter grace moves the deadline.
 #[derive(Debug)]
 pub(super) struct Stopping {
@@ -68,7 +71,11 @@ impl Container {
         let dir = machine.layout.container(&self.meta.id);
         let launched = self.launch(machine, target).await;
         if let Err(error) = &launched {
-            shim::await_end(&dir).await?;
+            if tokio::time::timeout(LEAVING, shim::await_end(&dir)).await.is_err() {
+                // Stuck in what cannot be interrupted but by SIGKILL; its shim then says how it ended.
+                self.destroy_cgroup(machine).await;
+                shim::await_end(&dir).await?;
+            }
             self.record_failure(machine, error).await;
         }
         self.settle(machine).await?;

@@ -1,6 +1,7 @@
 //! CreateContainer: everything is checked and resolved, a directory is written and renamed. No process is made.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
     sync::Arc,
@@ -15,14 +16,14 @@ use berth_shim::{
 use nix::sys::signal::Signal;
 
 use super::{
-    Config, Container, Meta, Seccomp, State, devices, seccomp,
+    Config, Container, Meta, MountSource, Seccomp, State, devices, seccomp,
     spec::{self, Inputs},
 };
 use crate::{
     cgroup,
     error::{Error, Result},
     id::ContainerId,
-    image::Image,
+    image::{self, Image},
     layout,
     machine::Machine,
     sandbox::{self, Sandbox},
@@ -34,7 +35,7 @@ pub(crate) fn create(
     sandbox: &Sandbox,
     id: &ContainerId,
     unique_name: String,
-    config: Config,
+    mut config: Config,
 ) -> Result<Arc<Container>> {
     if sandbox.state() != sandbox::State::Ready {
         return Err(Error::precondition(format!("sandbox {} is not ready", sandbox.meta.id)));
@@ -43,10 +44,12 @@ pub(crate) fn create(
         .images
         .find(&config.image)?
         .ok_or_else(|| Error::not_found(format!("no image {:?}: pull it first", config.image)))?;
-    let lease = machine
-        .images
-        .lease(&image.layers)
-        .ok_or_else(|| Error::not_found(format!("image {:?} is being removed", config.image)))?;
+    let mounted = mounted_images(machine, &mut config)?;
+    let layers: BTreeSet<&String> =
+        image.layers.iter().chain(mounted.values().flat_map(|image| &image.layers)).collect();
+    let layers: Vec<String> = layers.into_iter().cloned().collect();
+    let lease = machine.images.lease(&layers).ok_or_else(|| Error::not_found("an image of it is being removed"))?;
+    check_sub_paths(machine, &config, &mounted)?;
     let cgroup = cgroup::Host::path(&sandbox.meta.config.cgroup_parent, id.as_str())
         .map_err(|error| Error::invalid(error.to_string()))?;
     let (nodes, device_rules) = devices::resolve(&config.devices, config.security.privileged)?;
@@ -56,15 +59,15 @@ pub(crate) fn create(
         unique_name,
         created_at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as i64,
         image_id: image.id.to_string(),
-        image_ref: machine.images.names(&image).1.into_iter().next().unwrap_or_else(|| image.id.to_string()),
-        layers: image.layers.clone(),
+        image_ref: image_ref(machine, &image),
+        layers,
         cgroup,
         device_rules,
         log_path: sandbox.meta.config.log_path(&config.log_path),
         stop_signal: stop_signal(&config, &image)?,
         config,
     };
-    let spec = build(machine, sandbox, &meta, (&image, nodes))?;
+    let spec = build(machine, sandbox, &meta, (&image, &mounted, nodes))?;
     let filter = filter(&meta, &spec)?;
     let directory = machine.layout.container(id);
     let half_made = directory.with_extension("tmp");
@@ -79,14 +82,60 @@ pub(crate) fn create(
     Ok(Arc::new(Container::new(meta, State::Created, lease)))
 }
 
-fn build(machine: &Machine, sandbox: &Sandbox, meta: &Meta, with: (&Image, Vec<Device>)) -> Result<Spec> {
-    let (image, devices) = with;
+/// What the kubelet knows an image by: a digest of its repository, else the id.
+fn image_ref(machine: &Machine, image: &Image) -> String {
+    machine.images.names(image).1.into_iter().next().unwrap_or_else(|| image.id.to_string())
+}
+
+type MountedImages = BTreeMap<String, Arc<Image>>;
+
+/// The images that `config` mounts, by how it names them; it is told what they are.
+fn mounted_images(machine: &Machine, config: &mut Config) -> Result<MountedImages> {
+    let mut found = MountedImages::new();
+    for mount in &mut config.mounts {
+        let MountSource::Image { image: name, image_ref: known_as, .. } = &mut mount.source else { continue };
+        let image = machine.images.find(name)?;
+        let image = image.ok_or_else(|| Error::not_found(format!("mounts: no image {name:?}: pull it first")))?;
+        *known_as = image_ref(machine, &image);
+        found.insert(name.clone(), image);
+    }
+    Ok(found)
+}
+
+fn check_sub_paths(machine: &Machine, config: &Config, mounted: &MountedImages) -> Result<()> {
+    for mount in &config.mounts {
+        let MountSource::Image { image: name, sub_path, .. } = &mount.source else { continue };
+        let layers = mounted.get(name).map_or(&[][..], |image| &image.layers);
+        let layers: Vec<_> = layers.iter().map(|key| machine.layout.layers().join(files_of(key))).collect();
+        let there =
+            sub_path.as_os_str().is_empty() || image::contains(&layers, sub_path).context("look into an image")?;
+        if !there {
+            let what = format!("ImageVolumeMountFailed: image {name:?} has no {:?}", sub_path.display().to_string());
+            return Err(Error::invalid(what));
+        }
+    }
+    Ok(())
+}
+
+/// Below the layers' directory.
+fn files_of(key: &str) -> String {
+    format!("{key}/fs")
+}
+
+fn build(
+    machine: &Machine,
+    sandbox: &Sandbox,
+    meta: &Meta,
+    (image, mounted, devices): (&Image, &MountedImages, Vec<Device>),
+) -> Result<Spec> {
+    let layers = |image: &Image| image.layers.iter().map(|key| files_of(key)).collect();
     spec::build(&Inputs {
         id: meta.id.as_str(),
         config: &meta.config,
         sandbox: &sandbox.meta,
         image: &image.config,
-        layers: image.layers.iter().map(|key| format!("{key}/fs")).collect(),
+        layers: layers(image),
+        mounted: mounted.iter().map(|(name, image)| (name.clone(), layers(image))).collect(),
         layout: &machine.layout,
         socket_dir: machine.layout.container_state(&meta.id),
         log: meta.log_path.clone(),
@@ -109,7 +158,7 @@ fn filter(meta: &Meta, spec: &Spec) -> Result<Option<Vec<u8>>> {
 }
 
 fn write(directory: &Path, state: &Path, meta: &Meta, spec: &Spec, filter: &Option<Vec<u8>>) -> anyhow::Result<()> {
-    for name in [shim_layout::ROOTFS, shim_layout::UPPER, shim_layout::WORK, shim_layout::EXEC] {
+    for name in [shim_layout::UPPER, shim_layout::WORK, shim_layout::EXEC] {
         let path = directory.join(name);
         fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
     }

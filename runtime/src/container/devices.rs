@@ -80,6 +80,7 @@ fn descend(path: &Path, target: &Path, nodes: &mut Vec<spec::Device>) -> io::Res
     } else if kind.is_char_device() || kind.is_block_device() {
         nodes.push(spec::Device {
             path: target.to_owned(),
+            source: path.to_owned(),
             kind: if kind.is_block_device() { DeviceKind::Block } else { DeviceKind::Char },
             major: rustix::fs::major(metadata.rdev()),
             minor: rustix::fs::minor(metadata.rdev()),

@@ -4,6 +4,7 @@ mod actor;
 mod create;
 mod devices;
 mod exec;
+mod mounts;
 mod remove;
 mod seccomp;
 mod security;
@@ -29,6 +30,7 @@ use tokio::sync::watch;
 pub(crate) use create::create;
 pub(crate) use devices::Device;
 pub(crate) use exec::Output;
+pub(crate) use mounts::OPTIONS as MOUNT_OPTIONS;
 pub(crate) use remove::remove;
 pub(crate) use stats::{Stats, all as all_stats};
 
@@ -39,7 +41,7 @@ use crate::{
     image::Lease,
     layout,
     machine::Machine,
-    sandbox::NamespaceModes,
+    sandbox::{NamespaceModes, UserMapping},
     shim::Connection,
 };
 use actor::Stopping;
@@ -74,12 +76,28 @@ pub(crate) struct Config {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Mount {
-    pub host_path: PathBuf,
+    pub source: MountSource,
     pub container_path: PathBuf,
     pub readonly: bool,
     pub recursive_readonly: bool,
     pub propagation: berth_shim::spec::Propagation,
     pub selinux_relabel: bool,
+    /// Show owners through the pod's user namespace, by this mapping.
+    pub mapping: Option<UserMapping>,
+    /// Checked: `noexec` and its like (KEP 5855). The later of two that contradict each other counts.
+    pub options: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum MountSource {
+    Host(PathBuf),
+    /// Files of an image (KEP 4639).
+    Image {
+        image: String,
+        sub_path: PathBuf,
+        /// What it was, once the container is created.
+        image_ref: String,
+    },
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,7 +143,7 @@ pub(crate) struct Meta {
     pub image_id: String,
     /// What the kubelet knows it by: a digest of its repository, else the id.
     pub image_ref: String,
-    /// Kept from deletion for as long as the container exists.
+    /// Of its image and of those that it mounts: kept from deletion for as long as the container exists.
     pub layers: Vec<String>,
     pub cgroup: String,
     /// For `config.devices`, as they were resolved.

@@ -1,17 +1,19 @@
 //! CRI and image to `Spec`: what exactly will run. Pure: everything that it depends on comes in.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use berth_shim::spec::{
-    Cgroups, Container, Device, Mount, MountKind, Namespace, Namespaces, Process, Program, Propagation, Rlimit,
-    RlimitKind, Rootfs, Spec, Stdio,
+    Cgroups, Container, Device, Namespace, Namespaces, Process, Program, Rlimit, RlimitKind, Rootfs, Spec, Stdio,
 };
 use oci_spec::image::ImageConfiguration;
 
-use super::{Config, Seccomp, security};
+use super::{Config, Seccomp, mounts, security};
 use crate::{
     error::{Error, Result},
-    layout::{self, Layout},
+    layout::Layout,
     sandbox::{self, NamespaceMode, Pins},
 };
 
@@ -31,6 +33,8 @@ pub(super) struct Inputs<'a> {
     pub socket_dir: PathBuf,
     pub log: Option<PathBuf>,
     pub cgroups: Cgroups,
+    /// Layers of the images that it mounts, by how the request names them.
+    pub mounted: BTreeMap<String, Vec<String>>,
     pub devices: Vec<Device>,
     /// Hierarchies to show at /sys/fs/cgroup; empty on v2.
     pub v1_names: Vec<String>,
@@ -43,6 +47,9 @@ pub(super) struct Inputs<'a> {
 pub(super) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
     let Inputs { config, sandbox, .. } = inputs;
     let privileged = config.security.privileged;
+    if config.security.namespaces.user != sandbox.config.namespaces.user {
+        return Err(Error::invalid("userns_options differ from those of the sandbox"));
+    }
     if privileged && !sandbox.config.privileged {
         return Err(Error::invalid("a privileged container needs a privileged sandbox"));
     }
@@ -53,7 +60,7 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
             layers: inputs.layers.clone(),
             readonly: config.security.readonly_rootfs,
         },
-        mounts: mounts(inputs)?,
+        mounts: mounts::build(inputs)?,
         devices: inputs.devices.clone(),
         process: process(inputs)?,
         masked_paths: hidden(&config.security.masked_paths),
@@ -86,76 +93,9 @@ fn namespaces(inputs: &Inputs<'_>) -> Result<Namespaces> {
         ipc: if shared.namespaces.ipc == NamespaceMode::Node { Namespace::Host } else { Namespace::Join(pins.ipc) },
         uts: if shared.shares_uts() { Namespace::Host } else { Namespace::Join(pins.uts) },
         pid,
+        user: sandbox.user_namespace(inputs.layout),
         pin_pid: None,
     })
-}
-
-fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>> {
-    let Inputs { config, sandbox, .. } = inputs;
-    let privileged = config.security.privileged;
-    let shm = match sandbox.config.namespaces.ipc {
-        NamespaceMode::Node => PathBuf::from("/dev/shm"),
-        _ => Pins::of(inputs.layout, &sandbox.id).shm,
-    };
-    let kernel = |target: &str, kind, readonly| Mount {
-        target: target.into(),
-        kind,
-        readonly,
-        nosuid: true,
-        nodev: true,
-        noexec: true,
-    };
-    let mut mounts = vec![
-        kernel("/proc", MountKind::Proc, false),
-        Mount { nodev: false, noexec: false, ..kernel("/dev", MountKind::Dev, false) },
-        kernel("/dev/shm", bind(shm), false),
-        kernel("/dev/mqueue", MountKind::Mqueue, false),
-        kernel("/sys", MountKind::Sysfs, !privileged),
-        kernel("/sys/fs/cgroup", MountKind::Cgroup { v1: inputs.v1_names.clone() }, !privileged),
-    ];
-    let directory = inputs.layout.sandbox(&sandbox.id);
-    for (target, file) in [
-        ("/etc/hosts", layout::sandbox::HOSTS),
-        ("/etc/resolv.conf", layout::sandbox::RESOLV_CONF),
-        ("/etc/hostname", layout::sandbox::HOSTNAME),
-    ] {
-        let kind = bind(directory.join(file));
-        mounts.push(Mount {
-            target: target.into(),
-            kind,
-            readonly: config.security.readonly_rootfs,
-            nosuid: false,
-            nodev: false,
-            noexec: false,
-        });
-    }
-    let asked: Vec<Mount> = config.mounts.iter().map(volume).collect::<Result<_>>()?;
-    mounts.retain(|own| asked.iter().all(|mount| mount.target != own.target));
-    mounts.extend(asked);
-    // Parents before what is below them; the order of the request otherwise.
-    mounts.sort_by_key(|mount| mount.target.components().count());
-    Ok(mounts)
-}
-
-fn bind(source: PathBuf) -> MountKind {
-    MountKind::Bind { source, propagation: Propagation::Private, recursive_readonly: false, create: false }
-}
-
-fn volume(mount: &super::Mount) -> Result<Mount> {
-    if mount.recursive_readonly && (!mount.readonly || mount.propagation != Propagation::Private) {
-        return Err(Error::invalid(format!(
-            "RROUnsupported: a recursive read-only mount of {} must be read-only with private propagation",
-            mount.container_path.display()
-        )));
-    }
-    let kind = MountKind::Bind {
-        source: mount.host_path.clone(),
-        propagation: mount.propagation,
-        recursive_readonly: mount.recursive_readonly,
-        create: true,
-    };
-    let target = Path::new("/").join(&mount.container_path).components().collect();
-    Ok(Mount { target, kind, readonly: mount.readonly, nosuid: false, nodev: false, noexec: false })
 }
 
 fn process(inputs: &Inputs<'_>) -> Result<Process> {
@@ -181,6 +121,7 @@ fn process(inputs: &Inputs<'_>) -> Result<Process> {
         rlimits: vec![Rlimit { kind: RlimitKind::Nofile, soft: OPEN_FILES.0, hard: OPEN_FILES.1 }],
         oom_score_adj: Some(config.resources.oom_score_adj.clamp(-1000, 1000) as i32),
         seccomp: security.seccomp != Seccomp::Unconfined && !security.privileged,
+        apparmor: None,
         tty: config.tty,
     })
 }
@@ -242,22 +183,5 @@ mod tests {
         }
         assert!(args(&config(&[], &[]), &[], &[]).unwrap_err().message.contains("no command specified"));
         assert!(args(&config(&["a\0b"], &[]), &[], &[]).is_err());
-    }
-
-    #[test]
-    fn recursive_read_only_needs_read_only_and_private() {
-        let mount = |readonly, propagation| {
-            volume(&super::super::Mount {
-                host_path: "/h".into(),
-                container_path: "c/../d".into(),
-                readonly,
-                recursive_readonly: true,
-                propagation,
-                selinux_relabel: false,
-            })
-        };
-        assert!(mount(true, Propagation::Private).is_ok());
-        assert!(mount(false, Propagation::Private).unwrap_err().message.contains("RROUnsupported"));
-        assert!(mount(true, Propagation::Slave).is_err());
     }
 }

@@ -7,12 +7,14 @@ mod reference;
 mod registry;
 mod store;
 mod unpack;
+mod view;
 
 use std::{path::PathBuf, sync::Arc};
 
 pub(crate) use auth::Given;
 pub(crate) use reference::Digest;
 pub(crate) use store::{Image, Lease, Usage};
+pub(crate) use view::contains;
 
 use crate::{
     error::{Error, Result},

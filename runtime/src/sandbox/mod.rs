@@ -13,7 +13,10 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use berth_shim::record::{self, Found};
+use berth_shim::{
+    record::{self, Found},
+    spec::{IdMapping, UserNamespace},
+};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use remove::{remove, stop};
@@ -74,6 +77,16 @@ pub(crate) struct NamespaceModes {
     pub pid: NamespaceMode,
     pub ipc: NamespaceMode,
     pub target: String,
+    /// The pod's own user namespace; absent: the host's.
+    #[serde(default)]
+    pub user: Option<UserMapping>,
+}
+
+/// Which ids of the host are those of a pod, whose own begin at 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct UserMapping {
+    pub uids: IdMapping,
+    pub gids: IdMapping,
 }
 
 /// `meta.json`: all that `remove` needs, written first.
@@ -131,6 +144,13 @@ impl Meta {
         self.netns.as_deref().map(Layout::netns)
     }
 
+    /// What its containers join.
+    pub(crate) fn user_namespace(&self, layout: &Layout) -> Option<UserNamespace> {
+        let path = Pins::of(layout, &self.id).user;
+        let namespace = |user: UserMapping| UserNamespace { path, root_uid: user.uids.host, root_gid: user.gids.host };
+        self.config.namespaces.user.map(namespace)
+    }
+
     fn pod(&self) -> Pod {
         Pod {
             id: self.id.to_string(),
@@ -149,6 +169,7 @@ pub(crate) struct Pins {
     pub ipc: PathBuf,
     pub uts: PathBuf,
     pub pid: PathBuf,
+    pub user: PathBuf,
     /// Directory with the pod's /dev/shm.
     pub shm: PathBuf,
 }
@@ -156,7 +177,8 @@ pub(crate) struct Pins {
 impl Pins {
     pub(crate) fn of(layout: &Layout, id: &SandboxId) -> Self {
         let state = layout.sandbox_state(id);
-        Self { ipc: state.join("ipc"), uts: state.join("uts"), pid: state.join("pid"), shm: state.join("shm") }
+        let [ipc, uts, pid, user, shm] = ["ipc", "uts", "pid", "user", "shm"].map(|name| state.join(name));
+        Self { ipc, uts, pid, user, shm }
     }
 }
 

@@ -64,7 +64,7 @@ async fn tear_down(machine: &Machine, meta: &Meta, directory: &Path) -> anyhow::
     let network = directory.join(layout::sandbox::NETWORK);
     let detached = machine.networks.detach(&meta.pod(), &network).await;
     let pins = Pins::of(&machine.layout, &meta.id);
-    for path in [pins.ipc, pins.uts, pins.pid].into_iter().chain(meta.netns()) {
+    for path in [pins.ipc, pins.uts, pins.pid, pins.user].into_iter().chain(meta.netns()) {
         unpin(&path)?;
     }
     unmount(&pins.shm)?;

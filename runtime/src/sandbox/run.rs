@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, bail};
 use berth_shim::{
     layout as shim_layout, record,
-    spec::{Namespace, Namespaces, Pin, Program, Spec, Stdio},
+    spec::{Namespace, Namespaces, Pin, PinnedUser, Program, Spec, Stdio},
 };
 
 use super::{Config, Meta, NamespaceMode, Pins, Ready, Sandbox, State, files, remove};
@@ -44,6 +44,9 @@ const UTS_SYSCTLS: [&str; 2] = ["kernel.hostname", "kernel.domainname"];
 /// reads.
 pub(crate) async fn run(machine: &Machine, id: &SandboxId, config: Config) -> Result<Sandbox> {
     let sysctls = check_sysctls(&config)?;
+    if config.namespaces.user.is_some() && !machine.user_namespaces {
+        return Err(Error::precondition("userns_options: this machine cannot give pods user namespaces of their own"));
+    }
     let result = make(machine, id, config, sysctls).await;
     if result.is_err()
         && let Err(error) = remove(machine, id).await
@@ -94,6 +97,7 @@ async fn pin(machine: &Machine, meta: &Meta, directory: &Path, sysctls: Vec<(Str
         net: meta.netns(),
         ipc: own_ipc.then_some(pins.ipc),
         uts: own_uts.then_some(pins.uts),
+        user: meta.config.namespaces.user.map(|user| PinnedUser { path: pins.user, uids: user.uids, gids: user.gids }),
         hostname: own_uts.then(|| meta.config.hostname.clone()).filter(|name| !name.is_empty()),
         sysctls,
         shm: own_ipc.then_some((pins.shm, SHM_SIZE)),
@@ -125,6 +129,7 @@ async fn launch_pause(machine: &Machine, meta: &Meta, directory: &Path) -> anyho
             ipc: Namespace::Host,
             uts: Namespace::Host,
             pid: Namespace::New,
+            user: meta.user_namespace(&machine.layout),
             pin_pid: Some(Pins::of(&machine.layout, &meta.id).pid),
         },
         program: Program::Pause,

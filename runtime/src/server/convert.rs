@@ -3,15 +3,15 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use berth_proto::v1;
-use berth_shim::spec::Propagation;
+use berth_shim::spec::{IdMapping, Propagation};
 
 use crate::{
     cgroup::Resources,
-    container::{self, Container, Seccomp, Security},
+    container::{self, Container, MountSource, Seccomp, Security},
     error::{Error, Kind, Result},
     image,
     network::PortMapping,
-    sandbox::{self, Dns, NamespaceMode, NamespaceModes, Sandbox},
+    sandbox::{self, Dns, NamespaceMode, NamespaceModes, Sandbox, UserMapping},
 };
 
 /// The names under which kubelets and conformance tests ask for the one runtime that there is.
@@ -104,12 +104,6 @@ fn namespaces(options: Option<&v1::NamespaceOption>) -> Result<NamespaceModes> {
         v1::NamespaceMode::Node => NamespaceMode::Node,
         v1::NamespaceMode::Target => NamespaceMode::Target,
     };
-    let users = options.userns_options.as_ref();
-    if users.is_some_and(|users| {
-        users.mode() != v1::NamespaceMode::Node || !users.uids.is_empty() || !users.gids.is_empty()
-    }) {
-        return Err(unsupported("userns_options: a user namespace of the pod"));
-    }
     for (field, given) in [("network", options.network()), ("ipc", options.ipc())] {
         if matches!(given, v1::NamespaceMode::Container | v1::NamespaceMode::Target) {
             return Err(Error::invalid(format!("namespace_options.{field}: only POD and NODE have a meaning")));
@@ -120,7 +114,34 @@ fn namespaces(options: Option<&v1::NamespaceOption>) -> Result<NamespaceModes> {
         pid: mode(options.pid()),
         ipc: mode(options.ipc()),
         target: options.target_id.clone(),
+        user: options.userns_options.as_ref().map(user_namespace).transpose()?.flatten(),
     })
+}
+
+fn user_namespace(options: &v1::UserNamespace) -> Result<Option<UserMapping>> {
+    match options.mode() {
+        v1::NamespaceMode::Node if options.uids.is_empty() && options.gids.is_empty() => Ok(None),
+        v1::NamespaceMode::Node => Err(Error::invalid("userns_options: mode NODE has no mappings")),
+        v1::NamespaceMode::Pod => mapping(&options.uids, &options.gids).map(Some),
+        mode => Err(Error::invalid(format!("userns_options: mode {} has no meaning", mode.as_str_name()))),
+    }
+}
+
+/// One line for users and one for groups, both from 0 on, is what the kubelet sends and what is supported.
+fn mapping(uids: &[v1::IdMapping], gids: &[v1::IdMapping]) -> Result<UserMapping> {
+    let one = |what: &str, ids: &[v1::IdMapping]| match ids {
+        [v1::IdMapping { container_id: 0, host_id, length }]
+            if *length > 0 && host_id.checked_add(*length).is_some() =>
+        {
+            Ok(IdMapping { host: *host_id, length: *length })
+        }
+        _ => Err(Error::invalid(format!("{what}: exactly one mapping that begins at 0 inside is needed"))),
+    };
+    Ok(UserMapping { uids: one("uids", uids)?, gids: one("gids", gids)? })
+}
+
+fn mapping_out(ids: IdMapping) -> Vec<v1::IdMapping> {
+    vec![v1::IdMapping { host_id: ids.host, container_id: 0, length: ids.length }]
 }
 
 pub(super) fn container_config(config: Option<v1::ContainerConfig>) -> Result<container::Config> {
@@ -188,14 +209,15 @@ fn mount(mount: v1::Mount) -> Result<container::Mount> {
     if mount.container_path.is_empty() {
         return Err(Error::invalid("mounts: container_path is missing"));
     }
-    if mount.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
-        return Err(unsupported("mounts: an image as a volume"));
-    }
-    if mount.host_path.is_empty() {
-        return Err(Error::invalid(format!("mounts: host_path for {} is missing", mount.container_path)));
-    }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(unsupported("mounts: mapped ids"));
+    let mapped = !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty();
+    let mapping = mapped.then(|| mapping(&mount.uid_mappings, &mount.gid_mappings)).transpose()?;
+    if let Some(option) = mount.mount_options.iter().find(|option| !container::MOUNT_OPTIONS.contains(&option.as_str()))
+    {
+        let known = container::MOUNT_OPTIONS.join(", ");
+        return Err(Error::invalid(format!(
+            "mounts: unknown option {option:?} for {}; there is {known}",
+            mount.container_path
+        )));
     }
     let propagation = match mount.propagation() {
         v1::MountPropagation::PropagationPrivate => Propagation::Private,
@@ -203,13 +225,33 @@ fn mount(mount: v1::Mount) -> Result<container::Mount> {
         v1::MountPropagation::PropagationBidirectional => Propagation::Shared,
     };
     Ok(container::Mount {
-        host_path: mount.host_path.into(),
+        source: mount_source(&mount)?,
         container_path: mount.container_path.into(),
         readonly: mount.readonly,
         recursive_readonly: mount.recursive_read_only,
         propagation,
         selinux_relabel: mount.selinux_relabel,
+        mapping,
+        options: mount.mount_options,
     })
+}
+
+fn mount_source(mount: &v1::Mount) -> Result<MountSource> {
+    let image = mount.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default();
+    let wrong = |what: &str| Err(Error::invalid(format!("mounts: {} {what}", mount.container_path)));
+    match (image, mount.host_path.as_str()) {
+        ("", "") => wrong("has neither a host_path nor an image"),
+        ("", _) if !mount.image_sub_path.is_empty() => wrong("has an image_sub_path and no image"),
+        ("", path) => Ok(MountSource::Host(path.into())),
+        (_, "") if !mount.readonly => wrong("is of an image, and not read-only"),
+        (_, "") if mount.image_sub_path.starts_with('/') => wrong("has an image_sub_path that is absolute"),
+        (image, "") => Ok(MountSource::Image {
+            image: image.to_owned(),
+            sub_path: mount.image_sub_path.clone().into(),
+            image_ref: String::new(),
+        }),
+        _ => wrong("has both a host_path and an image"),
+    }
 }
 
 fn security(context: Option<v1::LinuxContainerSecurityContext>) -> Result<Security> {
@@ -443,7 +485,11 @@ pub(super) fn sandbox_status(sandbox: &Sandbox) -> v1::PodSandboxStatus {
         pid: mode(config.namespaces.pid),
         ipc: mode(config.namespaces.ipc),
         target_id: config.namespaces.target.clone(),
-        userns_options: None,
+        userns_options: config.namespaces.user.map(|user| v1::UserNamespace {
+            mode: v1::NamespaceMode::Pod.into(),
+            uids: mapping_out(user.uids),
+            gids: mapping_out(user.gids),
+        }),
     };
     let mut addresses = sandbox.addresses().into_iter().map(|address| address.to_string());
     let ip = addresses.next().unwrap_or_default();
@@ -540,15 +586,27 @@ fn mount_out(mount: &container::Mount) -> v1::Mount {
         Propagation::Slave => v1::MountPropagation::PropagationHostToContainer,
         Propagation::Shared => v1::MountPropagation::PropagationBidirectional,
     };
-    v1::Mount {
+    let mut out = v1::Mount {
         container_path: mount.container_path.display().to_string(),
-        host_path: mount.host_path.display().to_string(),
         readonly: mount.readonly,
         selinux_relabel: mount.selinux_relabel,
         propagation: propagation.into(),
         recursive_read_only: mount.recursive_readonly,
+        mount_options: mount.options.clone(),
         ..v1::Mount::default()
+    };
+    match &mount.source {
+        MountSource::Host(path) => out.host_path = path.display().to_string(),
+        MountSource::Image { image, sub_path, image_ref } => {
+            let (image, image_ref) = (image.clone(), image_ref.clone());
+            out.image = Some(v1::ImageSpec { image, image_ref, ..v1::ImageSpec::default() });
+            out.image_sub_path = sub_path.display().to_string();
+        }
     }
+    if let Some(mapping) = mount.mapping {
+        (out.uid_mappings, out.gid_mappings) = (mapping_out(mapping.uids), mapping_out(mapping.gids));
+    }
+    out
 }
 
 fn user_out(user: berth_shim::record::ResolvedUser) -> v1::ContainerUser {

@@ -33,7 +33,8 @@ pub(super) async fn status(node: &Node, verbose: bool) -> v1::StatusResponse {
     let runtime = node.machine.layout.check_writable().err().map(|error| format!("{error:#}"));
     let network =
         node.machine.networks.status().await.err().map(|error| format!("Network plugin returns error: {error:#}"));
-    let features = v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+    let features =
+        v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: node.machine.user_namespaces };
     let handler = |name: &&str| v1::RuntimeHandler { name: (*name).to_owned(), features: Some(features) };
     v1::StatusResponse {
         status: Some(v1::RuntimeStatus {
@@ -44,7 +45,11 @@ pub(super) async fn status(node: &Node, verbose: bool) -> v1::StatusResponse {
         }),
         info: if verbose { info(node) } else { HashMap::new() },
         runtime_handlers: HANDLERS.iter().map(handler).collect(),
-        features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true, ..v1::RuntimeFeatures::default() }),
+        features: Some(v1::RuntimeFeatures {
+            supplemental_groups_policy: true,
+            mount_options: true,
+            ..v1::RuntimeFeatures::default()
+        }),
     }
 }
 
