@@ -28,7 +28,7 @@ bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
 config_path = "/etc/berth/certs.d"
 
 [cgroup]
-# "cgroupfs"; what the kubelet's cgroupDriver must be too.
+# "cgroupfs", or "systemd" on a node with cgroup v2 and systemd; the kubelet asks for it, and older ones must be told the same.
 driver = "cgroupfs"
 "#;
 
@@ -68,6 +68,8 @@ pub(crate) struct Cgroup {
 pub(crate) enum Driver {
     #[default]
     Cgroupfs,
+    /// Transient scopes, over D-Bus.
+    Systemd,
 }
 
 impl Default for Config {
@@ -139,7 +141,7 @@ mod tests {
             ("root = \"/x\"\nroots = 1\n", "2:1", "unknown field `roots`"),
             ("[cni]\nconf_dirs = \"/x\"", "2:1", "unknown field `conf_dirs`"),
             ("\n\nroot = 7", "3:8", "invalid type: integer"),
-            ("[cgroup]\ndriver = \"systemd\"", "2:10", "unknown variant `systemd`"),
+            ("[cgroup]\ndriver = \"upstart\"", "2:10", "unknown variant `upstart`"),
             ("[cni", "1:5", ""),
         ] {
             let error = Config::parse(text).unwrap_err();

@@ -4,13 +4,24 @@ use std::{fs, sync::Arc};
 
 use anyhow::Context;
 
-use crate::{cgroup, config::Config, image::Images, layout::Layout, network::Networks, shim::Program};
+use crate::{
+    apparmor::AppArmor,
+    cgroup::{self, Devices, Resources},
+    config::{Config, Driver},
+    image::Images,
+    layout::Layout,
+    network::Networks,
+    shim::{Placeholder, Program},
+};
 
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub layout: Layout,
     pub shim: Program,
     pub cgroups: cgroup::Host,
+    /// With the systemd driver.
+    scopes: Option<cgroup::Scopes>,
+    pub apparmor: AppArmor,
     pub networks: Networks,
     pub images: Arc<Images>,
     /// Whether pods can have user namespaces of their own.
@@ -35,11 +46,63 @@ impl Machine {
         Ok(Self {
             user_namespaces: probed.is_ok(),
             shim,
-            cgroups: cgroup::Host::detect(),
+            cgroups: cgroup::Host::detect(config.cgroup.driver),
+            scopes: match config.cgroup.driver {
+                Driver::Cgroupfs => None,
+                Driver::Systemd => Some(cgroup::Scopes::connect().await.context("cgroup.driver is \"systemd\"")?),
+            },
+            apparmor: AppArmor::detect(),
             networks: Networks::new(&config.cni, &layout)?,
             images: Arc::new(Images::open(layout.clone(), config.registry.config_path.clone(), &boot_id)?),
             boot_id,
             layout,
         })
+    }
+}
+
+impl Machine {
+    /// Makes the cgroup `path` with its limits. What is returned keeps it until a first process is in it.
+    pub(crate) async fn make_cgroup(
+        &self,
+        path: &str,
+        resources: Resources,
+        devices: Devices,
+    ) -> anyhow::Result<Option<Placeholder>> {
+        let mut placeholder = None;
+        if let Some(scopes) = &self.scopes {
+            let process = self.shim.hold()?;
+            scopes.start(path, process.pid()?, &resources).await?;
+            placeholder = Some(process);
+        }
+        let (cgroups, path) = (self.cgroups.clone(), path.to_owned());
+        tokio::task::spawn_blocking(move || cgroups.create(&path, &resources, &devices)).await??;
+        Ok(placeholder)
+    }
+
+    /// Changes the limits of a cgroup in use: all of them, or none.
+    ///
+    /// # Errors
+    /// What the kernel or systemd refused; everything is as before then.
+    pub(crate) async fn update_cgroup(&self, path: &str, before: &Resources, after: Resources) -> anyhow::Result<()> {
+        if let Some(scopes) = &self.scopes {
+            scopes.update(path, &after).await?;
+        }
+        let (cgroups, own) = (self.cgroups.clone(), path.to_owned());
+        let updated = tokio::task::spawn_blocking(move || cgroups.update(&own, &after)).await?;
+        if let (Err(_), Some(scopes)) = (&updated, &self.scopes) {
+            scopes.update(path, before).await?;
+        }
+        updated
+    }
+
+    /// Kills what lives in the cgroup `path` and removes it. Success when it is not there.
+    pub(crate) async fn destroy_cgroup(&self, path: &str) -> anyhow::Result<()> {
+        let (cgroups, own) = (self.cgroups.clone(), path.to_owned());
+        tokio::task::spawn_blocking(move || cgroups.destroy(&own)).await??;
+        match &self.scopes {
+            // systemd does it by itself, but for a scope in which nothing ever was.
+            Some(scopes) if self.cgroups.exists(path) => scopes.stop(path).await,
+            _ => Ok(()),
+        }
     }
 }

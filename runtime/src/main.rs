@@ -1,5 +1,6 @@
 //! berthd: reads its configuration, recovers what is on disk, serves CRI. There is nothing to save on the way out.
 
+mod apparmor;
 mod cgroup;
 mod config;
 mod container;

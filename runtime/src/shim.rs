@@ -27,7 +27,7 @@ use nix::{
 use rustix::fs::{FlockOperation, flock};
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines, unix::AsyncFd},
-    process::{ChildStdout, Command},
+    process::{Child, ChildStdout, Command},
     sync::{oneshot, watch},
 };
 
@@ -77,18 +77,24 @@ impl Program {
         self.command("probe", dir).await.map(drop)
     }
 
+    /// `berth-shim hold`: a process that does nothing until it is dropped.
+    pub(crate) fn hold(&self) -> anyhow::Result<Placeholder> {
+        let mut command = self.spawnable("hold");
+        let child = command.stdin(Stdio::piped()).kill_on_drop(true).spawn().context("launch berth-shim hold")?;
+        Ok(Placeholder { child })
+    }
+
+    fn spawnable(&self, verb: &str) -> Command {
+        let mut command = Command::new(format!("/proc/self/fd/{}", self.memfd.as_raw_fd()));
+        command.arg0("berth-shim").arg(verb).env_clear().current_dir("/");
+        command
+    }
+
     async fn command(&self, verb: &str, dir: &Path) -> anyhow::Result<Option<u32>> {
         let during = || format!("launch berth-shim {verb}");
-        let mut child = Command::new(format!("/proc/self/fd/{}", self.memfd.as_raw_fd()))
-            .arg0("berth-shim")
-            .args([verb, "--dir"])
-            .arg(dir)
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(during)?;
+        let mut command = self.spawnable(verb);
+        command.arg("--dir").arg(dir).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().with_context(during)?;
         let mut lines = BufReader::new(child.stdout.take().context("no report pipe")?).lines();
         let mut last = None;
         while let Some(line) = await_line(&mut lines, last.as_ref()).await.with_context(during)? {
@@ -101,6 +107,18 @@ impl Program {
             None if status.success() => Ok(None),
             Some(Report::Stage(_)) | None => bail!("berth-shim {verb} ended with {status}"),
         }
+    }
+}
+
+/// The process of `hold`.
+#[derive(Debug)]
+pub(crate) struct Placeholder {
+    child: Child,
+}
+
+impl Placeholder {
+    pub(crate) fn pid(&self) -> anyhow::Result<u32> {
+        self.child.id().context("it ended already")
     }
 }
 

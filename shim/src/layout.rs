@@ -4,6 +4,9 @@
 pub const SPEC: &str = "spec.json";
 /// The compiled seccomp filter, an array of `struct sock_filter`. Written by the daemon; absent means no filter.
 pub const SECCOMP: &str = "seccomp.bpf";
+/// The eBPF program that says which devices the cgroup may use, an array of `struct bpf_insn`. Written by the daemon; absent means
+/// that no program does.
+pub const DEVICES: &str = "devices.bpf";
 /// The namespaces to make for a pod. Written by the daemon into a sandbox's directory.
 pub const PIN: &str = "pin.json";
 /// Directory of exec requests, `<exec id>.json`. Written by the daemon, removed by it when the exec ended.

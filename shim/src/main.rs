@@ -25,7 +25,12 @@ mod stdio;
 mod sys;
 mod volumes;
 
-use std::{env, io::Write, path::PathBuf, process::ExitCode};
+use std::{
+    env,
+    io::{Read, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use berth_shim::record::Report;
 
@@ -35,6 +40,7 @@ berth-shim is started by berthd; there is no need to run it by hand.
 usage: berth-shim pin --dir DIR     make the namespaces that DIR/pin.json names, bind them, and leave
        berth-shim run --dir DIR     start the container of DIR/spec.json and keep it until it ends
        berth-shim probe --dir DIR   whether pods with files in DIR can have user namespaces
+       berth-shim hold              do nothing until standard input ends: the first process of a systemd scope
        berth-shim --version
 ";
 
@@ -50,6 +56,11 @@ fn main() -> ExitCode {
         ["pin", "--dir", dir] => pin::run(&PathBuf::from(dir)),
         ["run", "--dir", dir] => run::run(&PathBuf::from(dir)),
         ["probe", "--dir", dir] => probe::run(&PathBuf::from(dir)),
+        ["hold"] => {
+            // Until the daemon closes it, or is gone.
+            let _ = std::io::stdin().read(&mut [0]);
+            return ExitCode::SUCCESS;
+        }
         ["--version"] => return say(concat!("berth-shim ", env!("CARGO_PKG_VERSION"), "\n"), ExitCode::SUCCESS),
         ["--help" | "-h"] => return say(USAGE, ExitCode::SUCCESS),
         _ => return say(USAGE, ExitCode::from(2)),

@@ -27,7 +27,7 @@ use nix::{
 };
 
 use crate::{
-    cgroup,
+    cgroup::{self, OomWatch},
     error::{Result, Step, failure},
     exec::{self, Exec, Inside},
     init::{self, Message},
@@ -42,6 +42,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
     Children,
+    Memory,
     Listener,
     Client(u64),
     ExecChannel(String),
@@ -56,6 +57,7 @@ struct Monitor<'a> {
     filter: Vec<u8>,
     init: Pid,
     pidfd: OwnedFd,
+    oom: OomWatch,
     stdio: Stdio,
     children: SignalFd,
     listener: OwnedFd,
@@ -78,7 +80,8 @@ pub(crate) fn run(dir: &Path, spec: &Spec) -> Result<()> {
         Err(error) => {
             cgroup::kill_all(&spec.cgroups);
             while waitpid(None::<Pid>, None).is_ok() {}
-            let exited = Exited { end: End::NotStarted(error.clone()), at: now(), oom: cgroup::was_oom(&spec.cgroups) };
+            let oom = OomWatch::open(&spec.cgroups).look();
+            let exited = Exited { end: End::NotStarted(error.clone()), at: now(), oom };
             cgroup::remove(&spec.cgroups);
             // The report goes out even when the disk is full: the daemon then records what it was told.
             let _ = record::write_durable(&dir.join(layout::EXITED), &exited);
@@ -102,6 +105,10 @@ fn start<'a>(dir: &'a Path, spec: &'a Spec) -> Result<Monitor<'a>> {
     };
     let (ours, theirs) = init::channel()?;
     let directory = spec.cgroups.unified.as_deref().map(cgroup::open).transpose()?;
+    if let Some(directory) = &spec.cgroups.unified {
+        cgroup::restrict_devices(dir, directory)?;
+    }
+    let oom = OomWatch::open(&spec.cgroups);
     namespaces::join_pid(&spec.namespaces)?;
     let flags = namespaces::clone_flags(&spec.namespaces).bits();
     let (mut init, mut pidfd) = match sys::clone3(flags, directory.as_ref().map(AsFd::as_fd)).step("clone3")? {
@@ -120,7 +127,7 @@ fn start<'a>(dir: &'a Path, spec: &'a Spec) -> Result<Monitor<'a>> {
     record::write(&path, &started).step_on("write", &path)?;
     run::report(&Report::Pid(started.pid));
     let (clients, execs) = (BTreeMap::new(), BTreeMap::new());
-    Ok(Monitor { dir, spec, filter, init, pidfd, stdio, children, listener, clients, next_client: 0, execs })
+    Ok(Monitor { dir, spec, filter, init, pidfd, oom, stdio, children, listener, clients, next_client: 0, execs })
 }
 
 /// Reads the child's messages until it runs its program or fails; `replaced` hears of the process that took its place.
@@ -181,6 +188,7 @@ impl Monitor<'_> {
             for source in self.wait()? {
                 match source {
                     Source::Children => {}
+                    Source::Memory => drop(self.oom.look()),
                     Source::Listener => self.accept(),
                     Source::Client(client) => self.serve(client),
                     Source::ExecChannel(id) => self.exec_started(&id),
@@ -202,6 +210,7 @@ impl Monitor<'_> {
             (Source::Children, self.children.as_fd(), PollFlags::POLLIN),
             (Source::Listener, self.listener.as_fd(), PollFlags::POLLIN),
         ];
+        sources.extend(self.oom.fds().map(|fd| (Source::Memory, fd, PollFlags::POLLPRI)));
         sources.extend(self.clients.iter().map(|(id, fd)| (Source::Client(*id), fd.as_fd(), PollFlags::POLLIN)));
         let channels = self.execs.iter().filter_map(|(id, running)| Some((id, running.exec.channel.as_ref()?)));
         sources.extend(channels.map(|(id, fd)| (Source::ExecChannel(id.clone()), fd.as_fd(), PollFlags::POLLIN)));
@@ -350,7 +359,7 @@ impl Monitor<'_> {
 
     /// The last acts: nothing of the container lives on, everything it said is logged, how it ended is on disk.
     fn finish(mut self, end: End) -> Result<()> {
-        let oom = cgroup::was_oom(&self.spec.cgroups);
+        let oom = self.oom.look();
         cgroup::kill_all(&self.spec.cgroups);
         while matches!(waitpid(None::<Pid>, None), Ok(_) | Err(Errno::EINTR)) {}
         self.stdio.drain();

@@ -54,6 +54,9 @@ pub struct Rootfs {
 pub struct Cgroups {
     /// Directory in the v2 tree (also on hybrid hosts), entered by CLONE_INTO_CGROUP; has `cgroup.kill`.
     pub unified: Option<PathBuf>,
+    /// That directory is systemd's, which removes it once it is empty.
+    #[serde(default)]
+    pub is_scope: bool,
     /// Directories of v1 controllers.
     pub controllers: Vec<PathBuf>,
 }

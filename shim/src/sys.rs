@@ -160,3 +160,53 @@ pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Resul
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+/// The fields of `union bpf_attr` for BPF_PROG_LOAD that are needed; the kernel takes the rest as zero.
+#[repr(C)]
+struct ProgramLoad {
+    kind: u32,
+    count: u32,
+    instructions: u64,
+    license: u64,
+}
+
+/// The same for BPF_PROG_ATTACH.
+#[repr(C)]
+struct ProgramAttach {
+    target: u32,
+    program: u32,
+    kind: u32,
+    flags: u32,
+}
+
+/// bpf(2), numbers of linux/bpf.h.
+const BPF_PROG_LOAD: i32 = 5;
+const BPF_PROG_ATTACH: i32 = 8;
+const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+const BPF_CGROUP_DEVICE: u32 = 6;
+const BPF_F_ALLOW_MULTI: u32 = 2;
+
+/// Loads an array of `struct bpf_insn` and attaches it to the directory of a cgroup, with which it goes.
+pub(crate) fn attach_device_program(cgroup: BorrowedFd<'_>, program: &[u8]) -> io::Result<()> {
+    let license: &CStr = c"Apache-2.0";
+    let load = ProgramLoad {
+        kind: BPF_PROG_TYPE_CGROUP_DEVICE,
+        count: (program.len() / 8) as u32,
+        instructions: program.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+    };
+    // SAFETY: `load` points to a live program of that length and to a C string; the kernel copies both and keeps no pointer.
+    let loaded = match unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<ProgramLoad>()) }
+    {
+        -1 => return Err(io::Error::last_os_error()),
+        // SAFETY: a new descriptor that nobody else owns.
+        fd => unsafe { OwnedFd::from_raw_fd(fd as i32) },
+    };
+    let (target, program) = (cgroup.as_raw_fd() as u32, loaded.as_raw_fd() as u32);
+    let attach = ProgramAttach { target, program, kind: BPF_CGROUP_DEVICE, flags: BPF_F_ALLOW_MULTI };
+    // SAFETY: `attach` is a live struct of the size that is passed, its descriptors are open.
+    match unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attach, size_of::<ProgramAttach>()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -47,7 +47,7 @@ impl Machine {
     pub fn new() -> Self {
         assert!(nix::unistd::geteuid().is_root(), "these tests make namespaces and cgroups: run them as root");
         let dir = tempfile::Builder::new().prefix("berth-test-").tempdir().expect("make a directory");
-        let script = "mount -t tmpfs tmpfs /run && mkdir -p /run/netns && ip link set lo up && echo ready && exec sleep infinity";
+        let script = "mkdir -p /run/netns && mount -t tmpfs tmpfs /run/netns && ip link set lo up && echo ready && exec sleep infinity";
         let mut holder = Command::new("unshare")
             .args(["--mount", "--net", "--propagation", "private", "sh", "-c", script])
             .stdout(Stdio::piped())
@@ -55,7 +55,11 @@ impl Machine {
             .expect("run unshare");
         let mut ready = [0; 6];
         holder.stdout.as_mut().expect("piped").read_exact(&mut ready).expect("namespaces: unshare, mount or ip failed");
-        let cgroup_parent = dir.path().file_name().expect("has a name").to_string_lossy().into_owned();
+        let mut cgroup_parent = dir.path().file_name().expect("has a name").to_string_lossy().into_owned();
+        if in_guest() {
+            // A dash in a slice's name is a level of its own.
+            cgroup_parent = format!("{}.slice", cgroup_parent.replace('-', ""));
+        }
         Self { dir, holder, cgroup_parent }
     }
 
@@ -103,7 +107,12 @@ impl Machine {
                 self.path("net.d").display().to_string(),
                 self.path("certs.d").display().to_string()
             );
-            fs::write(&config, text).expect("write the configuration");
+            fs::write(&config, text + if in_guest() { GUEST_CONFIG } else { "" }).expect("write the configuration");
+        }
+        if in_guest() && !self.path("net.d").exists() {
+            fs::create_dir(self.path("net.d")).expect("make a directory");
+            let network = GUEST_NETWORK.replace("$STATE", &self.path("state").display().to_string());
+            fs::write(self.path("net.d/10-guest.conflist"), network).expect("write the network");
         }
         let child = self
             .command(binary("berthd"))
@@ -122,6 +131,19 @@ impl Machine {
             .expect("start berthd");
         let cri = Cri::connect(&socket);
         (Daemon { child, socket, log }, cri)
+    }
+
+    /// The content of a file of a container's cgroup, named as v1 and v2 do.
+    ///
+    /// # Panics
+    /// When there is no such file.
+    pub fn cgroup_file(&self, id: &str, (controller, v1): (&str, &str), v2: &str) -> String {
+        let parent = &self.cgroup_parent;
+        let leaf = if in_guest() { format!("berth-{id}.scope") } else { id.to_owned() };
+        let of_v1 = format!("/sys/fs/cgroup/{controller}/{parent}/{leaf}/{v1}");
+        let path =
+            if fs::exists(&of_v1).unwrap_or(false) { of_v1 } else { format!("/sys/fs/cgroup/{parent}/{leaf}/{v2}") };
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}")).trim().to_owned()
     }
 
     /// What the machine still has of pods, one line each.
@@ -149,7 +171,7 @@ impl Machine {
         let link =
             |line: &str| line.split(": ").nth(1).unwrap_or_default().split('@').next().unwrap_or_default().to_owned();
         left.extend(links.lines().map(link).filter(|name| !known(name)).map(|name| format!("link {name}")));
-        let rules = self.output("nft", &["list", "ruleset"]);
+        let rules = if in_guest() { String::new() } else { self.output("nft", &["list", "ruleset"]) };
         // The pods' network is masqueraded once and for all; nothing is there for a single pod.
         let single = |line: &&str| line.contains("elements") && !line.contains("{ 10.88.0.0/16 }");
         left.extend(rules.lines().filter(single).map(|line| format!("nft {}", line.trim())));
@@ -204,6 +226,10 @@ impl Drop for Machine {
         for path in &parents {
             let _ = fs::write(path.join("cgroup.kill"), "1");
         }
+        if in_guest() {
+            // systemd keeps units whose directories somebody else removed.
+            let _ = Command::new("systemctl").args(["stop", &self.cgroup_parent]).status();
+        }
         // What was killed takes a moment to leave its cgroup.
         let deadline = Instant::now() + Duration::from_secs(5);
         while !parents.iter().all(|path| remove_cgroup(path)) && Instant::now() < deadline {
@@ -250,6 +276,18 @@ impl Drop for Daemon {
         let _ = self.child.wait();
     }
 }
+
+/// Whether this is the machine of `hack/vm`: cgroup v2 with systemd, and a kernel that cannot translate addresses.
+pub fn in_guest() -> bool {
+    std::env::var_os("BERTH_TEST_GUEST").is_some()
+}
+
+const GUEST_CONFIG: &str = "[cgroup]\ndriver = \"systemd\"\n";
+/// What is built in, without masquerading.
+const GUEST_NETWORK: &str = r#"{ "cniVersion": "1.1.0", "name": "berth", "plugins": [
+    { "type": "berth-bridge", "bridge": "berth0", "isDefaultGateway": true, "ipMasq": false,
+      "ipam": { "type": "berth-local", "subnet": "10.88.0.0/16", "dataDir": "$STATE/ipam" } }
+] }"#;
 
 /// One of the three that `hack/build` makes, or of BERTH_BIN.
 ///

@@ -4,7 +4,7 @@
 use std::{collections::HashMap, fs, os::unix::fs::MetadataExt};
 
 use berth_proto::v1;
-use berth_tests::{Machine, container, eventually, pod, ready};
+use berth_tests::{Machine, container, eventually, in_guest, pod, ready};
 use tonic::Code;
 
 #[tokio::test]
@@ -27,7 +27,8 @@ async fn version_status_and_config_are_what_the_kubelet_requires() {
         assert!(serde_json::from_str::<serde_json::Value>(value).unwrap().is_object(), "{value}");
     }
     let config = runtime.runtime_config(v1::RuntimeConfigRequest {}).await.unwrap().into_inner();
-    assert_eq!(config.linux.unwrap().cgroup_driver(), v1::CgroupDriver::Cgroupfs);
+    let driver = if in_guest() { v1::CgroupDriver::Systemd } else { v1::CgroupDriver::Cgroupfs };
+    assert_eq!(config.linux.unwrap().cgroup_driver(), driver);
     runtime.update_runtime_config(v1::UpdateRuntimeConfigRequest::default()).await.unwrap();
     let missing = runtime.checkpoint_container(v1::CheckpointContainerRequest::default()).await.unwrap_err();
     assert_eq!(missing.code(), Code::Unimplemented);
@@ -39,6 +40,8 @@ async fn network_is_not_ready_when_a_conf_is_broken_or_its_plugin_missing() {
     let machine = Machine::new();
     let daemon = machine.start().await;
     fs::create_dir_all(machine.path("net.d")).unwrap();
+    // Of the guest's own; the first by name counts.
+    let _ = fs::remove_file(machine.path("net.d/10-guest.conflist"));
     for (text, what) in [
         ("{", "00.conflist"),
         (r#"{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"no-such-plugin"}]}"#, "no-such-plugin"),
@@ -343,13 +346,7 @@ async fn limits_are_in_the_cgroup_and_out_of_memory_is_told() {
         ..Default::default()
     });
     let id = cri.run(&sandbox, config).await.unwrap();
-    let read = |controller: &str, v1_file: &str, v2_file: &str| {
-        let below = |root: &str, file: &str| format!("/sys/fs/cgroup/{root}{}/{id}/{file}", machine.cgroup_parent);
-        let path = [below(&format!("{controller}/"), v1_file), below("", v2_file)]
-            .into_iter()
-            .find(|path| fs::exists(path).unwrap());
-        fs::read_to_string(path.expect("the controller is there")).unwrap().trim().to_owned()
-    };
+    let read = |controller: &str, v1: &str, v2: &str| machine.cgroup_file(&id, (controller, v1), v2);
     assert_eq!(read("memory", "memory.limit_in_bytes", "memory.max"), (64 << 20).to_string());
     assert_eq!(read("pids", "pids.max", "pids.max"), "7");
     assert!(["50000", "50000 100000"].contains(&read("cpu", "cpu.cfs_quota_us", "cpu.max").as_str()));
@@ -430,11 +427,7 @@ async fn limits_are_updated_all_or_none() {
         cri.runtime.clone().update_container_resources(request).await.map(drop)
     };
     let shown = async || cri.status(&id).await.unwrap().resources.unwrap().linux.unwrap();
-    let limit = || {
-        let of = |root: &str, file: &str| format!("/sys/fs/cgroup/{root}{}/{id}/{file}", machine.cgroup_parent);
-        let (v1, v2) = (of("memory/", "memory.limit_in_bytes"), of("", "memory.max"));
-        fs::read_to_string(if fs::exists(&v1).unwrap() { v1 } else { v2 }).unwrap().trim().parse::<i64>().unwrap()
-    };
+    let limit = || machine.cgroup_file(&id, ("memory", "memory.limit_in_bytes"), "memory.max").parse::<i64>().unwrap();
     // Created: what it will start with.
     update(v1::LinuxContainerResources { memory_limit_in_bytes: 48 << 20, ..Default::default() }).await.unwrap();
     cri.start(&id).await.unwrap();
@@ -450,7 +443,7 @@ async fn limits_are_updated_all_or_none() {
     let refused = v1::LinuxContainerResources {
         memory_limit_in_bytes: 80 << 20,
         cpu_shares: 77,
-        cpuset_cpus: "4000-4001".into(),
+        unified: [("memory.high".to_owned(), "nonsense".to_owned())].into(),
         ..Default::default()
     };
     let error = update(refused).await.unwrap_err();

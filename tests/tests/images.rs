@@ -81,6 +81,25 @@ async fn an_image_of_a_real_registry_is_pulled_listed_and_removed() {
 }
 
 #[tokio::test]
+async fn a_machine_without_certificate_authorities_can_still_pull_where_it_is_told_whom_to_trust() {
+    let machine = Machine::new();
+    assert!(machine.command("mount").args(["-t", "tmpfs", "none", "/etc/ssl"]).status().unwrap().success());
+    let daemon = machine.start().await;
+    let cri = daemon.cri();
+    cri.pull_image(&machine, Image::busybox()).await;
+    let (registry, certificate) = DockerRegistry::start_tls(&machine).await;
+    let name = registry.push_tls(&machine, "other", "1", &Image::simple(Layer::new().file("x", b"x"), &["x"]));
+    let directory = machine.path("certs.d").join(&registry.host);
+    fs::create_dir_all(&directory).unwrap();
+    let server = format!("server = \"https://{}\"\n", registry.host);
+    fs::write(directory.join("hosts.toml"), &server).unwrap();
+    let refused = cri.pull(&name).await.unwrap_err();
+    assert!(refused.message().contains("ca-certificates"), "{refused}");
+    fs::write(directory.join("hosts.toml"), format!("{server}ca = {certificate:?}\n")).unwrap();
+    cri.pull(&name).await.unwrap();
+}
+
+#[tokio::test]
 async fn https_needs_a_certificate_that_is_trusted() {
     let (machine, _daemon, cri) = ready().await;
     let (registry, certificate) = DockerRegistry::start_tls(&machine).await;

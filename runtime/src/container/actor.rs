@@ -19,7 +19,6 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{Container, State, look, state::Verdict};
 use crate::{
-    cgroup::Devices,
     error::{Error, Kind, Result},
     layout,
     machine::Machine,
@@ -94,15 +93,10 @@ impl Container {
         if let Some(directory) = self.meta.log_path.as_deref().and_then(std::path::Path::parent) {
             fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
         }
-        let (machine, meta, resources) = (machine.clone(), self.meta.clone(), self.resources());
-        let cgroups = machine.clone();
-        let devices = match meta.config.security.privileged {
-            true => Devices::All,
-            false => Devices::Only(meta.device_rules.clone()),
-        };
-        let made = move || cgroups.cgroups.create(&meta.cgroup, &resources, &devices);
-        tokio::task::spawn_blocking(made).await??;
-        machine.shim.run(&dir).await.map(drop)
+        let placeholder = machine.make_cgroup(&self.meta.cgroup, self.resources(), self.meta.devices()).await?;
+        let launched = machine.shim.run(&dir).await;
+        drop(placeholder);
+        launched.map(drop)
     }
 
     /// Writes the end that the shim could not: the launch failed before it was there, or its disk was full.
@@ -121,12 +115,9 @@ impl Container {
         self.destroy_cgroup(machine).await;
     }
 
-    async fn destroy_cgroup(&self, machine: &Arc<Machine>) {
-        let (own, path) = (machine.clone(), self.meta.cgroup.clone());
-        match tokio::task::spawn_blocking(move || own.cgroups.destroy(&path)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(container = %self.meta.id, "remove its cgroup: {error:#}"),
-            Err(error) => tracing::warn!(container = %self.meta.id, %error, "remove its cgroup"),
+    async fn destroy_cgroup(&self, machine: &Machine) {
+        if let Err(error) = machine.destroy_cgroup(&self.meta.cgroup).await {
+            tracing::warn!(container = %self.meta.id, "remove its cgroup: {error:#}");
         }
     }
 

@@ -20,7 +20,6 @@ use super::{
     spec::{self, Inputs},
 };
 use crate::{
-    cgroup,
     error::{Error, Result},
     id::ContainerId,
     image::{self, Image},
@@ -50,7 +49,9 @@ pub(crate) fn create(
     let layers: Vec<String> = layers.into_iter().cloned().collect();
     let lease = machine.images.lease(&layers).ok_or_else(|| Error::not_found("an image of it is being removed"))?;
     check_sub_paths(machine, &config, &mounted)?;
-    let cgroup = cgroup::Host::path(&sandbox.meta.config.cgroup_parent, id.as_str())
+    let cgroup = machine
+        .cgroups
+        .path(&sandbox.meta.config.cgroup_parent, id.as_str())
         .map_err(|error| Error::invalid(error.to_string()))?;
     let (nodes, device_rules) = devices::resolve(&config.devices, config.security.privileged)?;
     let meta = Meta {
@@ -68,11 +69,11 @@ pub(crate) fn create(
         config,
     };
     let spec = build(machine, sandbox, &meta, (&image, &mounted, nodes))?;
-    let filter = filter(&meta, &spec)?;
+    let filters = Filters { seccomp: filter(&meta, &spec)?, devices: machine.cgroups.device_program(&meta.devices()) };
     let directory = machine.layout.container(id);
     let half_made = directory.with_extension("tmp");
     let state = machine.layout.container_state(id);
-    let result = write(&half_made, &state, &meta, &spec, &filter)
+    let result = write(&half_made, &state, (&meta, &spec), &filters)
         .and_then(|()| fs::rename(&half_made, &directory).with_context(|| format!("rename {}", half_made.display())));
     if let Err(error) = result {
         // Best effort on a disk that has just failed; the next start finds what is left.
@@ -141,8 +142,11 @@ fn build(
         log: meta.log_path.clone(),
         cgroups: machine.cgroups.directories(&meta.cgroup),
         devices,
+        apparmor: match meta.config.security.privileged {
+            true => None,
+            false => machine.apparmor.choose(&meta.config.security.apparmor)?,
+        },
         v1_names: machine.cgroups.v1_names(),
-        devices_filtered: !machine.cgroups.is_v2,
     })
 }
 
@@ -157,7 +161,13 @@ fn filter(meta: &Meta, spec: &Spec) -> Result<Option<Vec<u8>>> {
     }
 }
 
-fn write(directory: &Path, state: &Path, meta: &Meta, spec: &Spec, filter: &Option<Vec<u8>>) -> anyhow::Result<()> {
+/// Programs for the kernel, as it takes them.
+struct Filters {
+    seccomp: Option<Vec<u8>>,
+    devices: Option<Vec<u8>>,
+}
+
+fn write(directory: &Path, state: &Path, (meta, spec): (&Meta, &Spec), filters: &Filters) -> anyhow::Result<()> {
     for name in [shim_layout::UPPER, shim_layout::WORK, shim_layout::EXEC] {
         let path = directory.join(name);
         fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
@@ -165,8 +175,10 @@ fn write(directory: &Path, state: &Path, meta: &Meta, spec: &Spec, filter: &Opti
     fs::create_dir_all(state).with_context(|| format!("make {}", state.display()))?;
     record::write(&directory.join(layout::container::META), meta).context("write the container's record")?;
     record::write(&directory.join(shim_layout::SPEC), spec).context("write the container's spec")?;
-    if let Some(filter) = filter {
-        fs::write(directory.join(shim_layout::SECCOMP), filter).context("write the seccomp filter")?;
+    for (name, filter) in [(shim_layout::SECCOMP, &filters.seccomp), (shim_layout::DEVICES, &filters.devices)] {
+        if let Some(filter) = filter {
+            fs::write(directory.join(name), filter).with_context(|| format!("write {name}"))?;
+        }
     }
     Ok(())
 }

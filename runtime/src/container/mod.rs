@@ -35,7 +35,8 @@ pub(crate) use remove::remove;
 pub(crate) use stats::{Stats, all as all_stats};
 
 use crate::{
-    cgroup::{DeviceRule, Resources},
+    apparmor::Profile,
+    cgroup::{DeviceRule, Devices, Resources},
     error::{Error, Result},
     id::{ContainerId, SandboxId},
     image::Lease,
@@ -118,6 +119,7 @@ pub(crate) struct Security {
     pub masked_paths: Vec<PathBuf>,
     pub readonly_paths: Vec<PathBuf>,
     pub seccomp: Seccomp,
+    pub apparmor: Profile,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,6 +153,15 @@ pub(crate) struct Meta {
     pub log_path: Option<PathBuf>,
     /// The effective one; the image may be gone when it is needed.
     pub stop_signal: i32,
+}
+
+impl Meta {
+    fn devices(&self) -> Devices {
+        match self.config.security.privileged {
+            true => Devices::All,
+            false => Devices::Only(self.device_rules.clone()),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -268,9 +279,8 @@ impl Container {
         if matches!(self.state(), State::Running { .. }) {
             // Of a process that runs already, and not of the cgroup.
             after.oom_score_adj = before.oom_score_adj;
-            let (own, path, limits) = (machine.clone(), self.meta.cgroup.clone(), after.clone());
-            let updated = tokio::task::spawn_blocking(move || own.cgroups.update(&path, &limits)).await;
-            updated.context("update the cgroup")?.map_err(|error| Error::invalid(format!("{error:#}")))?;
+            let updated = machine.update_cgroup(&self.meta.cgroup, &before, after.clone()).await;
+            updated.map_err(|error| Error::invalid(format!("{error:#}")))?;
         }
         let mut meta = self.meta.clone();
         meta.config.resources = after.clone();

@@ -16,8 +16,7 @@ pub(crate) async fn remove(machine: &Arc<Machine>, id: &ContainerId) -> Result<(
     let meta =
         record::read::<Meta>(&directory.join(layout::container::META)).context("read the container's record")?.record();
     if let Some(meta) = meta {
-        let own = machine.clone();
-        tokio::task::spawn_blocking(move || own.cgroups.destroy(&meta.cgroup)).await.context("remove its cgroup")??;
+        machine.destroy_cgroup(&meta.cgroup).await.context("remove its cgroup")?;
     }
     gone(fs::remove_dir_all(&state)).with_context(|| format!("remove {}", state.display()))?;
     Ok(trash::discard(&machine.layout, &directory).with_context(|| format!("remove {}", directory.display()))?)

@@ -84,18 +84,14 @@ fn bits<'a>(names: impl IntoIterator<Item = &'a String>) -> Result<u64> {
     names.into_iter().filter(|name| !name.eq_ignore_ascii_case("ALL")).try_fold(0, |set, name| Ok(set | bit(name)?))
 }
 
-/// `ALL` first, then single names, so that "drop ALL, add X" is X alone. `devices_filtered`: without a device filter, mknod would
-/// reach the host's disks.
-pub(super) fn capabilities(security: &Security, devices_filtered: bool) -> Result<Capabilities> {
+/// `ALL` first, then single names, so that "drop ALL, add X" is X alone.
+pub(super) fn capabilities(security: &Security) -> Result<Capabilities> {
     let ambient = if has_all(&security.ambient_capabilities) { ALL } else { bits(&security.ambient_capabilities)? };
     let (add, drop) = (bits(&security.add_capabilities)?, bits(&security.drop_capabilities)?);
     if security.privileged {
         return Ok(Capabilities { granted: ALL, ambient });
     }
     let mut granted = DEFAULT.iter().try_fold(0, |set, name| Ok::<_, Error>(set | bit(name)?))?;
-    if !devices_filtered {
-        granted &= !bit("MKNOD")?;
-    }
     if has_all(&security.add_capabilities) {
         granted = ALL;
     }
@@ -160,7 +156,7 @@ mod tests {
 
     #[test]
     fn capabilities_follow_all_then_single_names() {
-        let default = capabilities(&Security::default(), true).unwrap().granted;
+        let default = capabilities(&Security::default()).unwrap().granted;
         assert_eq!(default.count_ones(), 14);
         let set = |list: &[&str]| list.iter().fold(0, |set, name| set | bit(name).unwrap());
         for (add, drop, expected) in [
@@ -173,11 +169,10 @@ mod tests {
         ] {
             let security =
                 Security { add_capabilities: names(add), drop_capabilities: names(drop), ..Security::default() };
-            assert_eq!(capabilities(&security, true).unwrap().granted, expected, "+{add:?} -{drop:?}");
+            assert_eq!(capabilities(&security).unwrap().granted, expected, "+{add:?} -{drop:?}");
         }
         let unknown = Security { add_capabilities: names(&["FLY"]), ..Security::default() };
-        assert!(capabilities(&unknown, true).unwrap_err().message.contains("FLY"));
-        assert_eq!(capabilities(&Security::default(), false).unwrap().granted, default & !set(&["MKNOD"]));
+        assert!(capabilities(&unknown).unwrap_err().message.contains("FLY"));
     }
 
     #[test]

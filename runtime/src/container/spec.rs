@@ -36,10 +36,10 @@ pub(super) struct Inputs<'a> {
     /// Layers of the images that it mounts, by how the request names them.
     pub mounted: BTreeMap<String, Vec<String>>,
     pub devices: Vec<Device>,
+    /// Profile to run under.
+    pub apparmor: Option<String>,
     /// Hierarchies to show at /sys/fs/cgroup; empty on v2.
     pub v1_names: Vec<String>,
-    /// A device filter is in force.
-    pub devices_filtered: bool,
 }
 
 /// # Errors
@@ -116,12 +116,12 @@ fn process(inputs: &Inputs<'_>) -> Result<Process> {
         env: env(inputs, of_image.env().as_deref().unwrap_or_default()),
         cwd: Path::new("/").join(cwd),
         user: security::user(security, of_image.user().as_deref().unwrap_or_default())?,
-        capabilities: security::capabilities(security, inputs.devices_filtered)?,
+        capabilities: security::capabilities(security)?,
         no_new_privileges: security.no_new_privs,
         rlimits: vec![Rlimit { kind: RlimitKind::Nofile, soft: OPEN_FILES.0, hard: OPEN_FILES.1 }],
         oom_score_adj: Some(config.resources.oom_score_adj.clamp(-1000, 1000) as i32),
         seccomp: security.seccomp != Seccomp::Unconfined && !security.privileged,
-        apparmor: None,
+        apparmor: inputs.apparmor.clone(),
         tty: config.tty,
     })
 }

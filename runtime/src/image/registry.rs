@@ -227,20 +227,30 @@ fn client(endpoint: &Endpoint) -> anyhow::Result<Client> {
         let name = header::HeaderName::from_bytes(name.as_bytes()).with_context(|| format!("header {name:?}"))?;
         headers.append(name, header::HeaderValue::from_str(value).context("header value")?);
     }
-    let mut builder = Client::builder()
+    let mut certificates = Vec::new();
+    for path in &endpoint.ca {
+        let pem = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+        let certificate = reqwest::Certificate::from_pem(&pem);
+        certificates.push(certificate.with_context(|| format!("certificate {}", path.display()))?);
+    }
+    let builder = Client::builder()
         .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
         .default_headers(headers)
         .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(READ_TIMEOUT)
         .tls_danger_accept_invalid_certs(endpoint.skip_verify);
-    for path in &endpoint.ca {
-        let pem = fs::read(path).with_context(|| format!("read {}", path.display()))?;
-        let certificate =
-            reqwest::Certificate::from_pem(&pem).with_context(|| format!("certificate {}", path.display()))?;
-        builder = builder.tls_certs_merge([certificate]);
-    }
-    builder.build().context("make an http client")
+    // A machine without any certificate authority can still speak http, and https where the endpoint says whom to trust.
+    let needs_roots = endpoint.base.starts_with("https:") && certificates.is_empty() && !endpoint.skip_verify;
+    let builder = match needs_roots || SYSTEM_ROOTS.iter().any(|path| Path::new(path).exists()) {
+        true => builder.tls_certs_merge(certificates),
+        false => builder.tls_certs_only(certificates),
+    };
+    builder.build().context("make an http client: is the package ca-certificates installed?")
 }
+
+/// Where distributions keep the certificate authorities that they trust.
+const SYSTEM_ROOTS: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
 async fn read_document(mut response: Response) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();

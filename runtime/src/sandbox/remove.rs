@@ -11,7 +11,6 @@ use nix::{
 
 use super::{Meta, Pins, Sandbox, State, remove_file, run::pause_state};
 use crate::{
-    cgroup,
     error::Result,
     id::SandboxId,
     layout::{self, Layout},
@@ -77,9 +76,8 @@ async fn end_pause(machine: &Machine, meta: &Meta, directory: &Path) -> anyhow::
         return Ok(());
     }
     shim::end(&dir, &pause_state(machine, &meta.id)).await?;
-    let path = cgroup::Host::path(&meta.config.cgroup_parent, meta.id.as_str())?;
-    let cgroups = machine.cgroups.clone();
-    tokio::task::spawn_blocking(move || cgroups.destroy(&path)).await?
+    let path = machine.cgroups.path(&meta.config.cgroup_parent, meta.id.as_str())?;
+    machine.destroy_cgroup(&path).await
 }
 
 fn unpin(path: &Path) -> anyhow::Result<()> {

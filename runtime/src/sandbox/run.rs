@@ -14,7 +14,7 @@ use berth_shim::{
 
 use super::{Config, Meta, NamespaceMode, Pins, Ready, Sandbox, State, files, remove};
 use crate::{
-    cgroup::{self, Devices, Resources},
+    cgroup::{Devices, Resources},
     error::{Error, Result},
     id::{self, SandboxId},
     layout,
@@ -118,8 +118,8 @@ async fn launch_pause(machine: &Machine, meta: &Meta, directory: &Path) -> anyho
     for path in [&dir, &state] {
         fs::create_dir_all(path).with_context(|| format!("make {}", path.display()))?;
     }
-    let cgroup = cgroup::Host::path(&meta.config.cgroup_parent, meta.id.as_str())?;
-    machine.cgroups.create(&cgroup, &Resources::default(), &Devices::Only(Vec::new()))?;
+    let cgroup = machine.cgroups.path(&meta.config.cgroup_parent, meta.id.as_str())?;
+    let placeholder = machine.make_cgroup(&cgroup, Resources::default(), Devices::Only(Vec::new())).await?;
     let spec = Spec {
         id: meta.id.to_string(),
         socket_dir: state,
@@ -136,7 +136,9 @@ async fn launch_pause(machine: &Machine, meta: &Meta, directory: &Path) -> anyho
         stdio: Stdio { log: None, stdin: false, stdin_once: false },
     };
     record::write(&dir.join(shim_layout::SPEC), &spec).context("write the pause process' spec")?;
-    machine.shim.run(&dir).await.map(drop)
+    let launched = machine.shim.run(&dir).await;
+    drop(placeholder);
+    launched.map(drop)
 }
 
 pub(super) fn pause_state(machine: &Machine, id: &SandboxId) -> PathBuf {

@@ -6,6 +6,7 @@ use berth_proto::v1;
 use berth_shim::spec::{IdMapping, Propagation};
 
 use crate::{
+    apparmor::Profile,
     cgroup::Resources,
     container::{self, Container, MountSource, Seccomp, Security},
     error::{Error, Kind, Result},
@@ -268,12 +269,9 @@ fn security(context: Option<v1::LinuxContainerSecurityContext>) -> Result<Securi
     let namespaces = namespaces(context.namespace_options.as_ref())?;
     let strict_groups = context.supplemental_groups_policy() == v1::SupplementalGroupsPolicy::Strict;
     #[allow(deprecated, reason = "kubelets of old still send them")]
-    let (seccomp_path, app_armor_name) = (&context.seccomp_profile_path, &context.apparmor_profile);
+    let (seccomp_path, apparmor_name) = (&context.seccomp_profile_path, &context.apparmor_profile);
     let seccomp = seccomp(context.seccomp.as_ref(), seccomp_path)?;
-    let app_armor = context.apparmor.as_ref().map(v1::SecurityProfile::profile_type);
-    if app_armor == Some(v1::security_profile::ProfileType::Localhost) || app_armor_name.starts_with("localhost/") {
-        return Err(unsupported("a local AppArmor profile"));
-    }
+    let apparmor = apparmor(context.apparmor.as_ref(), apparmor_name)?;
     Ok(Security {
         privileged: context.privileged,
         namespaces,
@@ -290,7 +288,24 @@ fn security(context: Option<v1::LinuxContainerSecurityContext>) -> Result<Securi
         masked_paths: paths(context.masked_paths),
         readonly_paths: paths(context.readonly_paths),
         seccomp,
+        apparmor,
     })
+}
+
+/// As with seccomp, but that neither means the default.
+fn apparmor(profile: Option<&v1::SecurityProfile>, name: &str) -> Result<Profile> {
+    use v1::security_profile::ProfileType;
+    let local = |name: &str| match name.strip_prefix("localhost/").unwrap_or(name) {
+        "" => Err(Error::invalid("apparmor: localhost_ref is missing")),
+        name => Ok(Profile::Localhost(name.to_owned())),
+    };
+    match (profile.map(|profile| (profile.profile_type(), profile.localhost_ref.as_str())), name) {
+        (Some((ProfileType::RuntimeDefault, _)), _) | (None, "" | "runtime/default") => Ok(Profile::RuntimeDefault),
+        (Some((ProfileType::Unconfined, _)), _) | (None, "unconfined") => Ok(Profile::Unconfined),
+        (Some((ProfileType::Localhost, name)), _) => local(name),
+        (None, name) if name.starts_with("localhost/") => local(name),
+        (None, name) => Err(Error::invalid(format!("apparmor_profile {name:?} is not localhost/<name>"))),
+    }
 }
 
 /// The deprecated path counts only when the message is absent; neither means unconfined.

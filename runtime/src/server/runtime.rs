@@ -6,7 +6,7 @@ use berth_proto::v1::{self, runtime_service_server::RuntimeService};
 use tonic::{Request, Response, Status};
 
 use super::{convert, status};
-use crate::{container, node::Node};
+use crate::{config::Driver, container, node::Node};
 
 #[derive(Debug)]
 pub(super) struct Runtime {
@@ -30,7 +30,11 @@ impl RuntimeService for Runtime {
     }
 
     async fn runtime_config(&self, _: Request<v1::RuntimeConfigRequest>) -> Answer<v1::RuntimeConfigResponse> {
-        let linux = v1::LinuxRuntimeConfiguration { cgroup_driver: v1::CgroupDriver::Cgroupfs.into() };
+        let driver = match self.node.machine.cgroups.driver {
+            Driver::Cgroupfs => v1::CgroupDriver::Cgroupfs,
+            Driver::Systemd => v1::CgroupDriver::Systemd,
+        };
+        let linux = v1::LinuxRuntimeConfiguration { cgroup_driver: driver.into() };
         ok(v1::RuntimeConfigResponse { linux: Some(linux) })
     }
 
