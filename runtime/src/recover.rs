@@ -11,7 +11,6 @@ use crate::{
     machine::Machine,
     node::Node,
     sandbox::{self, Sandbox},
-    trash,
 };
 
 /// A node as an earlier daemon left it.
@@ -60,10 +59,9 @@ async fn recover_sandbox(node: &Node, id: &SandboxId) {
 }
 
 async fn recover_container(node: &Arc<Node>, name: String) {
-    if name.ends_with(".tmp") {
-        let path = node.machine.layout.containers().join(&name);
-        if let Err(error) = trash::discard(&node.machine.layout, &path) {
-            tracing::warn!(path = %path.display(), %error, "half-made, and cannot be removed yet");
+    if let Some(id) = name.strip_suffix(".tmp") {
+        if let Err(error) = container::discard_half_made(&node.machine, &ContainerId::from(id.to_owned())) {
+            tracing::warn!(container = id, "half-made, and cannot be removed yet: {error:#}");
         }
         return;
     }

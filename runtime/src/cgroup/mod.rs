@@ -176,27 +176,25 @@ impl Host {
 /// How long killed processes may take to be gone.
 const DYING: Duration = Duration::from_secs(10);
 
+/// Success when it is not there, or goes while this looks: ENODEV is a file whose cgroup was removed after it was opened.
 fn kill(directory: &Path) -> io::Result<()> {
-    // ENODEV: removed between the opening of a file and its use.
-    let gone =
-        |error: &io::Error| error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV);
-    match fs::write(directory.join("cgroup.kill"), "1") {
-        Err(error) if gone(&error) => return Ok(()),
-        result => result?,
+    match kill_and_wait(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        result => result,
     }
-    let mut events = match fs::File::open(directory.join("cgroup.events")) {
-        Err(error) if gone(&error) => return Ok(()),
-        result => result?,
-    };
+}
+
+fn kill_and_wait(directory: &Path) -> io::Result<()> {
+    fs::write(directory.join("cgroup.kill"), "1")?;
+    let mut events = fs::File::open(directory.join("cgroup.events"))?;
     let deadline = Instant::now() + DYING;
     loop {
         let mut text = String::new();
         events.rewind()?;
-        match events.read_to_string(&mut text) {
-            Ok(_) if text.contains("populated 0") => return Ok(()),
-            Err(error) if gone(&error) => return Ok(()),
-            result => result?,
-        };
+        events.read_to_string(&mut text)?;
+        if text.contains("populated 0") {
+            return Ok(());
+        }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "killed processes are still there"));

@@ -16,7 +16,9 @@ use berth_shim::{
 use nix::sys::signal::Signal;
 
 use super::{
-    Config, Container, Meta, MountSource, Seccomp, State, devices, seccomp,
+    Config, Container, Meta, MountSource, Seccomp, State,
+    actor::gone,
+    devices, seccomp,
     spec::{self, Inputs},
 };
 use crate::{
@@ -26,6 +28,7 @@ use crate::{
     layout,
     machine::Machine,
     sandbox::{self, Sandbox},
+    trash,
 };
 
 /// Makes a container in `sandbox`. Nothing is left of a failed one.
@@ -77,7 +80,7 @@ pub(crate) fn create(
         .and_then(|()| fs::rename(&half_made, &directory).with_context(|| format!("rename {}", half_made.display())));
     if let Err(error) = result {
         // Best effort on a disk that has just failed; the next start finds what is left.
-        let _ = (fs::remove_dir_all(&half_made), fs::remove_dir_all(&state));
+        let _ = discard_half_made(machine, id);
         return Err(error.into());
     }
     Ok(Arc::new(Container::new(meta, State::Created, lease)))
@@ -159,6 +162,13 @@ fn filter(meta: &Meta, spec: &Spec) -> Result<Option<Vec<u8>>> {
         Seccomp::RuntimeDefault => seccomp::default_profile(container.process.capabilities).map(Some),
         Seccomp::Localhost(path) => seccomp::local_profile(path).map(Some),
     }
+}
+
+/// The undo of a create that was not finished. Success when there is nothing.
+pub(crate) fn discard_half_made(machine: &Machine, id: &ContainerId) -> anyhow::Result<()> {
+    let (half_made, state) = (machine.layout.container(id).with_extension("tmp"), machine.layout.container_state(id));
+    gone(fs::remove_dir_all(&state)).with_context(|| format!("remove {}", state.display()))?;
+    trash::discard(&machine.layout, &half_made).with_context(|| format!("remove {}", half_made.display()))
 }
 
 /// Programs for the kernel, as it takes them.

@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use berth_tests::{DockerRegistry, Entry, Image, Layer, Machine, gzip};
+use berth_tests::{DockerRegistry, Entry, Image, Layer, Machine, gzip, in_guest};
 use serde_json::{Value, json};
 use tar::EntryType;
 
@@ -45,7 +45,8 @@ async fn main() -> Outcome<()> {
     let daemon = machine.start().await;
     let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../hack/tools/bin").canonicalize()?;
     let report = machine.path("report.json");
-    let reports = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/critest");
+    let reports = if in_guest() { "../target/critest-guest" } else { "../target/critest" };
+    let reports = Path::new(env!("CARGO_MANIFEST_DIR")).join(reports);
     fs::create_dir_all(&reports)?;
     let endpoint = format!("unix://{}", daemon.socket.display());
     let status = machine
@@ -59,7 +60,7 @@ async fn main() -> Outcome<()> {
         .status()?;
     fs::write(reports.join("berthd.log"), daemon.log())?;
     let text = fs::read(&report)
-        .map_err(|error| format!("critest ended with {status} and no report: {error}; see target/critest"))?;
+        .map_err(|error| format!("critest ended with {status} and no report: {error}; see {}", reports.display()))?;
     judge(&serde_json::from_slice(&text)?, arguments.is_empty())
 }
 
