@@ -136,7 +136,7 @@ fn become_user(user: &ResolvedUser, capabilities: Capabilities) -> Result<()> {
 /// The kernel answers getcwd(2) with "(unreachable)" for a directory outside the root (CVE-2024-21626).
 fn enter_directory(cwd: &Path) -> Result<()> {
     env::set_current_dir(cwd).step_on("chdir to", cwd)?;
-    let current = env::current_dir().step("getcwd")?;
+    let current = env::current_dir().step_on("getcwd in", cwd)?;
     if current.is_absolute() { Ok(()) } else { Err(failure("working directory is outside the root:", current)) }
 }
 

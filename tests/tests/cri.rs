@@ -4,7 +4,7 @@
 use std::{collections::HashMap, fs, os::unix::fs::MetadataExt};
 
 use berth_proto::v1;
-use berth_tests::{Machine, container, eventually, in_guest, pod, ready};
+use berth_tests::{Cri, Machine, container, eventually, in_guest, pod, ready};
 use tonic::Code;
 
 #[tokio::test]
@@ -453,6 +453,36 @@ async fn limits_are_updated_all_or_none() {
     let _daemon = machine.start().await;
     assert_eq!(shown().await.memory_limit_in_bytes, 32 << 20);
     cri.remove_pod(&sandbox).await.unwrap();
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_pods_size_is_what_the_kubelet_said_last() {
+    let (machine, daemon, cri, _) = ready().await;
+    let sandbox = cri.run_pod(pod(&machine, "p")).await.unwrap();
+    let sized = |cpu_quota| Some(v1::LinuxContainerResources { cpu_quota, ..Default::default() });
+    let update = async |cri: &Cri, overhead, resources| {
+        let pod_sandbox_id = sandbox.clone();
+        let request = v1::UpdatePodSandboxResourcesRequest { pod_sandbox_id, overhead, resources };
+        cri.runtime.clone().update_pod_sandbox_resources(request).await.map(drop)
+    };
+    let shown = async |cri: &Cri| {
+        let request = v1::PodSandboxStatusRequest { pod_sandbox_id: sandbox.clone(), verbose: true };
+        let info = cri.runtime.clone().pod_sandbox_status(request).await.unwrap().into_inner().info;
+        let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+        (info["overhead"]["cpu_quota"].as_i64(), info["resources"]["cpu_quota"].as_i64())
+    };
+    assert_eq!(shown(&cri).await, (None, None));
+    update(&cri, sized(1000), sized(20_000)).await.unwrap();
+    update(&cri, None, sized(30_000)).await.unwrap();
+    assert_eq!(shown(&cri).await, (Some(1000), Some(30_000)));
+    daemon.kill();
+    let daemon = machine.start().await;
+    assert_eq!(shown(&daemon.cri()).await, (Some(1000), Some(30_000)));
+    let request = v1::UpdatePodSandboxResourcesRequest { pod_sandbox_id: "none".into(), ..Default::default() };
+    let unknown = daemon.cri().runtime.update_pod_sandbox_resources(request).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+    daemon.cri().remove_pod(&sandbox).await.unwrap();
     machine.assert_clean().await;
 }
 

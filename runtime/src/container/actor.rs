@@ -269,6 +269,16 @@ fn join_target(path: &std::path::Path, pid: Option<u32>) -> anyhow::Result<()> {
     Ok(record::write(path, &spec)?)
 }
 
+/// How the shim's words begin where no system call failed and the node is well.
+const AT_FAULT: [&str; 6] = [
+    "no such user",
+    "no such group",
+    "larger than 10 MiB",
+    "not on a shared",
+    "the image's volume",
+    "working directory is outside",
+];
+
 /// What the image or the request is at fault for is told apart from what the node is.
 fn describe(error: anyhow::Error) -> Error {
     let Some(failure) = error.downcast_ref::<Failure>() else { return error.into() };
@@ -277,13 +287,7 @@ fn describe(error: anyhow::Error) -> Error {
         ("execve", Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES | Errno::ENOEXEC | Errno::EISDIR) => {
             Kind::InvalidArgument
         }
-        (step, _)
-            if step.starts_with("no such user")
-                || step.starts_with("no such group")
-                || step.starts_with("not on a shared") =>
-        {
-            Kind::InvalidArgument
-        }
+        (step, _) if AT_FAULT.iter().any(|start| step.starts_with(start)) => Kind::InvalidArgument,
         _ => Kind::Internal,
     };
     Error::new(kind, failure.to_string())

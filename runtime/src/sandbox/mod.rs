@@ -23,6 +23,8 @@ pub(crate) use remove::{remove, stop};
 pub(crate) use run::run;
 
 use crate::{
+    cgroup::Resources,
+    error::Result,
     id::SandboxId,
     layout::{self, Layout},
     machine::Machine,
@@ -46,6 +48,9 @@ pub(crate) struct Config {
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
     pub cgroup_parent: String,
+    /// What the pod uses besides its containers, and their sum; the kubelet's own business, and shown as it says.
+    pub overhead: Option<Resources>,
+    pub resources: Option<Resources>,
     pub sysctls: BTreeMap<String, String>,
     pub namespaces: NamespaceModes,
     pub privileged: bool,
@@ -117,6 +122,8 @@ pub(crate) enum State {
 struct Snapshot {
     state: State,
     addresses: Vec<IpAddr>,
+    /// Overhead and resources in force: those of `meta` until the first update.
+    sizes: (Option<Resources>, Option<Resources>),
 }
 
 #[derive(Debug)]
@@ -184,7 +191,31 @@ impl Pins {
 
 impl Sandbox {
     fn new(meta: Meta, state: State, addresses: Vec<IpAddr>) -> Self {
-        Self { meta, snapshot: Mutex::new(Snapshot { state, addresses }), busy: tokio::sync::Mutex::default() }
+        let sizes = (meta.config.overhead.clone(), meta.config.resources.clone());
+        Self { meta, snapshot: Mutex::new(Snapshot { state, addresses, sizes }), busy: tokio::sync::Mutex::default() }
+    }
+
+    /// UpdatePodSandboxResources: the kubelet has changed the pod's cgroup; this is what the status shows from now on.
+    pub(crate) async fn update(
+        &self,
+        layout: &Layout,
+        overhead: Option<Resources>,
+        resources: Option<Resources>,
+    ) -> Result<()> {
+        let _busy = self.busy.lock().await;
+        let mut meta = self.meta.clone();
+        let (old_overhead, old_resources) = self.sizes();
+        meta.config.overhead = overhead.or(old_overhead);
+        meta.config.resources = resources.or(old_resources);
+        let path = layout.sandbox(&self.meta.id).join(layout::sandbox::META);
+        record::write(&path, &meta).with_context(|| format!("write {}", path.display()))?;
+        self.snapshot().sizes = (meta.config.overhead, meta.config.resources);
+        Ok(())
+    }
+
+    /// Overhead and resources in force.
+    pub(crate) fn sizes(&self) -> (Option<Resources>, Option<Resources>) {
+        self.snapshot().sizes.clone()
     }
 
     /// Reads a sandbox back from disk; `None` if it was never ready, so that it only waits for its removal.

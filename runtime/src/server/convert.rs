@@ -74,6 +74,8 @@ pub(super) fn sandbox_config(config: Option<v1::PodSandboxConfig>, runtime_handl
         labels: config.labels.into_iter().collect(),
         annotations: config.annotations.into_iter().collect(),
         cgroup_parent: linux.cgroup_parent,
+        overhead: linux.overhead.map(resources),
+        resources: linux.resources.map(resources),
         sysctls: linux.sysctls.into_iter().collect(),
         namespaces,
         privileged: security.privileged,

@@ -97,6 +97,18 @@ impl RuntimeService for Runtime {
         ok(v1::ListPodSandboxResponse { items })
     }
 
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
+        let request = request.into_inner();
+        let sandbox = self.node.sandboxes.find(&request.pod_sandbox_id)?;
+        let (overhead, resources) =
+            (request.overhead.map(convert::resources), request.resources.map(convert::resources));
+        sandbox.update(&self.node.machine.layout, overhead, resources).await?;
+        ok(v1::UpdatePodSandboxResourcesResponse {})
+    }
+
     async fn create_container(
         &self,
         request: Request<v1::CreateContainerRequest>,

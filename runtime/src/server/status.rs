@@ -75,9 +75,12 @@ fn info(node: &Node) -> HashMap<String, String> {
 
 pub(super) fn sandbox_info(node: &Node, sandbox: &Sandbox) -> HashMap<String, String> {
     let meta = &sandbox.meta;
+    let (overhead, resources) = sandbox.sizes();
     one(
         "info",
         &json!({
+            "overhead": overhead,
+            "resources": resources,
             "netNamespace": meta.netns(),
             "cniResult": sandbox.cni_result(&node.machine.layout),
             "runtimeHandler": meta.config.runtime_handler,
