@@ -15,7 +15,7 @@ use anyhow::{Context, anyhow, bail};
 use berth_shim::{
     layout,
     protocol::{self, Answer, Call, MAX_PACKET, Packet, Request},
-    record::{Failure, Report},
+    record::{Failure, Report, Stage},
 };
 use nix::{
     fcntl::{FcntlArg, SealFlag, fcntl},
@@ -26,12 +26,10 @@ use nix::{
 };
 use rustix::fs::{FlockOperation, flock};
 use tokio::{
-    io::{AsyncBufReadExt, BufReader, Lines, unix::AsyncFd},
-    process::{Child, ChildStdout, Command},
+    io::unix::AsyncFd,
+    process::{Child, Command},
     sync::{oneshot, watch},
 };
-
-use crate::error::{Error, Kind};
 
 /// A sealed copy of the shim's executable, made once: what runs as root beside a container cannot be overwritten from inside it
 /// (CVE-2019-5736), and a package upgrade does not change it under a running daemon.
@@ -64,17 +62,17 @@ impl Program {
 
     /// `berth-shim pin`: the namespaces of `pin.json` in `dir`.
     pub(crate) async fn pin(&self, dir: &Path) -> anyhow::Result<()> {
-        self.command("pin", dir).await.map(drop)
+        self.command("pin", dir, || None).await.map(drop)
     }
 
-    /// `berth-shim run`: the pid of the container's first process.
-    pub(crate) async fn run(&self, dir: &Path) -> anyhow::Result<u32> {
-        self.command("run", dir).await?.ok_or_else(|| anyhow!("the shim said nothing"))
+    /// `berth-shim run`: the pid of the container's first process. A launch whose `stage` does not change is given up.
+    pub(crate) async fn run(&self, dir: &Path, stage: impl Fn() -> Option<Stage>) -> anyhow::Result<u32> {
+        self.command("run", dir, stage).await?.ok_or_else(|| anyhow!("the shim said nothing"))
     }
 
     /// `berth-shim probe`: an error says why pods with files in `dir` cannot have user namespaces.
     pub(crate) async fn probe(&self, dir: &Path) -> anyhow::Result<()> {
-        self.command("probe", dir).await.map(drop)
+        self.command("probe", dir, || None).await.map(drop)
     }
 
     /// `berth-shim hold`: a process that does nothing until it is dropped.
@@ -90,22 +88,19 @@ impl Program {
         command
     }
 
-    async fn command(&self, verb: &str, dir: &Path) -> anyhow::Result<Option<u32>> {
+    async fn command(&self, verb: &str, dir: &Path, stage: impl Fn() -> Option<Stage>) -> anyhow::Result<Option<u32>> {
         let during = || format!("launch berth-shim {verb}");
         let mut command = self.spawnable(verb);
         command.arg("--dir").arg(dir).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = command.spawn().with_context(during)?;
-        let mut lines = BufReader::new(child.stdout.take().context("no report pipe")?).lines();
-        let mut last = None;
-        while let Some(line) = await_line(&mut lines, last.as_ref()).await.with_context(during)? {
-            last = Some(serde_json::from_str::<Report>(&line).context("read the shim's report")?);
-        }
-        let status = child.wait().await.with_context(during)?;
-        match last {
-            Some(Report::Pid(pid)) => Ok(Some(pid)),
-            Some(Report::Error(failure)) => Err(failure.into()),
-            None if status.success() => Ok(None),
-            Some(Report::Stage(_)) | None => bail!("berth-shim {verb} ended with {status}"),
+        let child = command.spawn().with_context(during)?;
+        let output = with_progress(child.wait_with_output(), stage).await?.with_context(during)?;
+        match output.stdout.split(|byte| *byte == b'\n').next().filter(|line| !line.is_empty()) {
+            None if output.status.success() => Ok(None),
+            None => bail!("berth-shim {verb} ended with {}", output.status),
+            Some(line) => match serde_json::from_slice(line).context("read the shim's report")? {
+                Report::Pid(pid) => Ok(Some(pid)),
+                Report::Error(failure) => Err(failure.into()),
+            },
         }
     }
 }
@@ -125,16 +120,28 @@ impl Placeholder {
 /// How long a launch may make no progress: most likely it waits for a filesystem that does not answer.
 const STUCK: Duration = Duration::from_secs(30);
 
-async fn await_line(
-    lines: &mut Lines<BufReader<ChildStdout>>,
-    last: Option<&Report>,
-) -> anyhow::Result<Option<String>> {
-    match tokio::time::timeout(STUCK, lines.next_line()).await {
-        Ok(line) => Ok(line?),
-        Err(_) => {
-            let stage = if let Some(Report::Stage(stage)) = last { stage } else { "set up the container" };
-            let message = format!("no progress within {} s, last seen: {stage}", STUCK.as_secs());
-            Err(Error::new(Kind::DeadlineExceeded, message).into())
+/// A launch that was given up, and where it was.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Stuck(pub Option<Stage>);
+
+impl std::fmt::Display for Stuck {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "no progress within {} s", STUCK.as_secs())
+    }
+}
+
+impl std::error::Error for Stuck {}
+
+async fn with_progress<T>(launch: impl Future<Output = T>, stage: impl Fn() -> Option<Stage>) -> Result<T, Stuck> {
+    let mut launch = std::pin::pin!(launch);
+    let mut seen = None;
+    loop {
+        match tokio::time::timeout(STUCK / 2, &mut launch).await {
+            Ok(output) => return Ok(output),
+            Err(_) => match stage() {
+                now if seen == Some(now) => return Err(Stuck(now)),
+                now => seen = Some(now),
+            },
         }
     }
 }

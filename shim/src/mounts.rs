@@ -10,7 +10,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use berth_shim::spec::{Mount, MountKind, Propagation};
+use berth_shim::{
+    record::Stage,
+    spec::{Mount, MountKind, Propagation},
+};
 use rustix::{
     fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, mkdirat, mknodat, readlinkat, statx},
     io::{Errno, Result as IoResult},
@@ -28,14 +31,15 @@ use crate::{
     run, sys,
 };
 
-/// The source of a bind, as a detached mount that only has to be attached; `None` if it is of another kind.
-pub(crate) fn prepare(request: &Mount, idmap: Option<&Idmap>) -> Result<Option<OwnedFd>> {
+/// The source of a bind, as a detached mount that only has to be attached; `None` if it is of another kind. `index` is its place in
+/// the spec.
+pub(crate) fn prepare(index: usize, request: &Mount, idmap: Option<&Idmap>) -> Result<Option<OwnedFd>> {
     let MountKind::Bind { source, propagation, recursive_readonly, create, idmap: mapped } = &request.kind else {
         return Ok(None);
     };
     if *create {
         // What is not berth's own may be on a filesystem that does not answer.
-        run::stage("open mount source", source);
+        run::stage(Stage::Mount(index));
     }
     let origin = open_source(source, *create)?;
     check_propagation(source, &origin, *propagation)?;

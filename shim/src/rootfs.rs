@@ -42,7 +42,7 @@ pub(crate) fn prepare(dir: &Path, container: &Container, user: Option<&UserNames
     let idmap = idmap.as_ref();
     // While this namespace's mounts are still peers of the host's: a shared one stays a peer then, which is what
     // "bidirectional" means.
-    let binds = container.mounts.iter().map(|request| mounts::prepare(request, idmap));
+    let binds = container.mounts.iter().enumerate().map(|(index, request)| mounts::prepare(index, request, idmap));
     let mut mounts = binds.collect::<Result<Vec<_>>>()?;
     // Mounts made here must not reach the host, later mounts of the host may reach here.
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>).step("make / a slave")?;

@@ -1,6 +1,7 @@
 //! `run`: take the lock, fork the monitor, leave. To the daemon this is a command whose output it reads.
 
 use std::{
+    ffi::CString,
     fs::{File, OpenOptions},
     io::Write,
     os::unix::fs::OpenOptionsExt,
@@ -9,7 +10,7 @@ use std::{
 
 use berth_shim::{
     layout,
-    record::{Found, Report},
+    record::{Found, Report, Stage},
     spec::Spec,
 };
 use nix::{sys::prctl, unistd::setsid};
@@ -56,14 +57,12 @@ fn keep(dir: &Path, spec: &Spec, _lock: File) -> Result<()> {
     monitor::run(dir, spec)
 }
 
-/// Says what is about to be done, by the container's first process while its standard output is still the report: a daemon that
-/// waits in vain then knows for what.
-pub(crate) fn stage(step: &str, subject: impl AsRef<Path>) {
-    let mut line =
-        serde_json::to_vec(&Report::Stage(format!("{step} {}", subject.as_ref().display()))).unwrap_or_default();
-    line.push(b'\n');
-    // Nobody reads any more: nobody has to know.
-    let _ = rustix::io::write(rustix::stdio::stdout(), &line);
+/// Says what is about to be done that may take long, to who looks.
+pub(crate) fn stage(stage: Stage) {
+    if let Ok(name) = CString::new(stage.to_string()) {
+        // Fails for no reason that matters.
+        let _ = prctl::set_name(&name);
+    }
 }
 
 /// Writes one JSON line to standard output and gives the descriptor up, so that the daemon sees end-of-file.

@@ -12,6 +12,7 @@ use std::{
 
 use berth_shim::{
     layout,
+    record::Stage,
     spec::{Mount, MountKind},
 };
 use rustix::{
@@ -50,7 +51,8 @@ pub(crate) fn prepare(
     match open_in_root(root, &request.target, OFlags::DIRECTORY) {
         Ok(found) => {
             let source = open_again(&found).step_on("open", &request.target)?;
-            copy_directory(&source, &volume, 0).step_on("copy the image's files for volume", &request.target)?;
+            copy_directory(&source, &volume, &mut Walk::default())
+                .step_on("copy the image's files for volume", &request.target)?;
         }
         Err(Errno::NOENT) => {
             let (uid, gid) = idmap.map_or((0, 0), |idmap| (idmap.uid, idmap.gid));
@@ -67,28 +69,39 @@ fn open_again(place: &OwnedFd) -> rustix::io::Result<OwnedFd> {
     openat(place, ".", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-fn copy_directory(from: &OwnedFd, to: &OwnedFd, depth: usize) -> io::Result<()> {
-    if depth > MAX_DEPTH {
+/// A walk in progress.
+#[derive(Clone, Copy, Default)]
+struct Walk {
+    depth: usize,
+    files: usize,
+}
+
+fn copy_directory(from: &OwnedFd, to: &OwnedFd, walk: &mut Walk) -> io::Result<()> {
+    if walk.depth > MAX_DEPTH {
         return Err(Errno::LOOP.into());
     }
-    run::stage("copy the image's files for a volume", "");
     for entry in Dir::read_from(from)? {
         let entry = entry?;
         let name = entry.file_name();
         if name != c"." && name != c".." {
-            copy_entry(from, to, name, depth)?;
+            walk.files += 1;
+            run::stage(Stage::Copy(walk.files));
+            copy_entry(from, to, name, walk)?;
         }
     }
     finish(from.as_fd(), to.as_fd(), &fstat(from)?)
 }
 
-fn copy_entry(from: &OwnedFd, to: &OwnedFd, name: &CStr, depth: usize) -> io::Result<()> {
+fn copy_entry(from: &OwnedFd, to: &OwnedFd, name: &CStr, walk: &mut Walk) -> io::Result<()> {
     let stat = statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
     let open = |at: &OwnedFd, flags: OFlags| openat(at, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::RWXU);
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => {
             mkdirat(to, name, Mode::RWXU)?;
-            return copy_directory(&open(from, OFlags::DIRECTORY)?, &open(to, OFlags::DIRECTORY)?, depth + 1);
+            walk.depth += 1;
+            copy_directory(&open(from, OFlags::DIRECTORY)?, &open(to, OFlags::DIRECTORY)?, walk)?;
+            walk.depth -= 1;
+            return Ok(());
         }
         FileType::RegularFile => {
             let source = open(from, OFlags::RDONLY | OFlags::NONBLOCK)?;

@@ -145,6 +145,14 @@ impl Host {
         }
     }
 
+    /// Names of the processes in the cgroup `path`.
+    pub(crate) fn names(&self, path: &str) -> Vec<String> {
+        let Cgroups { unified, controllers, .. } = self.directories(path);
+        let Some(directory) = unified.iter().chain(&controllers).next() else { return Vec::new() };
+        let pids = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+        pids.lines().filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).ok()).collect()
+    }
+
     pub(crate) fn exists(&self, path: &str) -> bool {
         self.directories(path).unified.is_some_and(|directory| directory.exists())
     }

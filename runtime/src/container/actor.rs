@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    path::Path,
     sync::{Arc, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -10,8 +11,8 @@ use anyhow::Context;
 use berth_shim::{
     layout as shim_layout,
     protocol::Call,
-    record::{self, End, Exited, Failure, Found},
-    spec::{Namespace, Spec},
+    record::{self, End, Exited, Failure, Found, Stage},
+    spec::{MountKind, Namespace, Program, Spec},
 };
 use nix::{errno::Errno, sys::signal::Signal};
 use serde::{Deserialize, Serialize};
@@ -23,7 +24,7 @@ use crate::{
     layout,
     machine::Machine,
     sandbox::{self, NamespaceMode, Sandbox},
-    shim::{self, Connection},
+    shim::{self, Connection, Stuck},
 };
 
 /// How long the shim of a failed launch takes to leave by itself.
@@ -90,13 +91,17 @@ impl Container {
             });
             join_target(&dir.join(shim_layout::SPEC), target)?;
         }
-        if let Some(directory) = self.meta.log_path.as_deref().and_then(std::path::Path::parent) {
+        if let Some(directory) = self.meta.log_path.as_deref().and_then(Path::parent) {
             fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
         }
         let placeholder = machine.make_cgroup(&self.meta.cgroup, self.resources(), self.meta.devices()).await?;
-        let launched = machine.shim.run(&dir).await;
+        let stage = || machine.cgroups.names(&self.meta.cgroup).iter().find_map(|name| Stage::parse(name));
+        let launched = machine.shim.run(&dir, stage).await;
         drop(placeholder);
-        launched.map(drop)
+        launched.map(drop).map_err(|error| match error.downcast_ref() {
+            Some(stuck) => gave_up(&dir, stuck).into(),
+            None => error,
+        })
     }
 
     /// Writes the end that the shim could not: the launch failed before it was there, or its disk was full.
@@ -262,7 +267,24 @@ impl Container {
     }
 }
 
-fn join_target(path: &std::path::Path, pid: Option<u32>) -> anyhow::Result<()> {
+/// Says for what a launch waited in vain.
+fn gave_up(dir: &Path, stuck: &Stuck) -> Error {
+    let source = |index: usize| match record::read::<Spec>(&dir.join(shim_layout::SPEC)).ok()?.record()?.program {
+        Program::Container(container) => match &container.mounts.get(index)?.kind {
+            MountKind::Bind { source, .. } => Some(source.display().to_string()),
+            _ => None,
+        },
+        Program::Pause => None,
+    };
+    let at = match stuck.0 {
+        Some(Stage::Mount(index)) => format!("opening mount source {}", source(index).unwrap_or_default()),
+        Some(Stage::Copy(_)) => "copying the image's files for a volume".to_owned(),
+        None => "setting up the container".to_owned(),
+    };
+    Error::new(Kind::DeadlineExceeded, format!("{stuck}: {at}"))
+}
+
+fn join_target(path: &Path, pid: Option<u32>) -> anyhow::Result<()> {
     let pid = pid.ok_or_else(|| Error::precondition("the container whose processes it is to see does not run"))?;
     let mut spec: Spec = record::read(path)?.record().context("the spec is damaged")?;
     spec.namespaces.pid = Namespace::Join(format!("/proc/{pid}/ns/pid").into());

@@ -136,7 +136,7 @@ async fn launch_pause(machine: &Machine, meta: &Meta, directory: &Path) -> anyho
         stdio: Stdio { log: None, stdin: false, stdin_once: false },
     };
     record::write(&dir.join(shim_layout::SPEC), &spec).context("write the pause process' spec")?;
-    let launched = machine.shim.run(&dir).await;
+    let launched = machine.shim.run(&dir, || None).await;
     drop(placeholder);
     launched.map(drop)
 }
