@@ -1,22 +1,24 @@
-//! CRI messages to our types and back. What a request may not say is refused here, with `InvalidArgument` and the field's name.
+//! What a client asks for, in our types. What a request may not say is refused here, with `InvalidArgument` and the field's name.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use berth_proto::v1;
 use berth_shim::spec::{IdMapping, Propagation};
 
+use super::signal::linux_signal;
 use crate::{
     apparmor::Profile,
     cgroup::Resources,
-    container::{self, Container, MountSource, Seccomp, Security},
+    container::{self, MountSource, Seccomp, Security},
     error::{Error, Kind, Result},
     image,
     network::PortMapping,
-    sandbox::{self, Dns, NamespaceMode, NamespaceModes, Sandbox, UserMapping},
+    sandbox::{self, Dns, NamespaceMode, NamespaceModes, UserMapping},
 };
 
 /// The names under which kubelets and conformance tests ask for the one runtime that there is.
-pub(super) const HANDLERS: [&str; 4] = ["", "berth", "runc", "test-handler"];
+pub(in crate::server) const HANDLERS: [&str; 4] = ["", "berth", "runc", "test-handler"];
+
 /// `procMount: Default` of Kubernetes, for clients that send no security context at all.
 const MASKED: [&str; 11] = [
     "/proc/asound",
@@ -31,13 +33,14 @@ const MASKED: [&str; 11] = [
     "/proc/scsi",
     "/sys/firmware",
 ];
+
 const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 fn unsupported(field: &str) -> Error {
     Error::new(Kind::Internal, format!("{field} is not supported by this version of berth"))
 }
 
-pub(super) fn handler(name: &str) -> Result<()> {
+pub(in crate::server) fn handler(name: &str) -> Result<()> {
     let known = || HANDLERS.iter().filter(|known| !known.is_empty()).copied().collect::<Vec<_>>().join(", ");
     if HANDLERS.contains(&name) {
         Ok(())
@@ -46,7 +49,10 @@ pub(super) fn handler(name: &str) -> Result<()> {
     }
 }
 
-pub(super) fn sandbox_config(config: Option<v1::PodSandboxConfig>, runtime_handler: String) -> Result<sandbox::Config> {
+pub(in crate::server) fn sandbox_config(
+    config: Option<v1::PodSandboxConfig>,
+    runtime_handler: String,
+) -> Result<sandbox::Config> {
     handler(&runtime_handler)?;
     let config = config.ok_or_else(|| Error::invalid("config is missing"))?;
     let metadata = config.metadata.ok_or_else(|| Error::invalid("config.metadata is missing"))?;
@@ -143,11 +149,7 @@ fn mapping(uids: &[v1::IdMapping], gids: &[v1::IdMapping]) -> Result<UserMapping
     Ok(UserMapping { uids: one("uids", uids)?, gids: one("gids", gids)? })
 }
 
-fn mapping_out(ids: IdMapping) -> Vec<v1::IdMapping> {
-    vec![v1::IdMapping { host_id: ids.host, container_id: 0, length: ids.length }]
-}
-
-pub(super) fn container_config(config: Option<v1::ContainerConfig>) -> Result<container::Config> {
+pub(in crate::server) fn container_config(config: Option<v1::ContainerConfig>) -> Result<container::Config> {
     let config = config.ok_or_else(|| Error::invalid("config is missing"))?;
     let metadata = config.metadata.ok_or_else(|| Error::invalid("config.metadata is missing"))?;
     if metadata.name.is_empty() {
@@ -330,7 +332,7 @@ fn local(path: &str) -> Result<Seccomp> {
     }
 }
 
-pub(super) fn resources(resources: v1::LinuxContainerResources) -> Resources {
+pub(in crate::server) fn resources(resources: v1::LinuxContainerResources) -> Resources {
     Resources {
         cpu_period: resources.cpu_period,
         cpu_quota: resources.cpu_quota,
@@ -345,49 +347,7 @@ pub(super) fn resources(resources: v1::LinuxContainerResources) -> Resources {
     }
 }
 
-fn resources_out(resources: &Resources) -> v1::LinuxContainerResources {
-    let page = |(page_size, limit): &(String, u64)| v1::HugepageLimit { page_size: page_size.clone(), limit: *limit };
-    v1::LinuxContainerResources {
-        cpu_period: resources.cpu_period,
-        cpu_quota: resources.cpu_quota,
-        cpu_shares: resources.cpu_shares,
-        cpuset_cpus: resources.cpuset_cpus.clone(),
-        cpuset_mems: resources.cpuset_mems.clone(),
-        memory_limit_in_bytes: resources.memory_limit,
-        memory_swap_limit_in_bytes: resources.memory_swap_limit,
-        oom_score_adj: resources.oom_score_adj,
-        hugepage_limits: resources.hugepage_limits.iter().map(page).collect(),
-        unified: resources.unified.iter().cloned().collect(),
-    }
-}
-
-/// CRI numbers signals by the alphabet: `SIGNAL_SIGTERM` is 23 there and 15 here.
-fn linux_signal(signal: v1::Signal) -> Option<i32> {
-    let name = signal.as_str_name().strip_prefix("SIGNAL_SIG")?;
-    let (min, max) = (nix::libc::SIGRTMIN(), nix::libc::SIGRTMAX());
-    let number = |text: &str| text.parse::<i32>().ok();
-    match name {
-        "RTMIN" => Some(min),
-        "RTMAX" => Some(max),
-        // Other names of the same signals.
-        "CLD" => Some(nix::libc::SIGCHLD),
-        "POLL" => Some(nix::libc::SIGIO),
-        "IOT" => Some(nix::libc::SIGABRT),
-        _ => name
-            .strip_prefix("RTMINPLUS")
-            .and_then(number)
-            .map(|offset| min + offset)
-            .or_else(|| name.strip_prefix("RTMAXMINUS").and_then(number).map(|offset| max - offset))
-            .or_else(|| format!("SIG{name}").parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32)),
-    }
-}
-
-fn cri_signal(number: i32) -> v1::Signal {
-    let all = (1..=65).filter_map(|value| v1::Signal::try_from(value).ok());
-    all.into_iter().find(|signal| linux_signal(*signal) == Some(number)).unwrap_or(v1::Signal::RuntimeDefault)
-}
-
-pub(super) fn auth(auth: Option<v1::AuthConfig>) -> image::Given {
+pub(in crate::server) fn auth(auth: Option<v1::AuthConfig>) -> image::Given {
     let auth = auth.unwrap_or_default();
     image::Given {
         username: auth.username,
@@ -400,287 +360,13 @@ pub(super) fn auth(auth: Option<v1::AuthConfig>) -> image::Given {
 }
 
 /// 0 is no limit; the kubelet never sends less.
-pub(super) fn timeout(seconds: i64) -> Option<Duration> {
+pub(in crate::server) fn timeout(seconds: i64) -> Option<Duration> {
     u64::try_from(seconds).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs)
-}
-
-pub(super) fn stats(container: &Container, stats: &container::Stats) -> v1::ContainerStats {
-    let meta = &container.meta;
-    let value = |value: u64| Some(v1::UInt64Value { value });
-    let container::Stats { at, usage, nano_cores, layer } = stats;
-    v1::ContainerStats {
-        attributes: Some(v1::ContainerAttributes {
-            id: meta.id.to_string(),
-            metadata: Some(container_metadata(&meta.config)),
-            labels: meta.config.labels.clone().into_iter().collect(),
-            annotations: meta.config.annotations.clone().into_iter().collect(),
-        }),
-        cpu: Some(v1::CpuUsage {
-            timestamp: *at,
-            usage_core_nano_seconds: value(usage.cpu_nanos),
-            usage_nano_cores: nano_cores.and_then(value),
-            ..v1::CpuUsage::default()
-        }),
-        memory: Some(v1::MemoryUsage {
-            timestamp: *at,
-            working_set_bytes: value(usage.working_set),
-            available_bytes: usage.memory_limit.and_then(|limit| value(limit.saturating_sub(usage.working_set))),
-            usage_bytes: value(usage.memory),
-            rss_bytes: value(usage.rss),
-            page_faults: value(usage.page_faults),
-            major_page_faults: value(usage.major_page_faults),
-            ..v1::MemoryUsage::default()
-        }),
-        swap: usage.swap.map(|used| v1::SwapUsage {
-            timestamp: *at,
-            swap_usage_bytes: value(used),
-            ..v1::SwapUsage::default()
-        }),
-        writable_layer: Some(v1::FilesystemUsage {
-            timestamp: layer.at,
-            fs_id: Some(v1::FilesystemIdentifier { mountpoint: layer.path.display().to_string() }),
-            used_bytes: value(layer.bytes),
-            inodes_used: value(layer.inodes),
-        }),
-        ..v1::ContainerStats::default()
-    }
-}
-
-/// Cut to what a client accepts: each stream may have 16 MiB, and so may the message that carries both.
-pub(super) fn exec_output(output: container::Output) -> v1::ExecSyncResponse {
-    // The rest of the message: tags, lengths and the exit code.
-    const ROOM: usize = super::MAX_MESSAGE - 64;
-    let container::Output { mut stdout, mut stderr, exit_code } = output;
-    stdout.truncate(ROOM - stderr.len().min(ROOM / 2));
-    stderr.truncate(ROOM - stdout.len());
-    v1::ExecSyncResponse { stdout, stderr, exit_code }
-}
-
-fn mode(mode: NamespaceMode) -> i32 {
-    let mode = match mode {
-        NamespaceMode::Pod => v1::NamespaceMode::Pod,
-        NamespaceMode::Container => v1::NamespaceMode::Container,
-        NamespaceMode::Node => v1::NamespaceMode::Node,
-        NamespaceMode::Target => v1::NamespaceMode::Target,
-    };
-    mode.into()
-}
-
-fn sandbox_metadata(config: &sandbox::Config) -> v1::PodSandboxMetadata {
-    v1::PodSandboxMetadata {
-        name: config.name.clone(),
-        uid: config.uid.clone(),
-        namespace: config.namespace.clone(),
-        attempt: config.attempt,
-    }
-}
-
-fn sandbox_state(sandbox: &Sandbox) -> v1::PodSandboxState {
-    match sandbox.state() {
-        sandbox::State::Ready => v1::PodSandboxState::SandboxReady,
-        sandbox::State::NotReady => v1::PodSandboxState::SandboxNotready,
-    }
-}
-
-pub(super) fn sandbox_item(sandbox: &Sandbox) -> v1::PodSandbox {
-    let config = &sandbox.meta.config;
-    v1::PodSandbox {
-        id: sandbox.meta.id.to_string(),
-        metadata: Some(sandbox_metadata(config)),
-        state: sandbox_state(sandbox).into(),
-        created_at: sandbox.meta.created_at,
-        labels: config.labels.clone().into_iter().collect(),
-        annotations: config.annotations.clone().into_iter().collect(),
-        runtime_handler: config.runtime_handler.clone(),
-    }
-}
-
-pub(super) fn sandbox_status(sandbox: &Sandbox) -> v1::PodSandboxStatus {
-    let config = &sandbox.meta.config;
-    let options = v1::NamespaceOption {
-        network: mode(config.namespaces.network),
-        pid: mode(config.namespaces.pid),
-        ipc: mode(config.namespaces.ipc),
-        target_id: config.namespaces.target.clone(),
-        userns_options: config.namespaces.user.map(|user| v1::UserNamespace {
-            mode: v1::NamespaceMode::Pod.into(),
-            uids: mapping_out(user.uids),
-            gids: mapping_out(user.gids),
-        }),
-    };
-    let mut addresses = sandbox.addresses().into_iter().map(|address| address.to_string());
-    let ip = addresses.next().unwrap_or_default();
-    let additional_ips = addresses.map(|ip| v1::PodIp { ip }).collect();
-    v1::PodSandboxStatus {
-        id: sandbox.meta.id.to_string(),
-        metadata: Some(sandbox_metadata(config)),
-        state: sandbox_state(sandbox).into(),
-        created_at: sandbox.meta.created_at,
-        network: Some(v1::PodSandboxNetworkStatus { ip, additional_ips }),
-        linux: Some(v1::LinuxPodSandboxStatus { namespaces: Some(v1::Namespace { options: Some(options) }) }),
-        labels: config.labels.clone().into_iter().collect(),
-        annotations: config.annotations.clone().into_iter().collect(),
-        runtime_handler: config.runtime_handler.clone(),
-    }
-}
-
-fn container_state(state: &container::State) -> v1::ContainerState {
-    match state {
-        container::State::Created => v1::ContainerState::ContainerCreated,
-        container::State::Running { .. } => v1::ContainerState::ContainerRunning,
-        container::State::Exited { .. } => v1::ContainerState::ContainerExited,
-    }
-}
-
-fn image_spec(config: &container::Config) -> v1::ImageSpec {
-    v1::ImageSpec {
-        image: config.image.clone(),
-        user_specified_image: config.user_specified_image.clone(),
-        ..v1::ImageSpec::default()
-    }
-}
-
-fn container_metadata(config: &container::Config) -> v1::ContainerMetadata {
-    v1::ContainerMetadata { name: config.name.clone(), attempt: config.attempt }
-}
-
-pub(super) fn container_item(container: &Container) -> v1::Container {
-    let meta = &container.meta;
-    v1::Container {
-        id: meta.id.to_string(),
-        pod_sandbox_id: meta.sandbox.to_string(),
-        metadata: Some(container_metadata(&meta.config)),
-        image: Some(image_spec(&meta.config)),
-        image_ref: meta.image_ref.clone(),
-        state: container_state(&container.state()).into(),
-        created_at: meta.created_at,
-        labels: meta.config.labels.clone().into_iter().collect(),
-        annotations: meta.config.annotations.clone().into_iter().collect(),
-        image_id: meta.image_id.clone(),
-    }
-}
-
-pub(super) fn container_status(
-    container: &Container,
-    user: Option<berth_shim::record::ResolvedUser>,
-) -> v1::ContainerStatus {
-    let (meta, state) = (&container.meta, container.state());
-    let mut status = v1::ContainerStatus {
-        id: meta.id.to_string(),
-        metadata: Some(container_metadata(&meta.config)),
-        state: container_state(&state).into(),
-        created_at: meta.created_at,
-        image: Some(image_spec(&meta.config)),
-        image_ref: meta.image_ref.clone(),
-        image_id: meta.image_id.clone(),
-        labels: meta.config.labels.clone().into_iter().collect(),
-        annotations: meta.config.annotations.clone().into_iter().collect(),
-        mounts: meta.config.mounts.iter().map(mount_out).collect(),
-        log_path: meta.log_path.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
-        resources: Some(v1::ContainerResources { linux: Some(resources_out(&container.resources())), windows: None }),
-        user: user.map(user_out),
-        stop_signal: cri_signal(meta.stop_signal).into(),
-        ..v1::ContainerStatus::default()
-    };
-    match state {
-        container::State::Created => {}
-        container::State::Running { started_at, .. } => status.started_at = started_at,
-        container::State::Exited { started_at, exited } => {
-            let (reason, message) = Container::reason(&exited);
-            status.started_at = started_at;
-            status.finished_at = exited.at;
-            status.exit_code = exited.end.code();
-            status.reason = reason.to_owned();
-            status.message = message;
-        }
-    }
-    status
-}
-
-fn mount_out(mount: &container::Mount) -> v1::Mount {
-    let propagation = match mount.propagation {
-        Propagation::Private => v1::MountPropagation::PropagationPrivate,
-        Propagation::Slave => v1::MountPropagation::PropagationHostToContainer,
-        Propagation::Shared => v1::MountPropagation::PropagationBidirectional,
-    };
-    let mut out = v1::Mount {
-        container_path: mount.container_path.display().to_string(),
-        readonly: mount.readonly,
-        selinux_relabel: mount.selinux_relabel,
-        propagation: propagation.into(),
-        recursive_read_only: mount.recursive_readonly,
-        mount_options: mount.options.clone(),
-        ..v1::Mount::default()
-    };
-    match &mount.source {
-        MountSource::Host(path) => out.host_path = path.display().to_string(),
-        MountSource::Image { image, sub_path, image_ref } => {
-            let (image, image_ref) = (image.clone(), image_ref.clone());
-            out.image = Some(v1::ImageSpec { image, image_ref, ..v1::ImageSpec::default() });
-            out.image_sub_path = sub_path.display().to_string();
-        }
-    }
-    if let Some(mapping) = mount.mapping {
-        (out.uid_mappings, out.gid_mappings) = (mapping_out(mapping.uids), mapping_out(mapping.gids));
-    }
-    out
-}
-
-fn user_out(user: berth_shim::record::ResolvedUser) -> v1::ContainerUser {
-    let supplemental_groups = user.groups.iter().map(|group| i64::from(*group)).collect();
-    v1::ContainerUser {
-        linux: Some(v1::LinuxContainerUser { uid: user.uid.into(), gid: user.gid.into(), supplemental_groups }),
-    }
-}
-
-pub(super) fn image(image: &image::Image, (repo_tags, repo_digests): (Vec<String>, Vec<String>)) -> v1::Image {
-    let user = image.config.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default();
-    let user = user.split(':').next().unwrap_or_default();
-    let uid = user.parse().ok();
-    v1::Image {
-        id: image.id.to_string(),
-        repo_tags,
-        repo_digests,
-        size: image.size,
-        username: if uid.is_some() { String::new() } else { user.to_owned() },
-        uid: uid.map(|value| v1::Int64Value { value }),
-        spec: Some(v1::ImageSpec { image: image.id.to_string(), ..v1::ImageSpec::default() }),
-        pinned: false,
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn signals_of_cri_are_those_of_linux() {
-        for (signal, number) in [
-            (v1::Signal::RuntimeDefault, None),
-            (v1::Signal::Sigterm, Some(15)),
-            (v1::Signal::Sigrtmin, Some(34)),
-            (v1::Signal::Sigrtminplus15, Some(49)),
-            (v1::Signal::Sigrtmaxminus14, Some(50)),
-            (v1::Signal::Sigrtmax, Some(64)),
-        ] {
-            assert_eq!(linux_signal(signal), number, "{signal:?}");
-        }
-        // Every one of them means something, and comes back as a name of the same signal.
-        for value in 1..=65 {
-            let number = linux_signal(v1::Signal::try_from(value).unwrap()).unwrap();
-            assert_eq!(linux_signal(cri_signal(number)), Some(number));
-        }
-    }
-
-    #[test]
-    fn output_fits_a_message() {
-        use prost::Message as _;
-        for (out, err) in [(16 << 20, 5), (5, 16 << 20), (16 << 20, 16 << 20), (8 << 20, 8 << 20)] {
-            let message = exec_output(container::Output { stdout: vec![0; out], stderr: vec![0; err], exit_code: -1 });
-            assert!(message.encoded_len() <= super::super::MAX_MESSAGE, "{out} {err}");
-            assert!(message.stderr.len() >= err.min(5) && message.stdout.len() >= out.min(5));
-        }
-    }
 
     #[test]
     fn log_paths_stay_below_the_log_directory() {
