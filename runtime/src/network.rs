@@ -5,7 +5,7 @@ use std::{
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Output, Stdio},
     time::Duration,
 };
 
@@ -14,7 +14,11 @@ use berth_cni::{Attachment, ConfList, Success, code};
 use berth_shim::record::{self, Found};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::{io::AsyncWriteExt, process::Command, sync::RwLock};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    process::Command,
+    sync::RwLock,
+};
 
 use crate::{config, layout::Layout};
 
@@ -167,6 +171,10 @@ impl Networks {
                 serde_json::from_slice(&output).with_context(|| format!("result of plugin {}", name_of(plugin)))?;
         }
         attached.result = Some(serde_json::from_value(previous).context("result of the last plugin")?);
+        if attached.addresses().is_empty() {
+            // The kubelet would make the sandbox again and again.
+            bail!("the plugins of network {:?} gave the pod no address", attached.conf.name);
+        }
         record::write(file, &attached).with_context(|| format!("write {}", file.display()))?;
         Ok(attached)
     }
@@ -301,23 +309,29 @@ async fn run(
         .kill_on_drop(true)
         .spawn()
         .with_context(during)?;
+    let request = serde_json::to_vec(conf)?;
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let conversation = async {
-        if let Some(mut stdin) = child.stdin.take() {
-            // A plugin that does not read has its own answer.
-            let _ = stdin.write_all(&serde_json::to_vec(conf)?).await;
-        }
-        anyhow::Ok(child.wait_with_output().await?)
+        let feed = async {
+            if let Some(mut stdin) = stdin {
+                // A plugin that does not read has its own answer.
+                let _ = stdin.write_all(&request).await;
+            }
+        };
+        let ((), stdout, stderr) = tokio::join!(feed, read_bounded(stdout), read_bounded(stderr));
+        anyhow::Ok(Output { stdout: stdout?, stderr: stderr?, status: child.wait().await? })
     };
     let output = tokio::time::timeout(TIMEOUT, conversation)
         .await
         .map_err(|_| anyhow!("no answer in {} s: killed", TIMEOUT.as_secs()))
         .and_then(|result| result)
         .with_context(during)?;
-    if output.stdout.len() > MAX_OUTPUT {
-        bail!("{}: more than 1 MiB of output", during());
-    }
     if output.status.success() {
-        return Ok(output.stdout);
+        // An error that came with the wrong exit status is one still.
+        return match serde_json::from_slice::<berth_cni::Error>(&output.stdout) {
+            Ok(error) if error.code != 0 => Err(error).with_context(during),
+            _ => Ok(output.stdout),
+        };
     }
     match serde_json::from_slice::<berth_cni::Error>(&output.stdout) {
         Ok(error) if command == "STATUS" && error.code == code::INVALID_ENVIRONMENT => Ok(Vec::new()),
@@ -332,6 +346,17 @@ async fn run(
             )
         }
     }
+}
+
+async fn read_bounded(stream: Option<impl AsyncRead + Unpin>) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(stream) = stream {
+        stream.take(MAX_OUTPUT as u64 + 1).read_to_end(&mut bytes).await?;
+    }
+    if bytes.len() > MAX_OUTPUT {
+        bail!("more than 1 MiB of output: killed");
+    }
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -78,6 +78,9 @@ async fn requests_that_contradict_themselves_or_reach_out_are_refused() {
         ("sysctl path", &|request| {
             linux(request).sysctls = HashMap::from([("net/../kernel/panic".into(), "1".into())])
         }),
+        ("name", &|request| {
+            request.config.as_mut().unwrap().metadata.as_mut().unwrap().name = "a;K8S_POD_UID=b".into()
+        }),
         ("hostname", &|request| request.config.as_mut().unwrap().hostname = "x".repeat(65)),
     ] {
         let mut request = v1::RunPodSandboxRequest { config: Some(pod(&machine, "p")), ..Default::default() };

@@ -56,6 +56,11 @@ pub(in crate::server) fn sandbox_config(
     handler(&runtime_handler)?;
     let config = config.ok_or_else(|| Error::invalid("config is missing"))?;
     let metadata = config.metadata.ok_or_else(|| Error::invalid("config.metadata is missing"))?;
+    // They go to CNI plugins as `NAME=value;NAME=value`.
+    let joins = |text: &String| text.contains(|c: char| c == ';' || c.is_control());
+    if [&metadata.name, &metadata.namespace, &metadata.uid].into_iter().any(joins) {
+        return Err(Error::invalid("config.metadata: a semicolon or a control character"));
+    }
     let linux = config.linux.unwrap_or_default();
     let security = linux.security_context.unwrap_or_default();
     if security.run_as_group.is_some() && security.run_as_user.is_none() {
