@@ -4,7 +4,7 @@
 use std::fs;
 
 use berth_proto::v1;
-use berth_tests::{FakeRegistry, Image, Machine, container, eventually, pod};
+use berth_tests::{FakeRegistry, Image, Machine, container, eventually, pod, ready};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -13,12 +13,7 @@ use tonic::Code;
 
 #[tokio::test]
 async fn containers_outlive_the_daemon_and_what_ended_meanwhile_is_known() {
-    let machine = Machine::new();
-    let daemon = machine.start().await;
-    let cri = daemon.cri();
-    let registry = FakeRegistry::start(&machine, Image::busybox(), |_| None);
-    let image = format!("{}/a:1", registry.host);
-    cri.pull(&image).await.unwrap();
+    let (machine, daemon, cri, image) = ready().await;
     let sandbox = cri.run_pod(pod(&machine, "keep")).await.unwrap();
     let before = cri.pod_status(&sandbox).await.unwrap();
     let stays =
@@ -75,12 +70,7 @@ async fn containers_outlive_the_daemon_and_what_ended_meanwhile_is_known() {
 
 #[tokio::test]
 async fn a_killed_shim_takes_its_container_along_and_is_told() {
-    let machine = Machine::new();
-    let daemon = machine.start().await;
-    let cri = daemon.cri();
-    let registry = FakeRegistry::start(&machine, Image::busybox(), |_| None);
-    let image = format!("{}/a:1", registry.host);
-    cri.pull(&image).await.unwrap();
+    let (machine, daemon, cri, image) = ready().await;
     let sandbox = cri.run_pod(pod(&machine, "shim")).await.unwrap();
     let kill_shim = |id: &str| {
         let (pid, _) = machine.shims().into_iter().find(|(_, command)| command.contains(id)).expect("its shim");
@@ -137,12 +127,7 @@ async fn a_daemon_killed_at_any_moment_of_a_pods_life_leaves_nothing_that_a_rest
 
 #[tokio::test]
 async fn after_a_reboot_pods_are_not_ready_and_containers_have_ended() {
-    let machine = Machine::new();
-    let daemon = machine.start().await;
-    let cri = daemon.cri();
-    let registry = FakeRegistry::start(&machine, Image::busybox(), |_| None);
-    let image = format!("{}/a:1", registry.host);
-    cri.pull(&image).await.unwrap();
+    let (machine, daemon, cri, image) = ready().await;
     let sandbox = cri.run_pod(pod(&machine, "boot")).await.unwrap();
     let id = cri.run(&sandbox, container("c", &image, "exec sleep 1000")).await.unwrap();
     daemon.kill();

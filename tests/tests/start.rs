@@ -4,23 +4,19 @@
 use std::{collections::HashMap, fs};
 
 use berth_proto::v1;
-use berth_tests::{Entry, FakeRegistry, Image, Machine, busybox, container, pod};
+use berth_tests::{Entry, Image, busybox, container, pod, ready};
 use tonic::Code;
 
 #[tokio::test]
 async fn what_cannot_be_executed_is_told_with_its_reason() {
-    let machine = Machine::new();
-    let daemon = machine.start().await;
-    let cri = daemon.cri();
+    let (machine, _daemon, cri, _) = ready().await;
     let layer = busybox().entry(&Entry {
         name: "bin/garbage",
         mode: 0o755,
         content: b"\x7fELF is not enough",
         ..Entry::default()
     });
-    let registry = FakeRegistry::start(&machine, Image::simple(layer, &[]), |_| None);
-    let image = format!("{}/a:1", registry.host);
-    cri.pull(&image).await.unwrap();
+    let image = cri.pull_image(&machine, Image::simple(layer, &[])).await;
     let sandbox = cri.run_pod(pod(&machine, "fail")).await.unwrap();
     for (name, command, what) in [
         ("missing", "/no/such/program", "No such file"),
@@ -60,12 +56,7 @@ async fn what_cannot_be_executed_is_told_with_its_reason() {
 
 #[tokio::test]
 async fn requests_that_contradict_themselves_or_reach_out_are_refused() {
-    let machine = Machine::new();
-    let daemon = machine.start().await;
-    let cri = daemon.cri();
-    let registry = FakeRegistry::start(&machine, Image::busybox(), |_| None);
-    let image = format!("{}/a:1", registry.host);
-    cri.pull(&image).await.unwrap();
+    let (machine, _daemon, cri, image) = ready().await;
     for (name, change) in [
         (
             "handler",
@@ -131,17 +122,13 @@ fn linux(request: &mut v1::RunPodSandboxRequest) -> &mut v1::LinuxPodSandboxConf
 
 #[tokio::test]
 async fn symbolic_links_of_an_image_lead_nowhere_outside() {
-    let machine = Machine::new();
-    let daemon = machine.start().await;
-    let cri = daemon.cri();
+    let (machine, _daemon, cri, _) = ready().await;
     let outside = machine.path("outside");
     fs::create_dir_all(&outside).unwrap();
     let target = outside.display().to_string();
     // The targets of mounts and the working directory go through links that point at the host.
     let layer = busybox().symlink("data", &target).symlink("up", "../../../../../../../../").symlink("mnt", "/up");
-    let registry = FakeRegistry::start(&machine, Image::simple(layer, &[]), |_| None);
-    let image = format!("{}/a:1", registry.host);
-    cri.pull(&image).await.unwrap();
+    let image = cri.pull_image(&machine, Image::simple(layer, &[])).await;
     fs::create_dir_all(machine.path("volume")).unwrap();
     fs::write(machine.path("volume/file"), "v").unwrap();
     let sandbox = cri.run_pod(pod(&machine, "links")).await.unwrap();
