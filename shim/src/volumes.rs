@@ -70,7 +70,7 @@ fn open_again(place: &OwnedFd) -> rustix::io::Result<OwnedFd> {
 }
 
 /// A walk in progress.
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 struct Walk {
     depth: usize,
     files: usize,
