@@ -58,9 +58,7 @@ impl Machine {
             layout,
         })
     }
-}
 
-impl Machine {
     /// Makes the cgroup `path` with its limits. What is returned keeps it until a first process is in it.
     pub(crate) async fn make_cgroup(
         &self,

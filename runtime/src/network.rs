@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
-    process::Command,
+    process::{Child, Command},
     sync::RwLock,
 };
 
@@ -28,6 +28,8 @@ const INTERFACE: &str = "eth0";
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// A result is a page of JSON.
 const MAX_OUTPUT: usize = 1 << 20;
+const BUSY_ATTEMPTS: u32 = 20;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// One pod's part of the network, as plugins are told of it.
 #[derive(Clone, Debug)]
@@ -300,15 +302,15 @@ async fn run(
 ) -> anyhow::Result<Vec<u8>> {
     let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let during = || format!("CNI plugin {name} {command}");
-    let mut child = Command::new(program)
+    let mut plugin = Command::new(program);
+    plugin
         .env("CNI_COMMAND", command)
         .envs(environment.iter().map(|(key, value)| (*key, value.as_str())))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .with_context(during)?;
+        .kill_on_drop(true);
+    let mut child = spawn(&mut plugin).await.with_context(during)?;
     let request = serde_json::to_vec(conf)?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let conversation = async {
@@ -346,6 +348,17 @@ async fn run(
             )
         }
     }
+}
+
+/// A plugin that an installer writes at this moment is there a moment later, as libcni has it.
+async fn spawn(plugin: &mut Command) -> io::Result<Child> {
+    for _ in 0..BUSY_ATTEMPTS {
+        match plugin.spawn() {
+            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => tokio::time::sleep(BUSY_PAUSE).await,
+            result => return result,
+        }
+    }
+    plugin.spawn()
 }
 
 async fn read_bounded(stream: Option<impl AsyncRead + Unpin>) -> anyhow::Result<Vec<u8>> {
