@@ -3,6 +3,7 @@
 use std::{collections::HashMap, path::Path};
 
 use berth_proto::v1::{self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient};
+use futures_util::TryStreamExt;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::{
@@ -71,14 +72,16 @@ impl Cri {
         name
     }
 
+    /// ListImages, which StreamImages must agree with.
     pub async fn images(&self) -> Vec<v1::Image> {
-        self.images
-            .clone()
-            .list_images(v1::ListImagesRequest::default())
-            .await
-            .expect("list images")
-            .into_inner()
-            .images
+        let mut images = self.images.clone();
+        let stream =
+            images.stream_images(v1::StreamImagesRequest::default()).await.expect("stream images").into_inner();
+        let pieces: Vec<v1::StreamImagesResponse> = stream.try_collect().await.expect("stream images");
+        let items =
+            images.list_images(v1::ListImagesRequest::default()).await.expect("list images").into_inner().images;
+        assert_eq!(items, pieces.into_iter().flat_map(|piece| piece.images).collect::<Vec<_>>());
+        items
     }
 
     pub async fn image_status(&self, image: &str) -> Answer<Option<v1::Image>> {
@@ -117,9 +120,16 @@ impl Cri {
         Ok(self.runtime.clone().pod_sandbox_status(request).await?.into_inner().status.expect("has a status"))
     }
 
+    /// ListPodSandbox, which StreamPodSandboxes must agree with.
     pub async fn pods(&self, filter: v1::PodSandboxFilter) -> Vec<v1::PodSandbox> {
+        let mut runtime = self.runtime.clone();
+        let request = v1::StreamPodSandboxesRequest { filter: Some(filter.clone()) };
+        let stream = runtime.stream_pod_sandboxes(request).await.expect("stream sandboxes").into_inner();
+        let pieces: Vec<v1::StreamPodSandboxesResponse> = stream.try_collect().await.expect("stream sandboxes");
         let request = v1::ListPodSandboxRequest { filter: Some(filter) };
-        self.runtime.clone().list_pod_sandbox(request).await.expect("list sandboxes").into_inner().items
+        let items = runtime.list_pod_sandbox(request).await.expect("list sandboxes").into_inner().items;
+        assert_eq!(items, pieces.into_iter().flat_map(|piece| piece.pod_sandboxes).collect::<Vec<_>>());
+        items
     }
 
     pub async fn create(&self, pod: &str, config: v1::ContainerConfig) -> Answer<String> {
@@ -167,9 +177,16 @@ impl Cri {
         serde_json::from_str(&info["info"]).expect("info is JSON")
     }
 
+    /// ListContainers, which StreamContainers must agree with.
     pub async fn containers(&self, filter: v1::ContainerFilter) -> Vec<v1::Container> {
+        let mut runtime = self.runtime.clone();
+        let request = v1::StreamContainersRequest { filter: Some(filter.clone()) };
+        let stream = runtime.stream_containers(request).await.expect("stream containers").into_inner();
+        let pieces: Vec<v1::StreamContainersResponse> = stream.try_collect().await.expect("stream containers");
         let request = v1::ListContainersRequest { filter: Some(filter) };
-        self.runtime.clone().list_containers(request).await.expect("list containers").into_inner().containers
+        let items = runtime.list_containers(request).await.expect("list containers").into_inner().containers;
+        assert_eq!(items, pieces.into_iter().flat_map(|piece| piece.containers).collect::<Vec<_>>());
+        items
     }
 
     pub async fn exec(&self, id: &str, command: &[&str], timeout: i64) -> Answer<v1::ExecSyncResponse> {

@@ -506,14 +506,14 @@ async fn stats_are_those_of_the_cgroup_and_of_the_writable_layer() {
     let mut second = look().await;
     eventually("a rate", async || {
         second = look().await;
-        second.cpu.as_ref().unwrap().usage_nano_cores.is_some()
+        // One busy loop: some of a core, on a machine that may have other things to do.
+        second.cpu.as_ref().unwrap().usage_nano_cores.is_some_and(|rate| rate.value >= 50_000_000)
     })
     .await;
     let later = second.cpu.unwrap();
     let total = |cpu: &v1::CpuUsage| cpu.usage_core_nano_seconds.unwrap().value;
     assert!(later.timestamp > cpu.timestamp && total(&later) > total(&cpu));
-    // One busy loop: some of a core, on a machine that may have other things to do.
-    assert!((50_000_000..1_200_000_000).contains(&later.usage_nano_cores.unwrap().value));
+    assert!(later.usage_nano_cores.unwrap().value < 1_200_000_000);
     let memory = second.memory.unwrap();
     let (usage, working_set) = (memory.usage_bytes.unwrap().value, memory.working_set_bytes.unwrap().value);
     assert!(usage >= working_set && working_set > 0 && usage < 64 << 20);

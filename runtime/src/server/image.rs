@@ -7,9 +7,9 @@ use std::{
 };
 
 use berth_proto::v1::{self, image_service_server::ImageService};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, codegen::BoxStream};
 
-use super::{convert, status};
+use super::{convert, pieces, status};
 use crate::{error::Error, node::Node};
 
 #[derive(Debug)]
@@ -25,15 +25,28 @@ fn named(spec: Option<v1::ImageSpec>) -> Result<v1::ImageSpec, Error> {
     Ok(spec)
 }
 
+impl Images {
+    fn matching(&self, filter: Option<v1::ImageFilter>) -> Result<Vec<v1::Image>, Error> {
+        let images = &self.node.machine.images;
+        let wanted = filter.and_then(|filter| filter.image).map(|spec| spec.image).unwrap_or_default();
+        let listed = if wanted.is_empty() { images.all() } else { images.find(&wanted)?.into_iter().collect() };
+        Ok(listed.iter().map(|image| convert::image(image, images.names(image))).collect())
+    }
+}
+
 #[tonic::async_trait]
 impl ImageService for Images {
     async fn list_images(&self, request: Request<v1::ListImagesRequest>) -> Answer<v1::ListImagesResponse> {
-        let images = &self.node.machine.images;
-        let wanted =
-            request.into_inner().filter.and_then(|filter| filter.image).map(|spec| spec.image).unwrap_or_default();
-        let listed = if wanted.is_empty() { images.all() } else { images.find(&wanted)?.into_iter().collect() };
-        let images = listed.iter().map(|image| convert::image(image, images.names(image))).collect();
+        let images = self.matching(request.into_inner().filter)?;
         Ok(Response::new(v1::ListImagesResponse { images }))
+    }
+
+    async fn stream_images(
+        &self,
+        request: Request<v1::StreamImagesRequest>,
+    ) -> Answer<BoxStream<v1::StreamImagesResponse>> {
+        let items = self.matching(request.into_inner().filter)?;
+        Ok(Response::new(pieces(items, |images| v1::StreamImagesResponse { images })))
     }
 
     async fn image_status(&self, request: Request<v1::ImageStatusRequest>) -> Answer<v1::ImageStatusResponse> {

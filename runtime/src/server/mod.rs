@@ -19,6 +19,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use http::{HeaderValue, Request, Response};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
+use tonic::codegen::BoxStream;
 use tower::{Layer, Service};
 
 use crate::node::Node;
@@ -52,6 +53,23 @@ pub(crate) async fn serve(node: Arc<Node>, listener: UnixListener) -> anyhow::Re
         .serve_with_incoming(UnixListenerStream::new(listener))
         .await
         .context("serve gRPC")
+}
+
+/// Items in one message of a streamed list: the largest of them stay far below what a message may hold.
+const PIECE: usize = 100;
+
+/// Every item once, in messages of a few, then the end (KEP 5825).
+fn pieces<T, M>(items: Vec<T>, message: fn(Vec<T>) -> M) -> BoxStream<M>
+where
+    T: Send + 'static,
+    M: Send + 'static,
+{
+    let mut items = items.into_iter();
+    let next = move || {
+        let piece: Vec<T> = items.by_ref().take(PIECE).collect();
+        (!piece.is_empty()).then(|| Ok(message(piece)))
+    };
+    Box::pin(futures_util::stream::iter(std::iter::from_fn(next)))
 }
 
 /// Says which RPC is not served, where the generated code says only that one is not.
@@ -96,5 +114,24 @@ where
             Ok(response)
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::StreamExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_streamed_list_has_every_item_once_and_no_empty_message() {
+        for (count, expected) in
+            [(0, vec![]), (1, vec![1]), (PIECE, vec![PIECE]), (2 * PIECE + 1, vec![PIECE, PIECE, 1])]
+        {
+            let messages: Vec<_> = pieces((0..count).collect(), |piece| piece).collect().await;
+            let messages: Vec<Vec<usize>> = messages.into_iter().map(Result::unwrap).collect();
+            assert_eq!(messages.iter().map(Vec::len).collect::<Vec<_>>(), expected);
+            assert!(messages.into_iter().flatten().eq(0..count));
+        }
     }
 }

@@ -3,9 +3,9 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use berth_proto::v1::{self, runtime_service_server::RuntimeService};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, codegen::BoxStream};
 
-use super::{convert, status};
+use super::{convert, pieces, status};
 use crate::{config::Driver, container, node::Node};
 
 #[derive(Debug)]
@@ -85,16 +85,16 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<v1::ListPodSandboxRequest>,
     ) -> Answer<v1::ListPodSandboxResponse> {
-        let filter = request.into_inner().filter.unwrap_or_default();
-        let items = self
-            .node
-            .sandboxes
-            .all()
-            .iter()
-            .map(|sandbox| convert::sandbox_item(sandbox))
-            .filter(|item| sandbox_matches(&filter, item))
-            .collect();
+        let items = self.matching_sandboxes(request.into_inner().filter);
         ok(v1::ListPodSandboxResponse { items })
+    }
+
+    async fn stream_pod_sandboxes(
+        &self,
+        request: Request<v1::StreamPodSandboxesRequest>,
+    ) -> Answer<BoxStream<v1::StreamPodSandboxesResponse>> {
+        let items = self.matching_sandboxes(request.into_inner().filter);
+        ok(pieces(items, |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes }))
     }
 
     async fn update_pod_sandbox_resources(
@@ -151,14 +151,16 @@ impl RuntimeService for Runtime {
     }
 
     async fn list_containers(&self, request: Request<v1::ListContainersRequest>) -> Answer<v1::ListContainersResponse> {
-        let filter = request.into_inner().filter.unwrap_or_default();
-        let items = self.node.containers.all();
-        let containers = items
-            .iter()
-            .map(|container| convert::container_item(container))
-            .filter(|item| container_matches(&filter, item))
-            .collect();
+        let containers = self.matching_containers(request.into_inner().filter);
         ok(v1::ListContainersResponse { containers })
+    }
+
+    async fn stream_containers(
+        &self,
+        request: Request<v1::StreamContainersRequest>,
+    ) -> Answer<BoxStream<v1::StreamContainersResponse>> {
+        let items = self.matching_containers(request.into_inner().filter);
+        ok(pieces(items, |containers| v1::StreamContainersResponse { containers }))
     }
 
     async fn update_container_resources(
@@ -189,7 +191,42 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<v1::ListContainerStatsRequest>,
     ) -> Answer<v1::ListContainerStatsResponse> {
-        let filter = request.into_inner().filter.unwrap_or_default();
+        let stats = self.matching_stats(request.into_inner().filter).await;
+        ok(v1::ListContainerStatsResponse { stats })
+    }
+
+    async fn stream_container_stats(
+        &self,
+        request: Request<v1::StreamContainerStatsRequest>,
+    ) -> Answer<BoxStream<v1::StreamContainerStatsResponse>> {
+        let items = self.matching_stats(request.into_inner().filter).await;
+        ok(pieces(items, |container_stats| v1::StreamContainerStatsResponse { container_stats }))
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<v1::ReopenContainerLogRequest>,
+    ) -> Answer<v1::ReopenContainerLogResponse> {
+        self.node.containers.find(&request.into_inner().container_id)?.reopen_log().await?;
+        ok(v1::ReopenContainerLogResponse {})
+    }
+}
+
+impl Runtime {
+    fn matching_sandboxes(&self, filter: Option<v1::PodSandboxFilter>) -> Vec<v1::PodSandbox> {
+        let filter = filter.unwrap_or_default();
+        let items = self.node.sandboxes.all();
+        items.iter().map(|item| convert::sandbox_item(item)).filter(|item| sandbox_matches(&filter, item)).collect()
+    }
+
+    fn matching_containers(&self, filter: Option<v1::ContainerFilter>) -> Vec<v1::Container> {
+        let filter = filter.unwrap_or_default();
+        let items = self.node.containers.all();
+        items.iter().map(|item| convert::container_item(item)).filter(|item| container_matches(&filter, item)).collect()
+    }
+
+    async fn matching_stats(&self, filter: Option<v1::ContainerStatsFilter>) -> Vec<v1::ContainerStats> {
+        let filter = filter.unwrap_or_default();
         let wanted = v1::ContainerFilter {
             id: filter.id,
             pod_sandbox_id: filter.pod_sandbox_id,
@@ -199,16 +236,7 @@ impl RuntimeService for Runtime {
         let mut containers = self.node.containers.all();
         containers.retain(|container| container_matches(&wanted, &convert::container_item(container)));
         let all = container::all_stats(&self.node.machine, containers).await;
-        let stats = all.iter().map(|(container, stats)| convert::stats(container, stats)).collect();
-        ok(v1::ListContainerStatsResponse { stats })
-    }
-
-    async fn reopen_container_log(
-        &self,
-        request: Request<v1::ReopenContainerLogRequest>,
-    ) -> Answer<v1::ReopenContainerLogResponse> {
-        self.node.containers.find(&request.into_inner().container_id)?.reopen_log().await?;
-        ok(v1::ReopenContainerLogResponse {})
+        all.iter().map(|(container, stats)| convert::stats(container, stats)).collect()
     }
 }
 
