@@ -28,13 +28,14 @@ pub(crate) fn run(dir: &Path) -> Result<()> {
     let Found::Record(spec) = berth_shim::record::read::<Spec>(&path).step_on("read", &path)? else {
         return Err(failure("missing or damaged", &path));
     };
-    let lock = lock(dir)?;
+    // Until the process ends, and not a moment less: nothing drops it on the way to exit.
+    let _lock = lock(dir)?;
     // CVE-2019-5736: nothing in the container may look into this process; the executable is a sealed copy besides.
     prctl::set_dumpable(false).step("prctl PR_SET_DUMPABLE")?;
     match sys::clone3(0, None).step("fork")? {
         Fork::Parent { .. } => Ok(()),
         Fork::Child => {
-            let result = keep(dir, &spec, lock);
+            let result = keep(dir, &spec);
             std::process::exit(i32::from(result.is_err()));
         }
     }
@@ -49,7 +50,7 @@ fn lock(dir: &Path) -> Result<File> {
     Ok(file)
 }
 
-fn keep(dir: &Path, spec: &Spec, _lock: File) -> Result<()> {
+fn keep(dir: &Path, spec: &Spec) -> Result<()> {
     setsid().step("setsid")?;
     // Fails for no reason that matters: the name is for ps(1) only.
     let _ = prctl::set_name(c"berth-shim");
