@@ -11,6 +11,7 @@ use std::{
     path::Path,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -19,7 +20,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use http::{HeaderValue, Request, Response};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
-use tonic::codegen::BoxStream;
+use tonic::{Status, codegen::BoxStream};
 use tower::{Layer, Service};
 
 use crate::node::Node;
@@ -93,6 +94,7 @@ impl<S, B, R> Service<Request<B>> for Named<S>
 where
     S: Service<Request<B>, Response = Response<R>>,
     S::Future: Send + 'static,
+    R: Default,
 {
     type Response = Response<R>;
     type Error = S::Error;
@@ -104,9 +106,20 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let rpc = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+        let limit = request.headers().get("grpc-timeout").and_then(|value| deadline(value.to_str().ok()?));
         let answer = self.inner.call(request);
         async move {
-            let mut response = answer.await?;
+            let answered = match limit {
+                // A moment before tonic would answer CANCELLED, which is the code of a client that gave up.
+                Some(limit) => tokio::time::timeout(limit.saturating_sub(Duration::from_millis(1)), answer).await,
+                None => Ok(answer.await),
+            };
+            let Ok(answered) = answered else {
+                return Ok(
+                    Status::deadline_exceeded(format!("{rpc} took longer than the client's deadline")).into_http()
+                );
+            };
+            let mut response = answered?;
             let unimplemented = response.headers().get("grpc-status").is_some_and(|status| status == "12");
             if unimplemented && let Ok(message) = HeaderValue::from_str(&format!("berth does not serve {rpc} yet")) {
                 response.headers_mut().insert("grpc-message", message);
@@ -117,11 +130,41 @@ where
     }
 }
 
+/// `grpc-timeout` of gRPC over HTTP/2: up to eight digits and a unit.
+fn deadline(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use futures_util::StreamExt;
 
     use super::*;
+
+    #[test]
+    fn deadlines_are_read_as_grpc_writes_them() {
+        for (text, expected) in [
+            ("1m", Some(Duration::from_millis(1))),
+            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
+            ("240S", Some(Duration::from_secs(240))),
+            ("123456789S", None),
+            ("S", None),
+            ("", None),
+            ("5x", None),
+        ] {
+            assert_eq!(deadline(text), expected, "{text}");
+        }
+    }
 
     #[tokio::test]
     async fn a_streamed_list_has_every_item_once_and_no_empty_message() {
