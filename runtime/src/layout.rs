@@ -10,6 +10,9 @@ use crate::id::{ContainerId, SandboxId};
 /// Where `ip netns` and the agents of CNI plugins look.
 const NETNS: &str = "/var/run/netns";
 
+/// Extension of a directory that is not renamed yet.
+pub(crate) const HALF_MADE: &str = "tmp";
+
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {
     pub root: PathBuf,
@@ -51,6 +54,11 @@ impl Layout {
 
     pub(crate) fn container(&self, id: &ContainerId) -> PathBuf {
         self.containers().join(id.as_str())
+    }
+
+    /// Where a container is written before it is renamed.
+    pub(crate) fn half_made(&self, id: &ContainerId) -> PathBuf {
+        self.container(id).with_extension(HALF_MADE)
     }
 
     pub(crate) fn images(&self) -> PathBuf {

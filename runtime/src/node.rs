@@ -138,11 +138,18 @@ impl Node {
             // A sandbox that is being removed does not get new containers.
             let _busy = sandbox.busy.lock().await;
             node.containers.check_free(&own_name)?;
-            let (machine, sandbox, during) = (node.machine.clone(), sandbox.clone(), own_name.clone());
-            let make = move || container::create(&machine, &sandbox, &ContainerId::random(), own_name, config);
+            let (machine, sandbox, id) = (node.machine.clone(), sandbox.clone(), ContainerId::random());
+            let (own, during) = (id.clone(), own_name.clone());
+            let make = move || container::create(&machine, &sandbox, &own, own_name, config);
             let made = tokio::task::spawn_blocking(make)
                 .await
                 .map_err(|error| Error::new(Kind::Internal, error.to_string()))?;
+            if made.is_err()
+                && let Err(error) = container::remove(&node.machine, &id).await
+            {
+                // A disk that has just failed; the next start finds what is left.
+                tracing::warn!(container = %id, "undo a failed CreateContainer: {error:#}");
+            }
             let container = made.map_err(|error| error.during(format!("create container {during}")))?;
             node.adopt_container(container.clone());
             Ok(container)

@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use crate::{
     container::{self, Container},
     id::{ContainerId, SandboxId},
+    layout::HALF_MADE,
     machine::Machine,
     node::Node,
     sandbox::{self, Sandbox},
@@ -59,9 +60,10 @@ async fn recover_sandbox(node: &Node, id: &SandboxId) {
 }
 
 async fn recover_container(node: &Arc<Node>, name: String) {
-    if let Some(id) = name.strip_suffix(".tmp") {
-        if let Err(error) = container::discard_half_made(&node.machine, &ContainerId::from(id.to_owned())) {
-            tracing::warn!(container = id, "half-made, and cannot be removed yet: {error:#}");
+    if let Some(id) = name.strip_suffix(HALF_MADE).and_then(|stem| stem.strip_suffix('.')) {
+        let id = ContainerId::from(id.to_owned());
+        if let Err(error) = container::remove(&node.machine, &id).await {
+            tracing::warn!(container = %id, %error, "half-made, and cannot be removed yet");
         }
         return;
     }

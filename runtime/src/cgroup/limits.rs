@@ -77,7 +77,9 @@ impl Host {
             true => {
                 let below = |file: &str| Path::new(ROOT).join(path).join(file);
                 let own = LIMITS_V2.iter().map(|file| below(file));
-                own.chain(resources.unified.iter().map(|(file, _)| below(file))).collect()
+                let pages = resources.hugepage_limits.iter().flat_map(|(size, _)| huge_page_files(size));
+                let pages = pages.map(|file| below(&file));
+                own.chain(pages).chain(resources.unified.iter().map(|(file, _)| below(file))).collect()
             }
             false => LIMITS_V1.iter().map(|(name, file)| Path::new(ROOT).join(name).join(path).join(file)).collect(),
         };
@@ -132,7 +134,7 @@ impl Host {
             if !size.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
                 bail!("{size:?} is not a page size");
             }
-            for file in [format!("hugetlb.{size}.max"), format!("hugetlb.{size}.rsvd.max")] {
+            for file in huge_page_files(size) {
                 let path = root.join(path).join(file);
                 if path.exists() {
                     fs::write(&path, limit.to_string()).with_context(|| format!("write {}", path.display()))?;
@@ -174,6 +176,11 @@ impl Host {
         }
         Ok(())
     }
+}
+
+/// Of v2: what is used, and what is reserved.
+fn huge_page_files(size: &str) -> [String; 2] {
+    [format!("hugetlb.{size}.max"), format!("hugetlb.{size}.rsvd.max")]
 }
 
 /// Files that limits are in, by controller.

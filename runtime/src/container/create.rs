@@ -16,9 +16,7 @@ use berth_shim::{
 use nix::sys::signal::Signal;
 
 use super::{
-    Config, Container, Meta, MountSource, Seccomp, State,
-    actor::gone,
-    devices, seccomp,
+    Config, Container, Meta, MountSource, Seccomp, State, devices, seccomp,
     spec::{self, Inputs},
 };
 use crate::{
@@ -28,10 +26,9 @@ use crate::{
     layout,
     machine::Machine,
     sandbox::{self, Sandbox},
-    trash,
 };
 
-/// Makes a container in `sandbox`. Nothing is left of a failed one.
+/// Makes a container in `sandbox`. What a failed one leaves, `remove` finds.
 pub(crate) fn create(
     machine: &Machine,
     sandbox: &Sandbox,
@@ -74,15 +71,10 @@ pub(crate) fn create(
     let spec = build(machine, sandbox, &meta, (&image, &mounted, nodes))?;
     let filters = Filters { seccomp: filter(&meta, &spec)?, devices: machine.cgroups.device_program(&meta.devices()) };
     let directory = machine.layout.container(id);
-    let half_made = directory.with_extension("tmp");
+    let half_made = machine.layout.half_made(id);
     let state = machine.layout.container_state(id);
-    let result = write(&half_made, &state, (&meta, &spec), &filters)
-        .and_then(|()| fs::rename(&half_made, &directory).with_context(|| format!("rename {}", half_made.display())));
-    if let Err(error) = result {
-        // Best effort on a disk that has just failed; the next start finds what is left.
-        let _ = discard_half_made(machine, id);
-        return Err(error.into());
-    }
+    write(&half_made, &state, (&meta, &spec), &filters)?;
+    fs::rename(&half_made, &directory).with_context(|| format!("rename {}", half_made.display()))?;
     Ok(Arc::new(Container::new(meta, State::Created, lease)))
 }
 
@@ -123,7 +115,7 @@ fn check_sub_paths(machine: &Machine, config: &Config, mounted: &MountedImages) 
 
 /// Below the layers' directory.
 fn files_of(key: &str) -> String {
-    format!("{key}/fs")
+    format!("{key}/{}", image::FILES)
 }
 
 fn build(
@@ -162,13 +154,6 @@ fn filter(meta: &Meta, spec: &Spec) -> Result<Option<Vec<u8>>> {
         Seccomp::RuntimeDefault => seccomp::default_profile(container.process.capabilities).map(Some),
         Seccomp::Localhost(path) => seccomp::local_profile(path).map(Some),
     }
-}
-
-/// The undo of a create that was not finished. Success when there is nothing.
-pub(crate) fn discard_half_made(machine: &Machine, id: &ContainerId) -> anyhow::Result<()> {
-    let (half_made, state) = (machine.layout.container(id).with_extension("tmp"), machine.layout.container_state(id));
-    gone(fs::remove_dir_all(&state)).with_context(|| format!("remove {}", state.display()))?;
-    trash::discard(&machine.layout, &half_made).with_context(|| format!("remove {}", half_made.display()))
 }
 
 /// Programs for the kernel, as it takes them.

@@ -27,7 +27,7 @@ use berth_shim::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-pub(crate) use create::{create, discard_half_made};
+pub(crate) use create::create;
 pub(crate) use devices::Device;
 pub(crate) use exec::Output;
 pub(crate) use mounts::OPTIONS as MOUNT_OPTIONS;

@@ -19,5 +19,7 @@ pub(crate) async fn remove(machine: &Arc<Machine>, id: &ContainerId) -> Result<(
         machine.destroy_cgroup(&meta.cgroup).await.context("remove its cgroup")?;
     }
     gone(fs::remove_dir_all(&state)).with_context(|| format!("remove {}", state.display()))?;
+    let half_made = machine.layout.half_made(id);
+    trash::discard(&machine.layout, &half_made).with_context(|| format!("remove {}", half_made.display()))?;
     Ok(trash::discard(&machine.layout, &directory).with_context(|| format!("remove {}", directory.display()))?)
 }

@@ -13,7 +13,7 @@ use std::{path::PathBuf, sync::Arc};
 
 pub(crate) use auth::Given;
 pub(crate) use reference::Digest;
-pub(crate) use store::{Image, Lease, Usage};
+pub(crate) use store::{FILES, Image, Lease, Usage};
 pub(crate) use view::contains;
 
 use crate::{

@@ -48,7 +48,7 @@ pub(crate) async fn serve(node: Arc<Node>, listener: UnixListener) -> anyhow::Re
     let runtime = RuntimeServiceServer::new(runtime::Runtime { node: node.clone() });
     let images = ImageServiceServer::new(image::Images { node });
     tonic::transport::Server::builder()
-        .layer(NameUnimplemented)
+        .layer(Corrections)
         .add_service(runtime.max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
         .add_service(images.max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
         .serve_with_incoming(UnixListenerStream::new(listener))
@@ -73,24 +73,24 @@ where
     Box::pin(futures_util::stream::iter(std::iter::from_fn(next)))
 }
 
-/// Says which RPC is not served, where the generated code says only that one is not.
+/// Corrects what tonic answers by itself: which RPC is not served, and that a deadline has passed.
 #[derive(Clone, Copy, Debug)]
-struct NameUnimplemented;
+struct Corrections;
 
 #[derive(Clone, Debug)]
-struct Named<S> {
+struct Corrected<S> {
     inner: S,
 }
 
-impl<S> Layer<S> for NameUnimplemented {
-    type Service = Named<S>;
+impl<S> Layer<S> for Corrections {
+    type Service = Corrected<S>;
 
-    fn layer(&self, inner: S) -> Named<S> {
-        Named { inner }
+    fn layer(&self, inner: S) -> Corrected<S> {
+        Corrected { inner }
     }
 }
 
-impl<S, B, R> Service<Request<B>> for Named<S>
+impl<S, B, R> Service<Request<B>> for Corrected<S>
 where
     S: Service<Request<B>, Response = Response<R>>,
     S::Future: Send + 'static,
