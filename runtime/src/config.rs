@@ -27,6 +27,10 @@ bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
 # <host>/hosts.toml below it says how to reach a registry, _default/hosts.toml all others.
 config_path = "/etc/berth/certs.d"
 
+[cdi]
+# Files that say what the devices need that containers ask for by name, as vendor/class=name; later directories win.
+spec_dirs = ["/etc/cdi", "/var/run/cdi"]
+
 [cgroup]
 # "cgroupfs", or "systemd" on a node with cgroup v2 and systemd; the kubelet asks for it, and older ones must be told the same.
 driver = "cgroupfs"
@@ -40,6 +44,7 @@ pub(crate) struct Config {
     pub listen: PathBuf,
     pub cni: Cni,
     pub registry: Registry,
+    pub cdi: Cdi,
     pub cgroup: Cgroup,
 }
 
@@ -54,6 +59,12 @@ pub(crate) struct Cni {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Registry {
     pub config_path: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Cdi {
+    pub spec_dirs: Vec<PathBuf>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -80,6 +91,7 @@ impl Default for Config {
             listen: "/run/berth/berth.sock".into(),
             cni: Cni::default(),
             registry: Registry::default(),
+            cdi: Cdi::default(),
             cgroup: Cgroup::default(),
         }
     }
@@ -94,6 +106,12 @@ impl Default for Cni {
 impl Default for Registry {
     fn default() -> Self {
         Self { config_path: "/etc/berth/certs.d".into() }
+    }
+}
+
+impl Default for Cdi {
+    fn default() -> Self {
+        Self { spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()] }
     }
 }
 

@@ -78,9 +78,13 @@ impl Layout {
         self.root.join("layers")
     }
 
+    pub(crate) fn pins(&self) -> PathBuf {
+        self.state.join("sandboxes")
+    }
+
     /// Pins of a pod: `ipc`, `uts`, `pid`, `user`, and its /dev/shm.
     pub(crate) fn sandbox_state(&self, id: &SandboxId) -> PathBuf {
-        self.state.join("sandboxes").join(id.as_str())
+        self.pins().join(id.as_str())
     }
 
     /// The directory of `shim.sock`.

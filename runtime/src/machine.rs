@@ -1,6 +1,6 @@
 //! What every verb needs of this machine: paths, the shim, cgroups, networks, images.
 
-use std::{fs, sync::Arc};
+use std::{fs, path::PathBuf, sync::Arc};
 
 use anyhow::Context;
 
@@ -22,6 +22,7 @@ pub(crate) struct Machine {
     /// With the systemd driver.
     scopes: Option<cgroup::Scopes>,
     pub apparmor: AppArmor,
+    pub cdi_dirs: Vec<PathBuf>,
     pub networks: Networks,
     pub images: Arc<Images>,
     /// Whether pods can have user namespaces of their own.
@@ -52,6 +53,7 @@ impl Machine {
                 Driver::Systemd => Some(cgroup::Scopes::connect().await.context("cgroup.driver is \"systemd\"")?),
             },
             apparmor: AppArmor::detect(),
+            cdi_dirs: config.cdi.spec_dirs.clone(),
             networks: Networks::new(&config.cni, &layout)?,
             images: Arc::new(Images::open(layout.clone(), config.registry.config_path.clone(), &boot_id)?),
             boot_id,

@@ -1,6 +1,7 @@
 //! berthd: reads its configuration, recovers what is on disk, serves CRI. There is nothing to save on the way out.
 
 mod apparmor;
+mod cdi;
 mod cgroup;
 mod config;
 mod container;
@@ -156,11 +157,13 @@ fn log(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes the two directories, for root alone, and takes the one lock: two daemons on one root would each undo what the other does.
+/// Makes the directories, and takes the one lock: two daemons on one root would each undo what the other does.
 fn prepare(layout: &Layout) -> anyhow::Result<OwnedFd> {
-    for directory in [&layout.root, &layout.state] {
+    // Hooks of a container in a user namespace reach its bundle, below the state directory, as somebody else.
+    let directories = [(&layout.root, 0o700), (&layout.state, 0o711), (&layout.pins(), 0o700), (&layout.ipam(), 0o700)];
+    for (directory, mode) in directories {
         fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
-        fs::set_permissions(directory, fs::Permissions::from_mode(0o700))
+        fs::set_permissions(directory, fs::Permissions::from_mode(mode))
             .with_context(|| format!("chmod {}", directory.display()))?;
     }
     let path = layout.lock();

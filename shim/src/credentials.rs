@@ -43,7 +43,8 @@ pub(crate) fn set_oom_score_adj(process: &Process) -> Result<()> {
     }
 }
 
-/// The AppArmor profile that execve(2) changes to. Written by root of the host, before a user namespace is entered.
+/// The AppArmor profile that execve(2) changes to. Written while the host's /proc is still there, and after the host's own programs
+/// were run.
 pub(crate) fn set_label(process: &Process) -> Result<()> {
     let Some(profile) = &process.apparmor else { return Ok(()) };
     let path = "/proc/self/attr/apparmor/exec";

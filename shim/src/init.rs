@@ -4,7 +4,7 @@ use std::{
     io::{IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use berth_shim::{
@@ -30,7 +30,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cgroup, credentials,
-    error::{Failure, Result, Step},
+    error::{Failure, Result, Step, failure},
+    hooks::{Bundle, Status},
     mounts, namespaces,
     passwd::{self, Login},
     rootfs,
@@ -43,6 +44,9 @@ use crate::{
 pub(crate) enum Message {
     /// The first process of the container, whose pidfd rides along, is another one than was forked.
     Init(i32),
+    /// The namespaces are there; answered with `Proceed`. Sent where there are hooks.
+    Created,
+    Proceed,
     User(ResolvedUser),
     /// The master end of the container's terminal rides along.
     Terminal,
@@ -100,7 +104,6 @@ pub(crate) fn run(dir: &Path, spec: &Spec, stdio: ChildStdio, filter: &[u8], cha
 fn enter(dir: &Path, spec: &Spec, container: &Container, stdio: ChildStdio, channel: BorrowedFd<'_>) -> Result<Login> {
     let user = spec.namespaces.user.as_ref();
     credentials::set_oom_score_adj(&container.process)?;
-    credentials::set_label(&container.process)?;
     namespaces::join(&spec.namespaces)?;
     cgroup::join_controllers(&spec.cgroups)?;
     let prepared = rootfs::prepare(dir, container, user)?;
@@ -111,6 +114,18 @@ fn enter(dir: &Path, spec: &Spec, container: &Container, stdio: ChildStdio, chan
     setsid().step("setsid")?;
     // Its root is the cgroup of this process at this moment.
     unshare(CloneFlags::CLONE_NEWCGROUP).step("unshare the cgroup namespace")?;
+    // Over the host's root, which this process keeps seeing until it leaves it: no directory is needed for it, but by hooks.
+    let (bundle, hooks) = (Bundle::of(spec), &container.hooks);
+    let at = if hooks.is_empty() { PathBuf::from("/") } else { bundle.rootfs() };
+    if !hooks.is_empty() {
+        send(channel, &Message::Created, None);
+        // The monitor runs hooks now, and does not go on when one fails.
+        receive(channel)?.ok_or_else(|| failure("the monitor is gone", ""))?;
+    }
+    rootfs::assemble(&prepared, container, &at)?;
+    let own_pid = std::process::id() as i32;
+    bundle.run(&hooks.create_container, Status::Creating, own_pid)?;
+    credentials::set_label(&container.process)?;
     rootfs::enter(&prepared, container)?;
     match stdio {
         ChildStdio::Pipes { stdin, stdout, stderr } => install(stdin, stdout, stderr)?,
@@ -118,6 +133,7 @@ fn enter(dir: &Path, spec: &Spec, container: &Container, stdio: ChildStdio, chan
     }
     let login = passwd::resolve(&container.process.user)?;
     ensure_cwd(&container.process)?;
+    bundle.run(&hooks.start_container, Status::Created, own_pid)?;
     send(channel, &Message::User(login.user.clone()), None);
     Ok(login)
 }

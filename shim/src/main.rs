@@ -8,6 +8,7 @@ mod credentials;
 mod devices;
 mod error;
 mod exec;
+mod hooks;
 mod init;
 mod log;
 mod monitor;

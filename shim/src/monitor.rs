@@ -11,7 +11,7 @@ use berth_shim::{
     layout,
     protocol::{self, Answer, Call, Packet, Request},
     record::{self, End, Exited, Found, Report, ResolvedUser, Started},
-    spec::{Namespace, Process, Program, Spec},
+    spec::{Hooks, Namespace, Process, Program, Spec},
 };
 use nix::{
     errno::Errno,
@@ -30,6 +30,7 @@ use crate::{
     cgroup::{self, OomWatch},
     error::{Result, Step, failure},
     exec::{self, Exec, Inside},
+    hooks::{Bundle, Status},
     init::{self, Message},
     log::now,
     namespaces, run, seccomp,
@@ -80,6 +81,7 @@ pub(crate) fn run(dir: &Path, spec: &Spec) -> Result<()> {
         Err(error) => {
             cgroup::kill_all(&spec.cgroups);
             while waitpid(None::<Pid>, None).is_ok() {}
+            run_poststop(spec);
             let oom = OomWatch::open(&spec.cgroups).look();
             let exited = Exited { end: End::NotStarted(error.clone()), at: now(), oom };
             cgroup::remove(&spec.cgroups);
@@ -111,18 +113,31 @@ fn start<'a>(dir: &'a Path, spec: &'a Spec) -> Result<Monitor<'a>> {
     let oom = OomWatch::open(&spec.cgroups);
     namespaces::join_pid(&spec.namespaces)?;
     let flags = namespaces::clone_flags(&spec.namespaces).bits();
-    let (mut init, mut pidfd) = match sys::clone3(flags, directory.as_ref().map(AsFd::as_fd)).step("clone3")? {
+    let bundle = Bundle::of(spec);
+    let hooks = hooks(spec);
+    if let (Program::Container(container), Some(_)) = (&spec.program, hooks) {
+        bundle.make(container)?;
+    }
+    let mut init = match sys::clone3(flags, directory.as_ref().map(AsFd::as_fd)).step("clone3")? {
         Fork::Child => {
             drop(ours);
             init::run(dir, spec, child_stdio, &filter, theirs)
         }
-        Fork::Parent { pid, pidfd } => (pid, pidfd),
+        Fork::Parent { pid, pidfd } => Init { pid, pidfd },
     };
     drop((theirs, child_stdio));
-    let user = await_start(ours.as_fd(), &mut stdio, |sibling, its_pidfd| (init, pidfd) = (sibling, its_pidfd))?;
+    let user = await_start(ours.as_fd(), &mut stdio, &mut init, |pid| {
+        let Some(hooks) = hooks else { return Ok(()) };
+        bundle.run_outside(&hooks.prestart, Status::Creating, pid)?;
+        bundle.run_outside(&hooks.create_runtime, Status::Creating, pid)
+    })?;
+    let Init { pid: init, pidfd } = init;
     enter_pid_namespace(spec, init, &pidfd)?;
     let started =
         Started { pid: init.as_raw() as u32, start_time: start_time(init)?, boot_id: boot_id()?, at: now(), user };
+    if let Some(hooks) = hooks {
+        bundle.run_outside(&hooks.poststart, Status::Running, init.as_raw())?;
+    }
     let path = dir.join(layout::STARTED);
     record::write(&path, &started).step_on("write", &path)?;
     run::report(&Report::Pid(started.pid));
@@ -130,16 +145,36 @@ fn start<'a>(dir: &'a Path, spec: &'a Spec) -> Result<Monitor<'a>> {
     Ok(Monitor { dir, spec, filter, init, pidfd, oom, stdio, children, listener, clients, next_client: 0, execs })
 }
 
-/// Reads the child's messages until it runs its program or fails; `replaced` hears of the process that took its place.
+/// Those of a container that has any.
+fn hooks(spec: &Spec) -> Option<&Hooks> {
+    match &spec.program {
+        Program::Container(container) => Some(&container.hooks).filter(|hooks| !hooks.is_empty()),
+        Program::Pause => None,
+    }
+}
+
+/// The first process of the container.
+struct Init {
+    pid: Pid,
+    pidfd: OwnedFd,
+}
+
+/// Reads the messages of `init` until it runs its program or fails; `created` is done when its namespaces are there.
 fn await_start(
     channel: BorrowedFd<'_>,
     stdio: &mut Stdio,
-    mut replaced: impl FnMut(Pid, OwnedFd),
+    init: &mut Init,
+    created: impl Fn(i32) -> Result<()>,
 ) -> Result<ResolvedUser> {
     let mut user = None;
     while let Some((message, fd)) = init::receive(channel)? {
         match (message, fd) {
-            (Message::Init(pid), Some(pidfd)) => replaced(Pid::from_raw(pid), pidfd),
+            (Message::Init(pid), Some(pidfd)) => *init = Init { pid: Pid::from_raw(pid), pidfd },
+            (Message::Created, _) => {
+                created(init.pid.as_raw())?;
+                init::send(channel, &Message::Proceed, None);
+            }
+            (Message::Proceed, _) => {}
             (Message::User(resolved), _) => user = Some(resolved),
             (Message::Terminal, Some(master)) => stdio.terminal(master)?,
             (Message::Init(_) | Message::Terminal, None) => return Err(failure("a descriptor did not arrive", "")),
@@ -147,6 +182,13 @@ fn await_start(
         }
     }
     user.ok_or_else(|| failure("killed before its program ran", ""))
+}
+
+fn run_poststop(spec: &Spec) {
+    if let Some(hooks) = hooks(spec) {
+        // The container has ended all the same, and there is nobody who could do anything about it.
+        let _ = Bundle::of(spec).run_outside(&hooks.poststop, Status::Stopped, 0);
+    }
 }
 
 /// Later children of this process are born in the container's PID namespace, so that an exec needs one fork only.
@@ -363,6 +405,7 @@ impl Monitor<'_> {
         cgroup::kill_all(&self.spec.cgroups);
         while matches!(waitpid(None::<Pid>, None), Ok(_) | Err(Errno::EINTR)) {}
         self.stdio.drain();
+        run_poststop(self.spec);
         cgroup::remove(&self.spec.cgroups);
         let path = self.dir.join(layout::EXITED);
         record::write_durable(&path, &Exited { end, at: now(), oom }).step_on("write", &path)

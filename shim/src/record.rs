@@ -25,6 +25,8 @@ pub enum Stage {
     Mount(usize),
     /// Has copied so many files into the volumes of the image.
     Copy(usize),
+    /// Has waited so many seconds for a hook.
+    Hook(usize),
 }
 
 impl Stage {
@@ -34,6 +36,7 @@ impl Stage {
         match stage {
             "mount" => Some(Self::Mount(number)),
             "copy" => Some(Self::Copy(number)),
+            "hook" => Some(Self::Hook(number)),
             _ => None,
         }
     }
@@ -44,6 +47,7 @@ impl std::fmt::Display for Stage {
         match self {
             Self::Mount(index) => write!(f, "mount {index}"),
             Self::Copy(count) => write!(f, "copy {count}"),
+            Self::Hook(seconds) => write!(f, "hook {seconds}"),
         }
     }
 }

@@ -60,16 +60,20 @@ pub(crate) fn prepare(dir: &Path, container: &Container, user: Option<&UserNames
     Ok(Prepared { root, mounts, nodes })
 }
 
-/// Builds the root of `container` in the current mount namespace and makes it this process' root.
-pub(crate) fn enter(prepared: &Prepared, container: &Container) -> Result<()> {
+/// Builds the root of `container` at `at` in the current mount namespace.
+pub(crate) fn assemble(prepared: &Prepared, container: &Container, at: &Path) -> Result<()> {
     let Prepared { root, mounts, nodes } = prepared;
-    // Over the host's root, which this process keeps seeing until it leaves it: no directory is needed for it.
-    let at = open_path(Path::new("/"), OFlags::DIRECTORY).step_on("open", "/")?;
-    mounts::attach(root.as_fd(), at.as_fd()).step_on("mount overlay on", "/")?;
+    let directory = open_path(at, OFlags::DIRECTORY).step_on("open", at)?;
+    mounts::attach(root.as_fd(), directory.as_fd()).step_on("mount overlay on", at)?;
     for (request, mount) in container.mounts.iter().zip(mounts) {
         mounts::apply(root.as_fd(), request, mount.as_ref(), nodes)?;
     }
-    nodes.provide(root.as_fd(), &container.devices)?;
+    nodes.provide(root.as_fd(), &container.devices)
+}
+
+/// Takes from the finished root what the container may not have, and makes it this process' root.
+pub(crate) fn enter(prepared: &Prepared, container: &Container) -> Result<()> {
+    let root = &prepared.root;
     if container.rootfs.readonly {
         sys::mount_setattr(root.as_fd(), false, libc::MOUNT_ATTR_RDONLY, 0).step("make the root read-only")?;
     }

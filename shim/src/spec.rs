@@ -38,6 +38,44 @@ pub struct Container {
     /// Absolute paths inside the rootfs that are hidden: files behind /dev/null, directories behind an empty tmpfs.
     pub masked_paths: Vec<PathBuf>,
     pub readonly_paths: Vec<PathBuf>,
+    #[serde(default)]
+    pub hooks: Hooks,
+}
+
+/// Programs of the host that run while the container is made, "POSIX-platform Hooks" of the OCI runtime specification. Those of one
+/// kind run one after the other; one that fails fails the start, but for `poststop`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hooks {
+    /// Outside the container, when its namespaces are there and nothing is mounted.
+    pub prestart: Vec<Hook>,
+    pub create_runtime: Vec<Hook>,
+    /// In the container's namespaces, when everything is mounted and the host's root is still `/`.
+    pub create_container: Vec<Hook>,
+    /// In the container's root, before its program.
+    pub start_container: Vec<Hook>,
+    /// Outside the container, when its program runs.
+    pub poststart: Vec<Hook>,
+    /// Outside the container, when it ended.
+    pub poststop: Vec<Hook>,
+}
+
+impl Hooks {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// Absolute.
+    pub path: PathBuf,
+    /// As execv(3) takes them: the first is the program's name for itself.
+    pub args: Vec<String>,
+    /// `NAME=value`; nothing else is in its environment.
+    pub env: Vec<String>,
+    /// Seconds; absent: two minutes.
+    pub timeout: Option<u32>,
 }
 
 /// Overlay of read-only layers, topmost first, below `upper` of the container's directory.

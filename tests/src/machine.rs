@@ -103,9 +103,10 @@ impl Machine {
         let config = self.path("config.toml");
         if !config.exists() {
             let text = format!(
-                "[cni]\nconf_dir = {:?}\n[registry]\nconfig_path = {:?}\n",
+                "[cni]\nconf_dir = {:?}\n[registry]\nconfig_path = {:?}\n[cdi]\nspec_dirs = [{:?}]\n",
                 self.path("net.d").display().to_string(),
-                self.path("certs.d").display().to_string()
+                self.path("certs.d").display().to_string(),
+                self.path("cdi").display().to_string()
             );
             fs::write(&config, text + if in_guest() { GUEST_CONFIG } else { "" }).expect("write the configuration");
         }

@@ -88,7 +88,7 @@ const LAYERS: [&[&str]; 10] = [
     &["container"],
     &["sandbox"],
     &["machine"],
-    &["image", "network", "shim", "cgroup", "apparmor"],
+    &["image", "network", "shim", "cgroup", "apparmor", "cdi"],
     &["index", "trash"],
     &["layout"],
     &["config", "id", "error"],

@@ -278,6 +278,7 @@ fn gave_up(dir: &Path, stuck: &Stuck) -> Error {
     };
     let at = match stuck.0 {
         Some(Stage::Mount(index)) => format!("opening mount source {}", source(index).unwrap_or_default()),
+        Some(Stage::Hook(_)) => "running a hook of its devices".to_owned(),
         Some(Stage::Copy(_)) => "copying the image's files for a volume".to_owned(),
         None => "setting up the container".to_owned(),
     };

@@ -20,6 +20,7 @@ use super::{
     spec::{self, Inputs},
 };
 use crate::{
+    cdi,
     error::{Error, Result},
     id::ContainerId,
     image::{self, Image},
@@ -53,7 +54,8 @@ pub(crate) fn create(
         .cgroups
         .path(&sandbox.meta.config.cgroup_parent, id.as_str())
         .map_err(|error| Error::invalid(error.to_string()))?;
-    let (nodes, device_rules) = devices::resolve(&config.devices, config.security.privileged)?;
+    let named = cdi::resolve(&machine.cdi_dirs, &config.cdi_devices)?;
+    let (nodes, device_rules) = devices::resolve(&config.devices, &named.device_nodes, &config.security)?;
     let meta = Meta {
         id: id.clone(),
         sandbox: sandbox.meta.id.clone(),
@@ -68,7 +70,7 @@ pub(crate) fn create(
         stop_signal: stop_signal(&config, &image)?,
         config,
     };
-    let spec = build(machine, sandbox, &meta, (&image, &mounted, nodes))?;
+    let spec = build(machine, sandbox, &meta, (&image, &mounted), (nodes, &named))?;
     let filters = Filters { seccomp: filter(&meta, &spec)?, devices: machine.cgroups.device_program(&meta.devices()) };
     let directory = machine.layout.container(id);
     let half_made = machine.layout.half_made(id);
@@ -122,7 +124,8 @@ fn build(
     machine: &Machine,
     sandbox: &Sandbox,
     meta: &Meta,
-    (image, mounted, devices): (&Image, &MountedImages, Vec<Device>),
+    (image, mounted): (&Image, &MountedImages),
+    (devices, named): (Vec<Device>, &cdi::Edits),
 ) -> Result<Spec> {
     let layers = |image: &Image| image.layers.iter().map(|key| files_of(key)).collect();
     spec::build(&Inputs {
@@ -137,6 +140,7 @@ fn build(
         log: meta.log_path.clone(),
         cgroups: machine.cgroups.directories(&meta.cgroup),
         devices,
+        named,
         apparmor: match meta.config.security.privileged {
             true => None,
             false => machine.apparmor.choose(&meta.config.security.apparmor)?,

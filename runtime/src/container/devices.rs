@@ -9,7 +9,9 @@ use std::{
 use berth_shim::spec::{self, DeviceKind};
 use serde::{Deserialize, Serialize};
 
+use super::Security;
 use crate::{
+    cdi,
     cgroup::DeviceRule,
     error::{Error, Result},
 };
@@ -26,22 +28,29 @@ pub(crate) struct Device {
 /// Directories and nodes of /dev that every container has of its own.
 const OWN: [&str; 5] = ["console", "fd", "mqueue", "pts", "shm"];
 
-/// The nodes and the rules for `devices`; with `privileged`, for everything in /dev.
+/// The nodes and the rules for `devices` and for `named` ones; for a privileged container, for everything in /dev.
 ///
 /// # Errors
 /// `InvalidArgument` for a path that is no device, and for unknown permissions.
-pub(super) fn resolve(devices: &[Device], privileged: bool) -> Result<(Vec<spec::Device>, Vec<DeviceRule>)> {
+pub(super) fn resolve(
+    devices: &[Device],
+    named: &[cdi::DeviceNode],
+    security: &Security,
+) -> Result<(Vec<spec::Device>, Vec<DeviceRule>)> {
     let (mut nodes, mut rules) = (Vec::new(), Vec::new());
-    if privileged {
+    let mut add = |nodes: &mut Vec<spec::Device>, found: Vec<spec::Device>, permissions: &str| {
+        rules.extend(found.iter().map(|node| rule(node, permissions)));
+        nodes.retain(|node| found.iter().all(|asked| asked.path != node.path));
+        nodes.extend(found);
+    };
+    if security.privileged {
         // Everything is allowed there: no rules.
         descend(Path::new("/dev"), Path::new("/dev"), &mut nodes)
             .map_err(|error| Error::from(anyhow::Error::from(error)).during("read /dev"))?;
     }
     for device in devices {
         let wrong = |what: &str| Error::invalid(format!("device {}: {what}", device.host_path.display()));
-        if device.permissions.is_empty() || !device.permissions.chars().all(|permission| "rwm".contains(permission)) {
-            return Err(wrong(&format!("permissions {:?} are not of r, w and m", device.permissions)));
-        }
+        check_permissions(&device.permissions).map_err(|what| wrong(&what))?;
         let mut found = Vec::new();
         // Links on the host are followed: /dev/disk/by-id and its like are made of them.
         let path = device.host_path.canonicalize().map_err(|error| wrong(&error.to_string()))?;
@@ -50,11 +59,53 @@ pub(super) fn resolve(devices: &[Device], privileged: bool) -> Result<(Vec<spec:
         if found.is_empty() {
             return Err(wrong("neither a device nor a directory with devices"));
         }
-        rules.extend(found.iter().map(|node| rule(node, &device.permissions)));
-        nodes.retain(|node| found.iter().all(|asked| asked.path != node.path));
-        nodes.extend(found);
+        add(&mut nodes, found, &device.permissions);
+    }
+    for device in named {
+        let permissions = device.permissions.as_deref().unwrap_or("rwm");
+        check_permissions(permissions)
+            .map_err(|what| Error::invalid(format!("CDI: {}: {what}", device.path.display())))?;
+        add(&mut nodes, vec![named_node(device, security)?], permissions);
     }
     Ok((nodes, rules))
+}
+
+fn check_permissions(permissions: &str) -> std::result::Result<(), String> {
+    match !permissions.is_empty() && permissions.chars().all(|permission| "rwm".contains(permission)) {
+        true => Ok(()),
+        false => Err(format!("permissions {permissions:?} are not of r, w and m")),
+    }
+}
+
+/// What the file leaves open is as on the host, but for the owner: a container that is told its user gets devices of that user.
+fn named_node(device: &cdi::DeviceNode, security: &Security) -> Result<spec::Device> {
+    let source = device.host_path.as_ref().unwrap_or(&device.path);
+    let wrong = |what: &str| Error::invalid(format!("CDI: device node {}: {what}", source.display()));
+    if !device.path.is_absolute() || device.path == Path::new("/") {
+        return Err(Error::invalid(format!("CDI: {:?} cannot be a device node", device.path.display().to_string())));
+    }
+    let path = source.canonicalize().map_err(|error| wrong(&error.to_string()))?;
+    let mut found = Vec::new();
+    if !path.is_dir() {
+        descend(&path, &device.path, &mut found).map_err(|error| wrong(&error.to_string()))?;
+    }
+    let of_host = found.pop().ok_or_else(|| wrong("not a device"))?;
+    let kind = match device.kind.as_deref() {
+        None | Some("") => of_host.kind,
+        Some("c" | "u") => DeviceKind::Char,
+        Some("b") => DeviceKind::Block,
+        Some(kind) => return Err(wrong(&format!("type {kind:?} is not b, c or u"))),
+    };
+    let asked = |id: Option<i64>| id.and_then(|id| u32::try_from(id).ok()).filter(|id| *id > 0);
+    Ok(spec::Device {
+        kind,
+        major: device.major.unwrap_or(of_host.major),
+        minor: device.minor.unwrap_or(of_host.minor),
+        mode: device.file_mode.map_or(of_host.mode, |mode| mode & 0o777),
+        uid: device.uid.or(asked(security.run_as_user)).unwrap_or(of_host.uid),
+        gid: device.gid.or(asked(security.run_as_group)).unwrap_or(of_host.gid),
+        ..of_host
+    })
 }
 
 fn rule(node: &spec::Device, permissions: &str) -> DeviceRule {
@@ -102,7 +153,7 @@ mod tests {
 
     #[test]
     fn devices_are_resolved_or_refused() {
-        let (nodes, rules) = resolve(&[device("/dev/zero", "rw")], false).unwrap();
+        let (nodes, rules) = resolve(&[device("/dev/zero", "rw")], &[], &Security::default()).unwrap();
         assert_eq!((nodes[0].path.to_str(), nodes[0].major, nodes[0].minor), (Some("/dev/x"), 1, 5));
         assert_eq!(
             (rules[0].block, rules[0].major, rules[0].minor, rules[0].permissions.as_str()),
@@ -111,11 +162,30 @@ mod tests {
         for (path, permissions) in
             [("/no/such", "r"), ("/etc/passwd", "r"), ("/etc", "r"), ("/dev/zero", ""), ("/dev/zero", "x")]
         {
-            let error = resolve(&[device(path, permissions)], false).unwrap_err();
+            let error = resolve(&[device(path, permissions)], &[], &Security::default()).unwrap_err();
             assert!(error.message.contains(path), "{error}");
         }
         // Everything of the host, each path once.
-        let (all, rules) = resolve(&[device("/dev/zero", "r")], true).unwrap();
+        let privileged = Security { privileged: true, ..Security::default() };
+        let (all, rules) = resolve(&[device("/dev/zero", "r")], &[], &privileged).unwrap();
         assert!(all.iter().any(|node| node.path == Path::new("/dev/null")) && rules.len() == 1);
+    }
+    #[test]
+    fn named_nodes_take_what_they_do_not_say_from_the_host() {
+        let node = |host: &str| cdi::DeviceNode {
+            path: "/dev/gpu".into(),
+            host_path: Some(host.into()),
+            ..Default::default()
+        };
+        let user = Security { run_as_user: Some(7), ..Security::default() };
+        let (nodes, rules) = resolve(&[], &[node("/dev/null")], &user).unwrap();
+        assert_eq!((nodes[0].major, nodes[0].minor, nodes[0].mode, nodes[0].uid), (1, 3, 0o666, 7));
+        assert_eq!((nodes[0].path.to_str(), rules[0].permissions.as_str()), (Some("/dev/gpu"), "rwm"));
+        let said = cdi::DeviceNode { minor: Some(5), file_mode: Some(0o600), uid: Some(0), ..node("/dev/null") };
+        let (nodes, _) = resolve(&[], &[said], &user).unwrap();
+        assert_eq!((nodes[0].minor, nodes[0].mode, nodes[0].uid), (5, 0o600, 0));
+        for path in ["/no/such", "/etc/passwd", "/dev"] {
+            assert!(resolve(&[], &[node(path)], &user).unwrap_err().message.contains(path));
+        }
     }
 }

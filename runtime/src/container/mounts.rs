@@ -7,6 +7,7 @@ use berth_shim::spec::{Mount, MountKind, Propagation};
 
 use super::{MountSource, spec::Inputs};
 use crate::{
+    cdi,
     error::{Error, Result},
     layout,
     sandbox::{NamespaceMode, Pins},
@@ -15,11 +16,18 @@ use crate::{
 /// # Errors
 /// `InvalidArgument` for mounts that contradict themselves or each other.
 pub(super) fn build(inputs: &Inputs<'_>) -> Result<Vec<Mount>> {
-    let asked: Vec<Mount> = inputs.config.mounts.iter().map(|mount| request(inputs, mount)).collect::<Result<_>>()?;
+    let mut asked: Vec<Mount> =
+        inputs.config.mounts.iter().map(|mount| request(inputs, mount)).collect::<Result<_>>()?;
     for (index, mount) in asked.iter().enumerate() {
         if asked[..index].iter().any(|earlier| earlier.target == mount.target) {
             return Err(Error::invalid(format!("mounts: two of them at {}", mount.target.display())));
         }
+    }
+    for mount in &inputs.named.mounts {
+        // Two devices may bring the same library.
+        let mount = of_device(mount)?;
+        asked.retain(|earlier| earlier.target != mount.target);
+        asked.push(mount);
     }
     let mut mounts = own(inputs);
     mounts.extend(volumes(inputs)?);
@@ -126,6 +134,35 @@ fn request(inputs: &Inputs<'_>, mount: &super::Mount) -> Result<Mount> {
     Ok(built)
 }
 
+/// A bind that a CDI device brings.
+fn of_device(mount: &cdi::Mount) -> Result<Mount> {
+    let target = normal(&mount.container_path)?;
+    let wrong = |what: String| Error::invalid(format!("CDI: mount of {}: {what}", target.display()));
+    if !matches!(mount.kind.as_str(), "" | "bind" | "none") {
+        return Err(wrong(format!("type {:?} is not bind", mount.kind)));
+    }
+    if !mount.host_path.is_absolute() {
+        return Err(wrong(format!("hostPath {:?} is not absolute", mount.host_path.display().to_string())));
+    }
+    let mut propagation = Propagation::Private;
+    let mut built = plain(target.clone(), bind(mount.host_path.clone(), false));
+    for option in &mount.options {
+        match option.as_str() {
+            "bind" | "rbind" => {}
+            "ro" | "rw" => built.readonly = option == "ro",
+            "private" | "rprivate" => propagation = Propagation::Private,
+            "slave" | "rslave" => propagation = Propagation::Slave,
+            "shared" | "rshared" => propagation = Propagation::Shared,
+            known if OPTIONS.contains(&known) => apply(known, &mut built),
+            unknown => return Err(wrong(format!("unknown option {unknown:?}"))),
+        }
+    }
+    if let MountKind::Bind { propagation: of_bind, .. } = &mut built.kind {
+        *of_bind = propagation;
+    }
+    Ok(built)
+}
+
 /// Words of mount(8) that have a meaning for a single mount.
 pub(crate) const OPTIONS: [&str; 6] = ["noexec", "exec", "nosuid", "suid", "nodev", "dev"];
 
@@ -149,6 +186,18 @@ mod tests {
         let mut mount = plain("/x", MountKind::Mqueue);
         ["noexec", "nodev", "exec", "nosuid"].iter().for_each(|option| apply(option, &mut mount));
         assert_eq!((mount.noexec, mount.nodev, mount.nosuid), (false, true, true));
+        let bind = |options: &[&str]| cdi::Mount {
+            host_path: "/lib/x".into(),
+            container_path: "/x".into(),
+            kind: String::new(),
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+        };
+        let built = of_device(&bind(&["ro", "nosuid", "rbind", "rslave"])).unwrap();
+        assert!(built.readonly && built.nosuid && !built.nodev);
+        assert!(matches!(built.kind, MountKind::Bind { propagation: Propagation::Slave, create: false, .. }));
+        assert!(of_device(&bind(&["ro", "sync"])).unwrap_err().message.contains("sync"));
+        assert!(of_device(&cdi::Mount { kind: "tmpfs".into(), ..bind(&[]) }).is_err());
+        assert!(of_device(&cdi::Mount { host_path: "lib".into(), ..bind(&[]) }).is_err());
         assert!(OPTIONS.iter().all(|option| ["exec", "suid", "dev"].contains(&option.trim_start_matches("no"))));
     }
 }

@@ -12,6 +12,7 @@ use oci_spec::image::ImageConfiguration;
 
 use super::{Config, Seccomp, mounts, security};
 use crate::{
+    cdi,
     error::{Error, Result},
     layout::Layout,
     sandbox::{self, NamespaceMode, Pins},
@@ -36,6 +37,8 @@ pub(super) struct Inputs<'a> {
     /// Layers of the images that it mounts, by how the request names them.
     pub mounted: BTreeMap<String, Vec<String>>,
     pub devices: Vec<Device>,
+    /// What the devices that it names bring.
+    pub named: &'a cdi::Edits,
     /// Profile to run under.
     pub apparmor: Option<String>,
     /// Hierarchies to show at /sys/fs/cgroup; empty on v2.
@@ -65,6 +68,7 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
         process: process(inputs)?,
         masked_paths: hidden(&config.security.masked_paths),
         readonly_paths: hidden(&config.security.readonly_paths),
+        hooks: inputs.named.hooks()?,
     };
     Ok(Spec {
         id: inputs.id.to_owned(),
@@ -107,6 +111,8 @@ fn process(inputs: &Inputs<'_>) -> Result<Process> {
         ("", Some(directory)) => directory,
         (directory, _) => directory,
     };
+    let mut user = security::user(security, of_image.user().as_deref().unwrap_or_default())?;
+    user.supplementary.extend(&inputs.named.additional_gids);
     Ok(Process {
         args: args(
             config,
@@ -115,7 +121,7 @@ fn process(inputs: &Inputs<'_>) -> Result<Process> {
         )?,
         env: env(inputs, of_image.env().as_deref().unwrap_or_default()),
         cwd: Path::new("/").join(cwd),
-        user: security::user(security, of_image.user().as_deref().unwrap_or_default())?,
+        user,
         capabilities: security::capabilities(security)?,
         no_new_privileges: security.no_new_privs,
         rlimits: vec![Rlimit { kind: RlimitKind::Nofile, soft: OPEN_FILES.0, hard: OPEN_FILES.1 }],
@@ -150,6 +156,7 @@ fn env(inputs: &Inputs<'_>, of_image: &[String]) -> Vec<String> {
     all.extend(inputs.config.tty.then(|| "TERM=xterm".to_owned()));
     all.extend(of_image.iter().cloned());
     all.extend(inputs.config.env.iter().map(|(name, value)| format!("{name}={value}")));
+    all.extend(inputs.named.env.iter().cloned());
     let mut env: Vec<String> = Vec::new();
     let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
     for variable in all {

@@ -10,7 +10,7 @@ use crate::{
     apparmor::Profile,
     cgroup::Resources,
     container::{self, MountSource, Seccomp, Security},
-    error::{Error, Kind, Result},
+    error::{Error, Result},
     image,
     network::PortMapping,
     sandbox::{self, Dns, NamespaceMode, NamespaceModes, UserMapping},
@@ -35,10 +35,6 @@ const MASKED: [&str; 11] = [
 ];
 
 const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
-fn unsupported(field: &str) -> Error {
-    Error::new(Kind::Internal, format!("{field} is not supported by this version of berth"))
-}
 
 pub(in crate::server) fn handler(name: &str) -> Result<()> {
     let known = || HANDLERS.iter().filter(|known| !known.is_empty()).copied().collect::<Vec<_>>().join(", ");
@@ -162,9 +158,6 @@ pub(in crate::server) fn container_config(config: Option<v1::ContainerConfig>) -
     }
     let image = config.image.ok_or_else(|| Error::invalid("config.image is missing"))?;
     handler(&image.runtime_handler)?;
-    if !config.cdi_devices.is_empty() {
-        return Err(unsupported("CDI_devices"));
-    }
     let stop_signal =
         v1::Signal::try_from(config.stop_signal).map_err(|_| Error::invalid("stop_signal is not a signal"))?;
     let linux = config.linux.unwrap_or_default();
@@ -187,6 +180,7 @@ pub(in crate::server) fn container_config(config: Option<v1::ContainerConfig>) -
         env: config.envs.into_iter().map(env).collect::<Result<_>>()?,
         mounts: config.mounts.into_iter().map(mount).collect::<Result<_>>()?,
         devices: config.devices.into_iter().map(device).collect(),
+        cdi_devices: config.cdi_devices.into_iter().map(|device| device.name).collect(),
         labels: config.labels.into_iter().collect(),
         annotations: config.annotations.into_iter().collect(),
         log_path: log_path(&config.log_path)?,
