@@ -1,6 +1,7 @@
 //! The configuration: TOML to types, once. Unknown keys are refused with file and line.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -34,6 +35,11 @@ spec_dirs = ["/etc/cdi", "/var/run/cdi"]
 [cgroup]
 # "cgroupfs", or "systemd" on a node with cgroup v2 and systemd; the kubelet asks for it, and older ones must be told the same.
 driver = "cgroupfs"
+
+# Names for RuntimeClass objects, besides "berth" and "runc", which are berth itself. Another OCI runtime makes the containers of
+# pods that name it: runc or crun, with the systemd driver only crun.
+# [handlers.crun]
+# oci_runtime = "/usr/bin/crun"
 "#;
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -46,6 +52,7 @@ pub(crate) struct Config {
     pub registry: Registry,
     pub cdi: Cdi,
     pub cgroup: Cgroup,
+    pub handlers: BTreeMap<String, Handler>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -73,6 +80,23 @@ pub(crate) struct Cgroup {
     pub driver: Driver,
 }
 
+/// What a RuntimeClass may name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Handler {
+    /// Absent: berth itself.
+    #[serde(deserialize_with = "absolute")]
+    pub oci_runtime: Option<PathBuf>,
+}
+
+fn absolute<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    let path = PathBuf::deserialize(deserializer)?;
+    match path.is_absolute() {
+        true => Ok(Some(path)),
+        false => Err(serde::de::Error::custom(format!("{} is not absolute", path.display()))),
+    }
+}
+
 /// Who makes cgroups.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -93,6 +117,7 @@ impl Default for Config {
             registry: Registry::default(),
             cdi: Cdi::default(),
             cgroup: Cgroup::default(),
+            handlers: BTreeMap::new(),
         }
     }
 }
@@ -160,6 +185,7 @@ mod tests {
             ("[cni]\nconf_dirs = \"/x\"", "2:1", "unknown field `conf_dirs`"),
             ("\n\nroot = 7", "3:8", "invalid type: integer"),
             ("[cgroup]\ndriver = \"upstart\"", "2:10", "unknown variant `upstart`"),
+            ("[handlers.x]\noci_runtime = \"crun\"", "2:15", "not absolute"),
             ("[cni", "1:5", ""),
         ] {
             let error = Config::parse(text).unwrap_err();

@@ -87,6 +87,11 @@ impl Layout {
         self.pins().join(id.as_str())
     }
 
+    /// `--root` of other OCI runtimes; each container has a directory in it.
+    pub(crate) fn oci(&self) -> PathBuf {
+        self.state.join("oci")
+    }
+
     /// The directory of `shim.sock`.
     pub(crate) fn container_state(&self, id: &ContainerId) -> PathBuf {
         self.state.join("containers").join(id.as_str())

@@ -8,6 +8,7 @@ use crate::{
     apparmor::AppArmor,
     cgroup::{self, Devices, Resources},
     config::{Config, Driver},
+    handlers::Handlers,
     image::Images,
     layout::Layout,
     network::Networks,
@@ -22,6 +23,7 @@ pub(crate) struct Machine {
     /// With the systemd driver.
     scopes: Option<cgroup::Scopes>,
     pub apparmor: AppArmor,
+    pub handlers: Handlers,
     pub cdi_dirs: Vec<PathBuf>,
     pub networks: Networks,
     pub images: Arc<Images>,
@@ -53,6 +55,7 @@ impl Machine {
                 Driver::Systemd => Some(cgroup::Scopes::connect().await.context("cgroup.driver is \"systemd\"")?),
             },
             apparmor: AppArmor::detect(),
+            handlers: Handlers::new(&config.handlers),
             cdi_dirs: config.cdi.spec_dirs.clone(),
             networks: Networks::new(&config.cni, &layout)?,
             images: Arc::new(Images::open(layout.clone(), config.registry.config_path.clone(), &boot_id)?),

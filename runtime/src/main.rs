@@ -6,6 +6,7 @@ mod cgroup;
 mod config;
 mod container;
 mod error;
+mod handlers;
 mod id;
 mod image;
 mod index;
@@ -160,10 +161,16 @@ fn log(arguments: &Arguments) -> anyhow::Result<()> {
 /// Makes the directories, and takes the one lock: two daemons on one root would each undo what the other does.
 fn prepare(layout: &Layout) -> anyhow::Result<OwnedFd> {
     // Hooks of a container in a user namespace reach its bundle, below the state directory, as somebody else.
-    let directories = [(&layout.root, 0o700), (&layout.state, 0o711), (&layout.pins(), 0o700), (&layout.ipam(), 0o700)];
-    for (directory, mode) in directories {
+    let directories = [
+        (layout.root.clone(), 0o700),
+        (layout.state.clone(), 0o711),
+        (layout.pins(), 0o700),
+        (layout.ipam(), 0o700),
+        (layout.oci(), 0o700),
+    ];
+    for (directory, mode) in &directories {
         fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
-        fs::set_permissions(directory, fs::Permissions::from_mode(mode))
+        fs::set_permissions(directory, fs::Permissions::from_mode(*mode))
             .with_context(|| format!("chmod {}", directory.display()))?;
     }
     let path = layout.lock();

@@ -77,8 +77,8 @@ fn prepare(process: &Process, login: &Login, filter: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// A hard limit above the daemon's own needs CAP_SYS_RESOURCE: without it, as much as is allowed.
-fn set_limit(limit: &Rlimit) -> Result<()> {
+/// A hard limit above the daemon's own needs CAP_SYS_RESOURCE: without it, as much as is allowed, which is returned.
+pub(crate) fn set_limit(limit: &Rlimit) -> Result<Rlimit> {
     let kind = match limit.kind {
         RlimitKind::Core => Resource::RLIMIT_CORE,
         RlimitKind::Nofile => Resource::RLIMIT_NOFILE,
@@ -88,9 +88,10 @@ fn set_limit(limit: &Rlimit) -> Result<()> {
         Err(Errno::EPERM) => {
             let (_, hard) = getrlimit(kind).step("getrlimit")?;
             let hard = hard.min(limit.hard);
-            setrlimit(kind, limit.soft.min(hard), hard).step("setrlimit")
+            let limit = Rlimit { soft: limit.soft.min(hard), hard, ..*limit };
+            setrlimit(kind, limit.soft, hard).step("setrlimit").map(|()| limit)
         }
-        result => result.step("setrlimit"),
+        result => result.step("setrlimit").map(|()| *limit),
     }
 }
 

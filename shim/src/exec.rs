@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use berth_shim::spec::{Cgroups, Process, UserNamespace};
@@ -11,12 +11,13 @@ use nix::{
     sched::{CloneFlags, setns},
     unistd::{Pid, setsid},
 };
+use rustix::fs::OFlags;
 
 use crate::{
     cgroup, credentials,
     error::{Failure, Result, Step, failure},
     init::{self, Message},
-    passwd, stdio, sys,
+    passwd, rootfs, stdio, sys,
     sys::Fork,
 };
 
@@ -28,6 +29,8 @@ pub(crate) struct Exec {
     pub channel: Option<OwnedFd>,
     /// Its own part of the v2 tree.
     pub cgroup: Option<PathBuf>,
+    /// Where the number of the process is that `pid` only stands in front of.
+    pub behind: Option<PathBuf>,
 }
 
 /// What an exec shares with its container.
@@ -38,12 +41,18 @@ pub(crate) struct Inside<'a> {
     pub filter: &'a [u8],
 }
 
+/// # Errors
+/// Not as many descriptors came along as `process` needs.
+pub(crate) fn check(process: &Process, stdio: &[OwnedFd]) -> Result<()> {
+    let wanted = if process.tty { 1 } else { 3 };
+    if stdio.len() == wanted {
+        return Ok(());
+    }
+    Err(failure(format!("exec wants {wanted} descriptors, got {}", stdio.len()), ""))
+}
+
 /// Forks into the container. The monitor is in the container's PID namespace for children already, so one fork is enough.
 pub(crate) fn start(inside: &Inside<'_>, id: &str, process: &Process, stdio: Vec<OwnedFd>) -> Result<Exec> {
-    let wanted = if process.tty { 1 } else { 3 };
-    if stdio.len() != wanted {
-        return Err(failure(format!("exec wants {wanted} descriptors, got {}", stdio.len()), ""));
-    }
     let (ours, theirs) = init::channel()?;
     let own = cgroup::create_exec(inside.cgroups, id);
     let directory: Option<File> = own.as_deref().or(inside.cgroups.unified.as_deref()).map(cgroup::open).transpose()?;
@@ -54,12 +63,15 @@ pub(crate) fn start(inside: &Inside<'_>, id: &str, process: &Process, stdio: Vec
             init::send(theirs.as_fd(), &Message::Failed(failure), None);
             std::process::exit(1)
         }
-        Fork::Parent { pid, pidfd } => Ok(Exec { pid, pidfd, channel: Some(ours), cgroup: own }),
+        Fork::Parent { pid, pidfd } => Ok(Exec { pid, pidfd, channel: Some(ours), cgroup: own, behind: None }),
     }
 }
 
 fn run(inside: &Inside<'_>, process: &Process, stdio: Vec<OwnedFd>) -> Failure {
-    let entered = enter(inside, process, stdio).and_then(|()| passwd::resolve(&process.user));
+    let entered = enter(inside, process, stdio).and_then(|()| {
+        let root = rootfs::open_path(Path::new("/"), OFlags::DIRECTORY).step_on("open", "/")?;
+        passwd::resolve(root.as_fd(), &process.user)
+    });
     match entered {
         Ok(login) => credentials::execute(process, &login, inside.filter),
         Err(failure) => failure,
@@ -82,6 +94,11 @@ fn enter(inside: &Inside<'_>, process: &Process, streams: Vec<OwnedFd>) -> Resul
         stdio::give(&pipes, user.root_uid, user.root_gid);
     }
     setns(inside.init, namespaces).step("join the container's namespaces")?;
+    install(process, streams)
+}
+
+/// Makes `streams` the standard ones of this process.
+pub(crate) fn install(process: &Process, streams: Vec<OwnedFd>) -> Result<()> {
     if process.tty {
         return streams.into_iter().try_for_each(init::take_terminal);
     }

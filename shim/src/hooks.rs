@@ -29,7 +29,7 @@ use crate::{
     run,
 };
 
-const OCI_VERSION: &str = "1.2.1";
+pub(crate) const OCI_VERSION: &str = "1.0.2";
 /// For one that says nothing about it: nothing that is started waits for ever.
 const TIMEOUT: Duration = Duration::from_secs(120);
 /// How often a waiting process says that it still waits for good reason.

@@ -33,6 +33,7 @@ use crate::{
     error::{Failure, Result, Step, failure},
     hooks::{Bundle, Status},
     mounts, namespaces,
+    oci::Oci,
     passwd::{self, Login},
     rootfs,
     stdio::ChildStdio,
@@ -72,27 +73,37 @@ pub(crate) fn send(channel: BorrowedFd<'_>, message: &Message, fd: Option<Borrow
 
 /// The next message; `None` is end-of-file.
 pub(crate) fn receive(channel: BorrowedFd<'_>) -> Result<Option<(Message, Option<OwnedFd>)>> {
+    let mut bytes = [0; MAX_PACKET];
+    match receive_bytes(channel, &mut bytes)? {
+        (0, _) => Ok(None),
+        (length, fd) => Ok(Some((berth_shim::protocol::decode(&bytes[..length])?, fd))),
+    }
+}
+
+/// The descriptor that comes with whatever is said.
+pub(crate) fn receive_fd(socket: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
+    receive_bytes(socket, &mut [0; MAX_PACKET]).map(|(_, fd)| fd)
+}
+
+fn receive_bytes(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> Result<(usize, Option<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut bytes = [0; MAX_PACKET];
-    let length = recvmsg(channel, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)
+    let length = recvmsg(socket, &mut [IoSliceMut::new(bytes)], &mut control, RecvFlags::CMSG_CLOEXEC)
         .step("read from the starting process")?
         .bytes;
-    if length == 0 {
-        return Ok(None);
-    }
     let fd = control.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
         _ => None,
     });
-    Ok(Some((berth_shim::protocol::decode(&bytes[..length])?, fd)))
+    Ok((length, fd))
 }
 
-/// The first process of the container. Never returns.
+/// The first process of the container, or of the runtime that makes it. Never returns.
 pub(crate) fn run(dir: &Path, spec: &Spec, stdio: ChildStdio, filter: &[u8], channel: OwnedFd) -> ! {
-    let failure = match &spec.program {
-        Program::Pause => pause(spec, stdio, channel.as_fd()),
-        Program::Container(container) => match enter(dir, spec, container, stdio, channel.as_fd()) {
+    let failure = match (Oci::of(dir, spec), &spec.program) {
+        (Some(oci), _) => oci.create(stdio, channel.as_fd()),
+        (None, Program::Pause) => pause(spec, stdio, channel.as_fd()),
+        (None, Program::Container(container)) => match enter(dir, spec, container, stdio, channel.as_fd()) {
             Ok(login) => credentials::execute(&container.process, &login, filter),
             Err(failure) => failure,
         },
@@ -128,17 +139,21 @@ fn enter(dir: &Path, spec: &Spec, container: &Container, stdio: ChildStdio, chan
     credentials::set_label(&container.process)?;
     rootfs::enter(&prepared, container)?;
     match stdio {
-        ChildStdio::Pipes { stdin, stdout, stderr } => install(stdin, stdout, stderr)?,
         ChildStdio::Terminal => open_terminal(channel)?,
+        pipes => install(pipes)?,
     }
-    let login = passwd::resolve(&container.process.user)?;
+    let login = passwd::resolve(
+        rootfs::open_path(Path::new("/"), OFlags::DIRECTORY).step_on("open", "/")?.as_fd(),
+        &container.process.user,
+    )?;
     ensure_cwd(&container.process)?;
     bundle.run(&hooks.start_container, Status::Created, own_pid)?;
     send(channel, &Message::User(login.user.clone()), None);
     Ok(login)
 }
 
-fn install(stdin: OwnedFd, stdout: OwnedFd, stderr: OwnedFd) -> Result<()> {
+pub(crate) fn install(stdio: ChildStdio) -> Result<()> {
+    let ChildStdio::Pipes { stdin, stdout, stderr } = stdio else { return Ok(()) };
     sys::replace_stdio(stdin, 0).step("install stdin")?;
     sys::replace_stdio(stdout, 1).step("install stdout")?;
     sys::replace_stdio(stderr, 2).step("install stderr")
@@ -180,10 +195,7 @@ fn ensure_cwd(process: &Process) -> Result<()> {
 /// PID 1 of a pod that shares its PID namespace: reaps what is left to it, and ends when it is told to.
 fn pause(spec: &Spec, stdio: ChildStdio, channel: BorrowedFd<'_>) -> Failure {
     // The report pipe among them: the daemon reads it to its end.
-    let quiet = || match stdio {
-        ChildStdio::Pipes { stdin, stdout, stderr } => install(stdin, stdout, stderr),
-        ChildStdio::Terminal => Ok(()),
-    };
+    let quiet = || install(stdio);
     let prepared = namespaces::join(&spec.namespaces)
         .and_then(|()| cgroup::join_controllers(&spec.cgroups))
         .and_then(|()| match &spec.namespaces.user {

@@ -4,6 +4,9 @@
 pub const SPEC: &str = "spec.json";
 /// The compiled seccomp filter, an array of `struct sock_filter`. Written by the daemon; absent means no filter.
 pub const SECCOMP: &str = "seccomp.bpf";
+/// `linux.seccomp` of the OCI runtime specification, for containers that another runtime makes. Written by the daemon; absent means
+/// no filter.
+pub const SECCOMP_PROFILE: &str = "seccomp.json";
 /// The eBPF program that says which devices the cgroup may use, an array of `struct bpf_insn`. Written by the daemon; absent means
 /// that no program does.
 pub const DEVICES: &str = "devices.bpf";
@@ -17,7 +20,7 @@ pub const STARTED: &str = "started.json";
 pub const EXITED: &str = "exit.json";
 /// Locked with flock(2) for as long as a shim lives.
 pub const LOCK: &str = "lock";
-/// Where kernels before 6.5 have the root filesystem mounted first, in the container's own mount namespace only.
+/// Where kernels before 6.5, and other OCI runtimes, have the root filesystem mounted first, in a mount namespace of its own only.
 pub const ROOTFS: &str = "rootfs";
 /// The writable layer of the overlay.
 pub const UPPER: &str = "upper";

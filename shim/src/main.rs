@@ -14,6 +14,7 @@ mod log;
 mod monitor;
 mod mounts;
 mod namespaces;
+mod oci;
 mod overlay;
 mod passwd;
 mod pin;

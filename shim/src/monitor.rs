@@ -33,7 +33,9 @@ use crate::{
     hooks::{Bundle, Status},
     init::{self, Message},
     log::now,
-    namespaces, run, seccomp,
+    namespaces,
+    oci::{self, Oci},
+    run, seccomp,
     socket::{self, Received},
     stdio::Stdio,
     sys::{self, Fork},
@@ -79,6 +81,9 @@ pub(crate) fn run(dir: &Path, spec: &Spec) -> Result<()> {
     match start(dir, spec) {
         Ok(monitor) => monitor.keep(),
         Err(error) => {
+            if let Some(oci) = Oci::of(dir, spec) {
+                oci.delete();
+            }
             cgroup::kill_all(&spec.cgroups);
             while waitpid(None::<Pid>, None).is_ok() {}
             run_poststop(spec);
@@ -106,19 +111,26 @@ fn start<'a>(dir: &'a Path, spec: &'a Spec) -> Result<Monitor<'a>> {
         Program::Pause => (Stdio::open(&spec.stdio, true)?.0, crate::stdio::discard()?),
     };
     let (ours, theirs) = init::channel()?;
-    let directory = spec.cgroups.unified.as_deref().map(cgroup::open).transpose()?;
-    if let Some(directory) = &spec.cgroups.unified {
-        cgroup::restrict_devices(dir, directory)?;
-    }
+    let oci = Oci::of(dir, spec);
+    let console = oci.as_ref().map(Oci::console).transpose()?.flatten();
     let oom = OomWatch::open(&spec.cgroups);
-    namespaces::join_pid(&spec.namespaces)?;
-    let flags = namespaces::clone_flags(&spec.namespaces).bits();
+    let (flags, directory) = match (&oci, &spec.cgroups.unified) {
+        // It joins and restricts what it makes.
+        (Some(_), _) => (Oci::clone_flags(), None),
+        (None, directory) => {
+            if let Some(directory) = directory {
+                cgroup::restrict_devices(dir, directory)?;
+            }
+            namespaces::join_pid(&spec.namespaces)?;
+            (namespaces::clone_flags(&spec.namespaces), directory.as_deref().map(cgroup::open).transpose()?)
+        }
+    };
     let bundle = Bundle::of(spec);
     let hooks = hooks(spec);
     if let (Program::Container(container), Some(_)) = (&spec.program, hooks) {
         bundle.make(container)?;
     }
-    let mut init = match sys::clone3(flags, directory.as_ref().map(AsFd::as_fd)).step("clone3")? {
+    let mut init = match sys::clone3(flags.bits(), directory.as_ref().map(AsFd::as_fd)).step("clone3")? {
         Fork::Child => {
             drop(ours);
             init::run(dir, spec, child_stdio, &filter, theirs)
@@ -131,8 +143,16 @@ fn start<'a>(dir: &'a Path, spec: &'a Spec) -> Result<Monitor<'a>> {
         bundle.run_outside(&hooks.prestart, Status::Creating, pid)?;
         bundle.run_outside(&hooks.create_runtime, Status::Creating, pid)
     })?;
+    if let Some(oci) = &oci {
+        let status = waitpid(init.pid, None).step("wait for the OCI runtime")?;
+        let (pid, pidfd, terminal) = oci.created(matches!(status, WaitStatus::Exited(_, 0)), console)?;
+        init = Init { pid, pidfd };
+        terminal.map_or(Ok(()), |terminal| stdio.terminal(terminal))?;
+        oci.start()?;
+    } else {
+        enter_pid_namespace(spec, init.pid, &init.pidfd)?;
+    }
     let Init { pid: init, pidfd } = init;
-    enter_pid_namespace(spec, init, &pidfd)?;
     let started =
         Started { pid: init.as_raw() as u32, start_time: start_time(init)?, boot_id: boot_id()?, at: now(), user };
     if let Some(hooks) = hooks {
@@ -148,8 +168,11 @@ fn start<'a>(dir: &'a Path, spec: &'a Spec) -> Result<Monitor<'a>> {
 /// Those of a container that has any.
 fn hooks(spec: &Spec) -> Option<&Hooks> {
     match &spec.program {
-        Program::Container(container) => Some(&container.hooks).filter(|hooks| !hooks.is_empty()),
-        Program::Pause => None,
+        // Another runtime runs them itself.
+        Program::Container(container) if container.oci_runtime.is_none() => {
+            Some(&container.hooks).filter(|hooks| !hooks.is_empty())
+        }
+        Program::Container(_) | Program::Pause => None,
     }
 }
 
@@ -322,6 +345,12 @@ impl Monitor<'_> {
         let Found::Record(process) = record::read::<Process>(&path).step_on("read", &path)? else {
             return Err(failure("missing or damaged", &path));
         };
+        exec::check(&process, &fds)?;
+        if let Some(oci) = Oci::of(self.dir, self.spec) {
+            let exec = oci.exec(id, &process, fds)?;
+            self.execs.insert(id.to_owned(), Running { exec, client, request });
+            return Ok(());
+        }
         let user = self.spec.namespaces.user.as_ref();
         let inside = Inside { init: self.pidfd.as_fd(), cgroups: &self.spec.cgroups, user, filter: &self.filter };
         let exec = exec::start(&inside, id, &process, fds)?;
@@ -347,11 +376,18 @@ impl Monitor<'_> {
 
     fn signal(&self, exec: Option<&str>, signal: i32) -> Result<()> {
         let pidfd = match exec {
-            None => &self.pidfd,
+            None => match Oci::of(self.dir, self.spec).map(|oci| oci.kill(signal)) {
+                Some(Ok(())) => return Ok(()),
+                // It may have ended in between, or its runtime be gone.
+                Some(Err(_)) | None => &self.pidfd,
+            },
             Some(id) => {
                 let exec = &self.execs.get(id).ok_or_else(|| failure("no such exec:", id))?.exec;
                 if let Some(directory) = exec.cgroup.as_ref().filter(|_| signal == libc::SIGKILL) {
                     return cgroup::kill_tree(directory).step_on("kill", directory);
+                }
+                if let Some(pid_file) = exec.behind.as_ref().filter(|_| signal == libc::SIGKILL) {
+                    oci::kill_behind(pid_file);
                 }
                 &exec.pidfd
             }
@@ -393,6 +429,11 @@ impl Monitor<'_> {
         if let Some(connection) = self.clients.get(&running.client) {
             socket::send(connection, &Packet::ExecExited { exec: id, code: end.code() });
         }
+        if let Some(pid_file) = &running.exec.behind {
+            // With the request that was made of it; both go with the container at the latest.
+            let _ = fs::remove_file(pid_file);
+            let _ = fs::remove_file(pid_file.with_extension("oci.json"));
+        }
         if let Some(directory) = &running.exec.cgroup {
             // Busy while a daemonised child lives on; the container's end removes it then.
             let _ = fs::remove_dir(directory);
@@ -402,6 +443,9 @@ impl Monitor<'_> {
     /// The last acts: nothing of the container lives on, everything it said is logged, how it ended is on disk.
     fn finish(mut self, end: End) -> Result<()> {
         let oom = self.oom.look();
+        if let Some(oci) = Oci::of(self.dir, self.spec) {
+            oci.delete();
+        }
         cgroup::kill_all(&self.spec.cgroups);
         while matches!(waitpid(None::<Pid>, None), Ok(_) | Err(Errno::EINTR)) {}
         self.stdio.drain();

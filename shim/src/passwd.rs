@@ -1,16 +1,15 @@
 //! Who the process is, by the image's /etc/passwd and /etc/group. The image wrote these files: they are read bounded, regular
 //! files only, and what they say is data (CVE-2026-47262, CVE-2022-4318).
 
-use std::{
-    fs::OpenOptions,
-    io::{ErrorKind, Read},
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
-};
+use std::{fs::File, io::Read, os::fd::BorrowedFd, path::Path};
 
 use berth_shim::{
     record::ResolvedUser,
     spec::{Identity, User},
+};
+use rustix::{
+    fs::{Mode, OFlags, ResolveFlags, openat2},
+    io::Errno,
 };
 
 use crate::error::{Result, Step, failure};
@@ -25,9 +24,9 @@ pub(crate) struct Login {
     pub home: String,
 }
 
-/// Resolves `user` in the current root. Numbers need no entry, names do.
-pub(crate) fn resolve(user: &User) -> Result<Login> {
-    resolve_in(user, &read(Path::new("/etc/passwd"))?, &read(Path::new("/etc/group"))?)
+/// Resolves `user` below `root`. Numbers need no entry, names do.
+pub(crate) fn resolve(root: BorrowedFd<'_>, user: &User) -> Result<Login> {
+    resolve_in(user, &read(root, Path::new("/etc/passwd"))?, &read(root, Path::new("/etc/group"))?)
 }
 
 fn resolve_in(user: &User, passwd: &str, group: &str) -> Result<Login> {
@@ -98,11 +97,12 @@ impl<'a> GroupEntry<'a> {
 }
 
 /// A missing file is an empty one; so is what is no file at all, be it hidden behind /dev/null or a trap.
-fn read(path: &Path) -> Result<String> {
+fn read(root: BorrowedFd<'_>, path: &Path) -> Result<String> {
     // O_NONBLOCK: opening a FIFO that the image put there must not hang.
-    let file = match OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(String::new()),
+    let (flags, resolve) = (OFlags::NONBLOCK | OFlags::CLOEXEC, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS);
+    let file = match openat2(root, path, flags, Mode::empty(), resolve) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT) => return Ok(String::new()),
         Err(error) => return Err(error).step_on("open", path),
     };
     let metadata = file.metadata().step_on("stat", path)?;

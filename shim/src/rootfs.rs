@@ -30,9 +30,9 @@ use crate::{
 
 /// What only root of the host can make: everything that comes from its files, as detached mounts.
 pub(crate) struct Prepared {
-    root: OwnedFd,
+    pub root: OwnedFd,
     /// One for each mount that needs it, in the order of the request.
-    mounts: Vec<Option<OwnedFd>>,
+    pub mounts: Vec<Option<OwnedFd>>,
     nodes: Nodes,
 }
 
@@ -92,7 +92,7 @@ pub(crate) fn open_in_root(root: BorrowedFd<'_>, path: &Path, flags: OFlags) -> 
     openat2(root, path, flags | OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
-fn open_path(path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn open_path(path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat(CWD, path, flags | OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
 }
 

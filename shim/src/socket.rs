@@ -25,18 +25,23 @@ use crate::error::{Failure, Result, Step};
 
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
-/// Binds `shim.sock` in `directory`, whose path may be longer than a socket address can hold.
+/// Binds `shim.sock` in `directory`.
 pub(crate) fn open(directory: &Path) -> Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let at = rustix::fs::open(directory, flags, Mode::empty()).step_on("open", directory)?;
-    let path = Path::new("/proc/self/fd").join(at.as_raw_fd().to_string()).join(layout::SOCKET);
-    // Left by a shim that was killed; the lock says that it does not live.
-    let _ = fs::remove_file(&path);
     let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, FLAGS, None).step("socket")?;
-    let address = SocketAddrUnix::new(&path).step_on("name the socket", &path)?;
-    bind(&socket, &address).step_on("bind", directory.join(layout::SOCKET))?;
+    bind_in(&socket, directory, layout::SOCKET)?;
     listen(&socket, 8).step("listen")?;
     Ok(socket)
+}
+
+/// Binds to `name` in `directory`, whose path may be longer than a socket address can hold.
+pub(crate) fn bind_in(socket: &OwnedFd, directory: &Path, name: &str) -> Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let at = rustix::fs::open(directory, flags, Mode::empty()).step_on("open", directory)?;
+    let path = Path::new("/proc/self/fd").join(at.as_raw_fd().to_string()).join(name);
+    // Left by a shim that was killed; the lock says that it does not live.
+    let _ = fs::remove_file(&path);
+    let address = SocketAddrUnix::new(&path).step_on("name the socket", &path)?;
+    bind(socket, &address).step_on("bind", directory.join(name))
 }
 
 pub(crate) fn accept(listener: &OwnedFd) -> Option<OwnedFd> {

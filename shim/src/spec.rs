@@ -40,6 +40,35 @@ pub struct Container {
     pub readonly_paths: Vec<PathBuf>,
     #[serde(default)]
     pub hooks: Hooks,
+    #[serde(default)]
+    pub oci_runtime: Option<OciRuntime>,
+}
+
+/// Another OCI runtime that makes the container, driven by its command line.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OciRuntime {
+    /// Absolute.
+    pub path: PathBuf,
+    /// For its `--root`.
+    pub state: PathBuf,
+    /// `linux.cgroupsPath`.
+    pub cgroup: String,
+    /// `linux.resources.devices`: it sets them anew.
+    pub devices: Vec<DeviceAccess>,
+}
+
+/// One rule; absent numbers are all.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DeviceAccess {
+    pub allow: bool,
+    /// `a`, `b` or `c`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub major: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub minor: Option<i64>,
+    pub access: String,
 }
 
 /// Programs of the host that run while the container is made, "POSIX-platform Hooks" of the OCI runtime specification. Those of one

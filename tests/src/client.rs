@@ -95,7 +95,12 @@ impl Cri {
     }
 
     pub async fn run_pod(&self, config: v1::PodSandboxConfig) -> Answer<String> {
-        let request = v1::RunPodSandboxRequest { config: Some(config), ..Default::default() };
+        self.run_pod_under("", config).await
+    }
+
+    /// RunPodSandbox with a runtime handler.
+    pub async fn run_pod_under(&self, handler: &str, config: v1::PodSandboxConfig) -> Answer<String> {
+        let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler: handler.to_owned() };
         Ok(self.runtime.clone().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
     }
 

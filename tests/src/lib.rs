@@ -16,7 +16,16 @@ pub use registry::{Answer, DockerRegistry, FakeRegistry, upload};
 /// # Panics
 /// When one of them cannot be had.
 pub async fn ready() -> (Machine, Daemon, Cri, String) {
-    let machine = Machine::new();
+    ready_with("").await
+}
+
+/// As `ready`, with more in the daemon's configuration.
+///
+/// # Panics
+/// As `ready`.
+pub async fn ready_with(config: &str) -> (Machine, Daemon, Cri, String) {
+    let mut machine = Machine::new();
+    config.clone_into(&mut machine.config);
     let daemon = machine.start().await;
     let cri = daemon.cri();
     let image = cri.pull_image(&machine, Image::busybox()).await;

@@ -26,6 +26,8 @@ pub struct Machine {
     holder: Child,
     /// For pods' `cgroup_parent`, without a leading slash.
     pub cgroup_parent: String,
+    /// More of the daemon's configuration.
+    pub config: String,
 }
 
 #[derive(Debug)]
@@ -60,7 +62,7 @@ impl Machine {
             // A dash in a slice's name is a level of its own.
             cgroup_parent = format!("{}.slice", cgroup_parent.replace('-', ""));
         }
-        Self { dir, holder, cgroup_parent }
+        Self { dir, holder, cgroup_parent, config: String::new() }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -103,10 +105,11 @@ impl Machine {
         let config = self.path("config.toml");
         if !config.exists() {
             let text = format!(
-                "[cni]\nconf_dir = {:?}\n[registry]\nconfig_path = {:?}\n[cdi]\nspec_dirs = [{:?}]\n",
+                "[cni]\nconf_dir = {:?}\n[registry]\nconfig_path = {:?}\n[cdi]\nspec_dirs = [{:?}]\n{}",
                 self.path("net.d").display().to_string(),
                 self.path("certs.d").display().to_string(),
-                self.path("cdi").display().to_string()
+                self.path("cdi").display().to_string(),
+                self.config
             );
             fs::write(&config, text + if in_guest() { GUEST_CONFIG } else { "" }).expect("write the configuration");
         }
@@ -159,8 +162,12 @@ impl Machine {
                 .filter(|line| line.contains(&own) || line.contains("/netns/"))
                 .map(|line| format!("mount {line}")),
         );
-        for directory in ["root/sandboxes", "root/containers", "root/trash", "state/sandboxes", "state/containers"] {
-            left.extend(names(&self.path(directory)).into_iter().map(|name| format!("{directory}/{name}")));
+        for directory in
+            ["root/sandboxes", "root/containers", "root/trash", "state/sandboxes", "state/containers", "state/oci"]
+        {
+            // Hidden ones are what other runtimes keep for all of their containers.
+            let names = names(&self.path(directory)).into_iter().filter(|name| !name.starts_with('.'));
+            left.extend(names.map(|name| format!("{directory}/{name}")));
         }
         left.extend(
             names(Path::new(&format!("/proc/{holder}/root/run/netns"))).into_iter().map(|name| format!("netns {name}")),

@@ -88,7 +88,7 @@ const LAYERS: [&[&str]; 10] = [
     &["container"],
     &["sandbox"],
     &["machine"],
-    &["image", "network", "shim", "cgroup", "apparmor", "cdi"],
+    &["image", "network", "shim", "cgroup", "apparmor", "cdi", "handlers"],
     &["index", "trash"],
     &["layout"],
     &["config", "id", "error"],

@@ -1,5 +1,6 @@
 //! Which devices a cgroup may use: rules of the controller on v1, a program that the kernel runs at every open and mknod on v2.
 
+use berth_shim::spec::DeviceAccess;
 use cgroups_rs::fs::{
     Cgroup, Subsystem,
     devices::{DevicePermissions, DeviceType, DevicesController},
@@ -35,6 +36,24 @@ pub(crate) struct DeviceRule {
     pub minor: i64,
     /// Of `r`, `w` and `m`.
     pub permissions: String,
+}
+
+impl Devices {
+    /// For another OCI runtime, which sets them anew.
+    pub(crate) fn accesses(&self) -> Vec<DeviceAccess> {
+        let all =
+            |allow| DeviceAccess { allow, kind: "a".to_owned(), major: None, minor: None, access: "rwm".to_owned() };
+        let Self::Only(rules) = self else { return vec![all(true)] };
+        let number = |number: i64| (number >= 0).then_some(number);
+        let rules = allowed(rules).map(|(kind, major, minor, access)| DeviceAccess {
+            allow: true,
+            kind: if kind == DeviceType::Block { "b" } else { "c" }.to_owned(),
+            major: number(major),
+            minor: number(minor),
+            access: access.to_owned(),
+        });
+        [all(false)].into_iter().chain(rules).collect()
+    }
 }
 
 /// What is allowed, the own nodes first; -1 is any number.

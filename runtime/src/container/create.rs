@@ -11,12 +11,13 @@ use std::{
 use anyhow::Context;
 use berth_shim::{
     layout as shim_layout, record,
-    spec::{Device, Program, Spec},
+    spec::{Device, OciRuntime, Program, Spec},
 };
 use nix::sys::signal::Signal;
 
 use super::{
-    Config, Container, Meta, MountSource, Seccomp, State, devices, seccomp,
+    Config, Container, Meta, MountSource, Seccomp, State, devices,
+    seccomp::{self, Filter},
     spec::{self, Inputs},
 };
 use crate::{
@@ -50,6 +51,7 @@ pub(crate) fn create(
     let layers: Vec<String> = layers.into_iter().cloned().collect();
     let lease = machine.images.lease(&layers).ok_or_else(|| Error::not_found("an image of it is being removed"))?;
     check_sub_paths(machine, &config, &mounted)?;
+    let handler = machine.handlers.oci_runtime(&sandbox.meta.config.runtime_handler)?;
     let cgroup = machine
         .cgroups
         .path(&sandbox.meta.config.cgroup_parent, id.as_str())
@@ -70,7 +72,14 @@ pub(crate) fn create(
         stop_signal: stop_signal(&config, &image)?,
         config,
     };
-    let spec = build(machine, sandbox, &meta, (&image, &mounted), (nodes, &named))?;
+    let oci_runtime = handler.map(|path| OciRuntime {
+        path: path.to_owned(),
+        state: machine.layout.oci(),
+        cgroup: format!("/{}", meta.cgroup),
+        devices: meta.devices().accesses(),
+    });
+    let found = Found { image: &image, mounted: &mounted, devices: nodes, named: &named, oci_runtime };
+    let spec = build(machine, sandbox, &meta, found)?;
     let filters = Filters { seccomp: filter(&meta, &spec)?, devices: machine.cgroups.device_program(&meta.devices()) };
     let directory = machine.layout.container(id);
     let half_made = machine.layout.half_made(id);
@@ -120,13 +129,17 @@ fn files_of(key: &str) -> String {
     format!("{key}/{}", image::FILES)
 }
 
-fn build(
-    machine: &Machine,
-    sandbox: &Sandbox,
-    meta: &Meta,
-    (image, mounted): (&Image, &MountedImages),
-    (devices, named): (Vec<Device>, &cdi::Edits),
-) -> Result<Spec> {
+/// What the names in a request stand for.
+struct Found<'a> {
+    image: &'a Image,
+    mounted: &'a MountedImages,
+    devices: Vec<Device>,
+    named: &'a cdi::Edits,
+    oci_runtime: Option<OciRuntime>,
+}
+
+fn build(machine: &Machine, sandbox: &Sandbox, meta: &Meta, found: Found<'_>) -> Result<Spec> {
+    let Found { image, mounted, devices, named, oci_runtime } = found;
     let layers = |image: &Image| image.layers.iter().map(|key| files_of(key)).collect();
     spec::build(&Inputs {
         id: meta.id.as_str(),
@@ -145,25 +158,37 @@ fn build(
             true => None,
             false => machine.apparmor.choose(&meta.config.security.apparmor)?,
         },
+        oci_runtime,
         v1_names: machine.cgroups.v1_names(),
     })
 }
 
 /// The seccomp filter of a container that has one.
-fn filter(meta: &Meta, spec: &Spec) -> Result<Option<Vec<u8>>> {
+fn filter(meta: &Meta, spec: &Spec) -> Result<Option<Filter>> {
     let Program::Container(container) = &spec.program else { return Ok(None) };
+    let oci = container.oci_runtime.is_some();
     match &meta.config.security.seccomp {
         _ if !container.process.seccomp => Ok(None),
         Seccomp::Unconfined => Ok(None),
-        Seccomp::RuntimeDefault => seccomp::default_profile(container.process.capabilities).map(Some),
-        Seccomp::Localhost(path) => seccomp::local_profile(path).map(Some),
+        Seccomp::RuntimeDefault => seccomp::default_profile(container.process.capabilities, oci).map(Some),
+        Seccomp::Localhost(path) => seccomp::local_profile(path, oci).map(Some),
     }
 }
 
 /// Programs for the kernel, as it takes them.
 struct Filters {
-    seccomp: Option<Vec<u8>>,
+    seccomp: Option<Filter>,
     devices: Option<Vec<u8>>,
+}
+
+impl Filters {
+    fn files(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let seccomp = self.seccomp.as_ref().map(|filter| match filter {
+            Filter::Program(program) => (shim_layout::SECCOMP, program.as_slice()),
+            Filter::Profile(profile) => (shim_layout::SECCOMP_PROFILE, profile.as_slice()),
+        });
+        seccomp.into_iter().chain(self.devices.as_ref().map(|program| (shim_layout::DEVICES, program.as_slice())))
+    }
 }
 
 fn write(directory: &Path, state: &Path, (meta, spec): (&Meta, &Spec), filters: &Filters) -> anyhow::Result<()> {
@@ -174,10 +199,8 @@ fn write(directory: &Path, state: &Path, (meta, spec): (&Meta, &Spec), filters: 
     fs::create_dir_all(state).with_context(|| format!("make {}", state.display()))?;
     record::write(&directory.join(layout::container::META), meta).context("write the container's record")?;
     record::write(&directory.join(shim_layout::SPEC), spec).context("write the container's spec")?;
-    for (name, filter) in [(shim_layout::SECCOMP, &filters.seccomp), (shim_layout::DEVICES, &filters.devices)] {
-        if let Some(filter) = filter {
-            fs::write(directory.join(name), filter).with_context(|| format!("write {name}"))?;
-        }
+    for (name, content) in filters.files() {
+        fs::write(directory.join(name), content).with_context(|| format!("write {name}"))?;
     }
     Ok(())
 }

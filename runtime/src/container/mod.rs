@@ -5,6 +5,7 @@ mod create;
 mod devices;
 mod exec;
 mod mounts;
+mod oci;
 mod remove;
 mod seccomp;
 mod security;

@@ -110,6 +110,10 @@ fn request(inputs: &Inputs<'_>, mount: &super::Mount) -> Result<Mount> {
             target.display()
         )));
     }
+    if inputs.oci_runtime.is_some() && (mount.recursive_readonly || mount.propagation == Propagation::Shared) {
+        let what = "with this pod's runtime handler there is neither bidirectional propagation nor recursive read-only";
+        return Err(Error::invalid(format!("mounts: {}: {what}", target.display())));
+    }
     if mount.mapping.is_some() && mount.mapping != inputs.sandbox.config.namespaces.user {
         return Err(Error::invalid(format!(
             "mounts: the ids of {} are not mapped as those of the pod",

@@ -5,7 +5,7 @@ use std::{fs, sync::Arc};
 use anyhow::Context;
 use berth_shim::record;
 
-use super::{Meta, actor::gone};
+use super::{Meta, actor::gone, oci};
 use crate::{error::Result, id::ContainerId, layout, machine::Machine, shim, trash};
 
 /// Ends what runs and removes everything but the log. Success when there is nothing.
@@ -13,6 +13,7 @@ pub(crate) async fn remove(machine: &Arc<Machine>, id: &ContainerId) -> Result<(
     let directory = machine.layout.container(id);
     let state = machine.layout.container_state(id);
     shim::end(&directory, &state).await.with_context(|| format!("end container {id}"))?;
+    oci::delete(machine, id).await?;
     let meta =
         record::read::<Meta>(&directory.join(layout::container::META)).context("read the container's record")?.record();
     if let Some(meta) = meta {

@@ -6,7 +6,8 @@ use std::{
 };
 
 use berth_shim::spec::{
-    Cgroups, Container, Device, Namespace, Namespaces, Process, Program, Rlimit, RlimitKind, Rootfs, Spec, Stdio,
+    Cgroups, Container, Device, Namespace, Namespaces, OciRuntime, Process, Program, Rlimit, RlimitKind, Rootfs, Spec,
+    Stdio,
 };
 use oci_spec::image::ImageConfiguration;
 
@@ -39,6 +40,7 @@ pub(super) struct Inputs<'a> {
     pub devices: Vec<Device>,
     /// What the devices that it names bring.
     pub named: &'a cdi::Edits,
+    pub oci_runtime: Option<OciRuntime>,
     /// Profile to run under.
     pub apparmor: Option<String>,
     /// Hierarchies to show at /sys/fs/cgroup; empty on v2.
@@ -69,6 +71,7 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
         masked_paths: hidden(&config.security.masked_paths),
         readonly_paths: hidden(&config.security.readonly_paths),
         hooks: inputs.named.hooks()?,
+        oci_runtime: inputs.oci_runtime.clone(),
     };
     Ok(Spec {
         id: inputs.id.to_owned(),

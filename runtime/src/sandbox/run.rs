@@ -44,6 +44,10 @@ const UTS_SYSCTLS: [&str; 2] = ["kernel.hostname", "kernel.domainname"];
 /// reads.
 pub(crate) async fn run(machine: &Machine, id: &SandboxId, config: Config) -> Result<Sandbox> {
     let sysctls = check_sysctls(&config)?;
+    let other = machine.handlers.oci_runtime(&config.runtime_handler)?.is_some();
+    if config.namespaces.user.is_some() && other {
+        return Err(Error::invalid("userns_options: not with this runtime handler"));
+    }
     if config.namespaces.user.is_some() && !machine.user_namespaces {
         return Err(Error::precondition("userns_options: this machine cannot give pods user namespaces of their own"));
     }

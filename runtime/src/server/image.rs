@@ -19,13 +19,13 @@ pub(super) struct Images {
 
 type Answer<T> = Result<Response<T>, Status>;
 
-fn named(spec: Option<v1::ImageSpec>) -> Result<v1::ImageSpec, Error> {
-    let spec = spec.ok_or_else(|| Error::invalid("image is missing"))?;
-    convert::handler(&spec.runtime_handler)?;
-    Ok(spec)
-}
-
 impl Images {
+    fn named(&self, spec: Option<v1::ImageSpec>) -> Result<v1::ImageSpec, Error> {
+        let spec = spec.ok_or_else(|| Error::invalid("image is missing"))?;
+        self.node.machine.handlers.oci_runtime(&spec.runtime_handler)?;
+        Ok(spec)
+    }
+
     fn matching(&self, filter: Option<v1::ImageFilter>) -> Result<Vec<v1::Image>, Error> {
         let images = &self.node.machine.images;
         let wanted = filter.and_then(|filter| filter.image).map(|spec| spec.image).unwrap_or_default();
@@ -52,7 +52,7 @@ impl ImageService for Images {
     async fn image_status(&self, request: Request<v1::ImageStatusRequest>) -> Answer<v1::ImageStatusResponse> {
         let request = request.into_inner();
         let images = &self.node.machine.images;
-        let found = images.find(&named(request.image)?.image)?;
+        let found = images.find(&self.named(request.image)?.image)?;
         let info =
             found.as_ref().filter(|_| request.verbose).map_or_else(HashMap::new, |image| status::image_info(image));
         let image = found.map(|image| convert::image(&image, images.names(&image)));
@@ -61,13 +61,13 @@ impl ImageService for Images {
 
     async fn pull_image(&self, request: Request<v1::PullImageRequest>) -> Answer<v1::PullImageResponse> {
         let request = request.into_inner();
-        let spec = named(request.image)?;
+        let spec = self.named(request.image)?;
         let id = self.node.machine.images.pull(&spec.image, convert::auth(request.auth)).await?;
         Ok(Response::new(v1::PullImageResponse { image_ref: id.to_string() }))
     }
 
     async fn remove_image(&self, request: Request<v1::RemoveImageRequest>) -> Answer<v1::RemoveImageResponse> {
-        self.node.machine.images.remove(&named(request.into_inner().image)?.image)?;
+        self.node.machine.images.remove(&self.named(request.into_inner().image)?.image)?;
         Ok(Response::new(v1::RemoveImageResponse {}))
     }
 

@@ -114,6 +114,8 @@ impl RuntimeService for Runtime {
         request: Request<v1::CreateContainerRequest>,
     ) -> Answer<v1::CreateContainerResponse> {
         let request = request.into_inner();
+        let image = request.config.as_ref().and_then(|config| config.image.as_ref());
+        self.node.machine.handlers.oci_runtime(image.map_or("", |image| &image.runtime_handler))?;
         let config = convert::container_config(request.config)?;
         let id = self.node.create_container(&request.pod_sandbox_id, config).await?;
         ok(v1::CreateContainerResponse { container_id: id.to_string() })

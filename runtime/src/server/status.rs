@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use berth_proto::v1;
 use serde_json::json;
 
-use super::convert::HANDLERS;
 use crate::{
     container::{Container, State},
     image::Image,
@@ -33,9 +32,11 @@ pub(super) async fn status(node: &Node, verbose: bool) -> v1::StatusResponse {
     let runtime = node.machine.layout.check_writable().err().map(|error| format!("{error:#}"));
     let network =
         node.machine.networks.status().await.err().map(|error| format!("Network plugin returns error: {error:#}"));
-    let features =
-        v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: node.machine.user_namespaces };
-    let handler = |name: &&str| v1::RuntimeHandler { name: (*name).to_owned(), features: Some(features) };
+    let handler = |(name, own): (&str, bool)| {
+        let user_namespaces = own && node.machine.user_namespaces;
+        let features = v1::RuntimeHandlerFeatures { recursive_read_only_mounts: own, user_namespaces };
+        v1::RuntimeHandler { name: name.to_owned(), features: Some(features) }
+    };
     v1::StatusResponse {
         status: Some(v1::RuntimeStatus {
             conditions: vec![
@@ -44,7 +45,7 @@ pub(super) async fn status(node: &Node, verbose: bool) -> v1::StatusResponse {
             ],
         }),
         info: if verbose { info(node) } else { HashMap::new() },
-        runtime_handlers: HANDLERS.iter().map(handler).collect(),
+        runtime_handlers: node.machine.handlers.all().map(handler).collect(),
         features: Some(v1::RuntimeFeatures {
             supplemental_groups_policy: true,
             mount_options: true,

@@ -16,9 +16,6 @@ use crate::{
     sandbox::{self, Dns, NamespaceMode, NamespaceModes, UserMapping},
 };
 
-/// The names under which kubelets and conformance tests ask for the one runtime that there is.
-pub(in crate::server) const HANDLERS: [&str; 4] = ["", "berth", "runc", "test-handler"];
-
 /// `procMount: Default` of Kubernetes, for clients that send no security context at all.
 const MASKED: [&str; 11] = [
     "/proc/asound",
@@ -36,20 +33,10 @@ const MASKED: [&str; 11] = [
 
 const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-pub(in crate::server) fn handler(name: &str) -> Result<()> {
-    let known = || HANDLERS.iter().filter(|known| !known.is_empty()).copied().collect::<Vec<_>>().join(", ");
-    if HANDLERS.contains(&name) {
-        Ok(())
-    } else {
-        Err(Error::invalid(format!("no runtime handler {name:?}; there is {}", known())))
-    }
-}
-
 pub(in crate::server) fn sandbox_config(
     config: Option<v1::PodSandboxConfig>,
     runtime_handler: String,
 ) -> Result<sandbox::Config> {
-    handler(&runtime_handler)?;
     let config = config.ok_or_else(|| Error::invalid("config is missing"))?;
     let metadata = config.metadata.ok_or_else(|| Error::invalid("config.metadata is missing"))?;
     // They go to CNI plugins as `NAME=value;NAME=value`.
@@ -157,7 +144,6 @@ pub(in crate::server) fn container_config(config: Option<v1::ContainerConfig>) -
         return Err(Error::invalid("config.metadata.name is missing"));
     }
     let image = config.image.ok_or_else(|| Error::invalid("config.image is missing"))?;
-    handler(&image.runtime_handler)?;
     let stop_signal =
         v1::Signal::try_from(config.stop_signal).map_err(|_| Error::invalid("stop_signal is not a signal"))?;
     let linux = config.linux.unwrap_or_default();

@@ -1,15 +1,19 @@
-//! Seccomp profiles, compiled to BPF: the default one, and those of files. The default profile's answer is "no" (EPERM), and "no such call" (ENOSYS) for numbers newer than this
-//! list, so that libraries fall back as on an old kernel. What is allowed follows the capabilities that are granted, as in
-//! Docker's and containerd's profiles.
+//! Seccomp profiles: the default one, and those of files. The default profile's answer is "no" (EPERM), and "no such call" (ENOSYS)
+//! for numbers newer than this list, so that libraries fall back as on an old kernel. What is allowed follows the capabilities that
+//! are granted, as in Docker's and containerd's profiles.
 
-use std::{collections::BTreeMap, fs::OpenOptions, io::Read, os::unix::fs::OpenOptionsExt, path::Path, str::FromStr};
+mod bpf;
 
+use std::{fs::OpenOptions, io::Read, os::unix::fs::OpenOptionsExt, path::Path, str::FromStr};
+
+use anyhow::Context;
 use berth_shim::spec::Capabilities;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use syscalls::Sysno;
 
 use super::security::bit;
 use crate::error::{Error, Result};
+use bpf::{ALLOW, Condition, ENOSYS, ERRNO, Policy, Rule};
 
 /// Everybody may: what works on the caller's own files, memory, processes, sockets and time.
 const ALLOWED: &str = "accept accept4 access adjtimex alarm arch_prctl bind brk cachestat capget capset chdir chmod chown \
@@ -66,70 +70,11 @@ const AF_VSOCK: u64 = 40;
 /// CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}: new namespaces need CAP_SYS_ADMIN.
 const CLONE_NAMESPACES: u64 = 0x7e02_0000;
 const EPERM: u32 = 1;
-const ENOSYS: u32 = 38;
 /// The largest profile that is read; Docker's own has 20 KiB.
 const MAX_PROFILE: u64 = 1 << 20;
 
-#[cfg(target_arch = "x86_64")]
-const AUDIT_ARCH: u32 = 0xc000_003e;
-#[cfg(target_arch = "aarch64")]
-const AUDIT_ARCH: u32 = 0xc000_00b7;
-/// x86-64's second table of calls, which has seen more bugs than users.
-const X32: u32 = 0x4000_0000;
-
-// classic BPF (linux/bpf_common.h) and seccomp's answers (linux/seccomp.h)
-const LOAD: u16 = 0x20;
-const AND: u16 = 0x54;
-const JUMP: u16 = 0x05;
-const JUMP_EQUAL: u16 = 0x15;
-const JUMP_GREATER: u16 = 0x25;
-const JUMP_GREATER_OR_EQUAL: u16 = 0x35;
-const RETURN: u16 = 0x06;
-const ALLOW: u32 = 0x7fff_0000;
-const ERRNO: u32 = 0x0005_0000;
-/// Offsets in `struct seccomp_data`.
-const NUMBER: u32 = 0;
-const ARCH: u32 = 4;
-const ARGUMENTS: u32 = 16;
-/// The kernel's limit (BPF_MAXINSNS).
-const MAX_PROGRAM: usize = 4096;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Instruction {
-    code: u16,
-    on_true: u8,
-    on_false: u8,
-    value: u32,
-}
-
-/// What a filter is compiled from: the first rule whose conditions all hold answers for a call, else the default.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Policy {
-    default: u32,
-    /// For calls that are newer than every name known here.
-    unknown: u32,
-    rules: Vec<Rule>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Rule {
-    numbers: Vec<u32>,
-    conditions: Vec<Condition>,
-    answer: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Condition {
-    /// 0 to 5.
-    argument: u32,
-    operator: Operator,
-    value: u64,
-    /// What is compared with, where `value` is a mask.
-    masked: u64,
-}
-
 /// Of the OCI runtime specification, config-linux, "Seccomp".
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Operator {
     #[serde(rename = "SCMP_CMP_NE")]
     NotEqual,
@@ -147,16 +92,31 @@ enum Operator {
     MaskedEqual,
 }
 
-/// The default filter as `struct sock_filter[]`, for a process with these capabilities.
-pub(super) fn default_profile(capabilities: Capabilities) -> Result<Vec<u8>> {
-    Ok(bytes(&compile(&default_policy(capabilities)?)?))
+/// A profile in the two forms that somebody loads.
+#[derive(Debug)]
+pub(super) enum Filter {
+    /// `struct sock_filter[]`, for the shim.
+    Program(Vec<u8>),
+    /// `linux.seccomp` of the OCI runtime specification, for another runtime.
+    Profile(Vec<u8>),
+}
+
+/// The default filter, for a process with these capabilities.
+pub(super) fn default_profile(capabilities: Capabilities, oci: bool) -> Result<Filter> {
+    let profile = default(capabilities)?;
+    if oci {
+        return Ok(Filter::Profile(serde_json::to_vec(&profile).context("write the default seccomp profile")?));
+    }
+    // Programs fall back, as on an old kernel, from calls that are newer than the list.
+    let policy = Policy { unknown: ERRNO | ENOSYS, ..profile.policy()? };
+    Ok(Filter::Program(bpf::bytes(&bpf::compile(&policy)?)))
 }
 
 /// The filter of a profile in OCI's JSON.
 ///
 /// # Errors
 /// `InvalidArgument`: not a regular file, larger than 1 MiB, not a profile, or one that this machine cannot enforce.
-pub(super) fn local_profile(path: &Path) -> Result<Vec<u8>> {
+pub(super) fn local_profile(path: &Path, oci: bool) -> Result<Filter> {
     let wrong = |what: String| Error::invalid(format!("seccomp profile {}: {what}", path.display()));
     let read = || -> std::io::Result<Option<String>> {
         // A FIFO in its place must not hang the daemon.
@@ -172,34 +132,46 @@ pub(super) fn local_profile(path: &Path) -> Result<Vec<u8>> {
     let text = read().map_err(|error| wrong(error.to_string()))?;
     let text = text.ok_or_else(|| wrong("not a regular file of at most 1 MiB".to_owned()))?;
     let profile: Profile = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
-    profile
-        .policy()
-        .and_then(|policy| compile(&policy))
-        .map(|program| bytes(&program))
-        .map_err(|error| wrong(error.message))
+    let program = profile.policy().and_then(|policy| bpf::compile(&policy)).map_err(|error| wrong(error.message))?;
+    Ok(if oci { Filter::Profile(text.into_bytes()) } else { Filter::Program(bpf::bytes(&program)) })
 }
 
+#[cfg(target_arch = "x86_64")]
+const OCI_ARCH: &str = "SCMP_ARCH_X86_64";
+#[cfg(target_arch = "aarch64")]
+const OCI_ARCH: &str = "SCMP_ARCH_AARCH64";
+
 /// `linux.seccomp` of the OCI runtime specification. Architectures other than the machine's own are answered with ENOSYS.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Profile {
     default_action: Action,
+    #[serde(skip_serializing_if = "Option::is_none")]
     default_errno_ret: Option<u32>,
+    #[serde(default)]
+    architectures: Vec<String>,
     #[serde(default)]
     syscalls: Vec<ProfileRule>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ProfileRule {
     names: Vec<String>,
     action: Action,
+    #[serde(skip_serializing_if = "Option::is_none")]
     errno_ret: Option<u32>,
     #[serde(default)]
     args: Vec<ProfileCondition>,
 }
 
-#[derive(Debug, Deserialize)]
+impl ProfileRule {
+    fn allow(names: Vec<String>) -> Self {
+        Self { names, action: Action::Allow, errno_ret: None, args: Vec::new() }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ProfileCondition {
     index: u32,
@@ -209,7 +181,7 @@ struct ProfileCondition {
     op: Operator,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Action {
     #[serde(rename = "SCMP_ACT_KILL", alias = "SCMP_ACT_KILL_THREAD")]
     KillThread,
@@ -244,10 +216,10 @@ impl Action {
 }
 
 impl Profile {
-    fn policy(self) -> Result<Policy> {
+    fn policy(&self) -> Result<Policy> {
         let default = self.default_action.answer(self.default_errno_ret);
         let mut rules = Vec::new();
-        for rule in self.syscalls {
+        for rule in &self.syscalls {
             let condition = |given: &ProfileCondition| match given.index {
                 0..=5 => Ok(Condition {
                     argument: given.index,
@@ -268,189 +240,43 @@ impl Profile {
     }
 }
 
-fn bytes(program: &[Instruction]) -> Vec<u8> {
-    let bytes = |i: &Instruction| {
-        let [a, b] = i.code.to_ne_bytes();
-        let [c, d, e, f] = i.value.to_ne_bytes();
-        [a, b, i.on_true, i.on_false, c, d, e, f]
-    };
-    program.iter().flat_map(bytes).collect()
-}
-
 /// Numbers of names; what this architecture does not have is left out.
 fn numbers(names: &str) -> impl Iterator<Item = u32> {
     names.split_ascii_whitespace().filter_map(|name| Sysno::from_str(name).ok()).map(|number| number.id() as u32)
 }
 
-fn default_policy(capabilities: Capabilities) -> Result<Policy> {
-    let mut allowed: Vec<u32> = numbers(ALLOWED).collect();
-    for (capability, names) in BY_CAPABILITY {
+/// The default profile for a process with these capabilities.
+fn default(capabilities: Capabilities) -> Result<Profile> {
+    let names = |names: &str| names.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let mut allowed = names(ALLOWED);
+    for (capability, calls) in BY_CAPABILITY {
         if capabilities.granted & bit(capability)? != 0 {
-            allowed.extend(numbers(names));
+            allowed.extend(names(calls));
         }
     }
-    let when = |sysno: Sysno, operator, value, masked, answer| {
-        let conditions = vec![Condition { argument: 0, operator, value, masked }];
-        Rule { numbers: vec![sysno.id() as u32], conditions, answer }
+    let allow = |name: &str, op, value, value_two| ProfileRule {
+        args: vec![ProfileCondition { index: 0, value, value_two, op }],
+        ..ProfileRule::allow(names(name))
     };
-    let mut rules = vec![when(Sysno::socket, Operator::NotEqual, AF_VSOCK, 0, ALLOW)];
-    rules.extend(PERSONALITIES.map(|value| when(Sysno::personality, Operator::Equal, value, 0, ALLOW)));
-    if !allowed.contains(&(Sysno::clone.id() as u32)) {
-        rules.push(when(Sysno::clone, Operator::MaskedEqual, CLONE_NAMESPACES, 0, ALLOW));
+    let mut syscalls = vec![allow("socket", Operator::NotEqual, AF_VSOCK, 0)];
+    syscalls.extend(PERSONALITIES.map(|value| allow("personality", Operator::Equal, value, 0)));
+    if !allowed.iter().any(|name| name == "clone") {
+        syscalls.push(allow("clone", Operator::MaskedEqual, CLONE_NAMESPACES, 0));
         // Its flags are behind a pointer: with ENOSYS the C library falls back to clone.
-        rules.push(Rule { numbers: vec![Sysno::clone3.id() as u32], conditions: Vec::new(), answer: ERRNO | ENOSYS });
+        let (action, errno_ret) = (Action::Errno, Some(ENOSYS));
+        syscalls.push(ProfileRule { action, errno_ret, ..ProfileRule::allow(names("clone3")) });
     }
-    rules.push(Rule { numbers: allowed, conditions: Vec::new(), answer: ALLOW });
-    Ok(Policy { default: ERRNO | EPERM, unknown: ERRNO | ENOSYS, rules })
-}
-
-fn one(code: u16, value: u32) -> Instruction {
-    Instruction { code, on_true: 0, on_false: 0, value }
-}
-
-fn jump(code: u16, value: u32, on_true: usize, on_false: usize) -> Instruction {
-    // Distances here are of single conditions; what is longer goes by JUMP.
-    Instruction { code, on_true: on_true as u8, on_false: on_false as u8, value }
-}
-
-fn compile(policy: &Policy) -> Result<Vec<Instruction>> {
-    let newest = Sysno::iter().map(|number| number.id() as u32).max().unwrap_or(0);
-    let foreign = one(RETURN, ERRNO | ENOSYS);
-    let mut program = vec![one(LOAD, ARCH), jump(JUMP_EQUAL, AUDIT_ARCH, 1, 0), foreign, one(LOAD, NUMBER)];
-    program.extend([jump(JUMP_GREATER_OR_EQUAL, X32, 0, 1), foreign]);
-    program.extend([jump(JUMP_GREATER_OR_EQUAL, newest + 1, 0, 1), one(RETURN, policy.unknown)]);
-    let mut by_number: BTreeMap<u32, Vec<&Rule>> = BTreeMap::new();
-    for rule in &policy.rules {
-        rule.numbers.iter().for_each(|number| by_number.entry(*number).or_default().push(rule));
-    }
-    let mut plain: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-    for (number, rules) in by_number {
-        match rules[0] {
-            Rule { conditions, answer, .. } if conditions.is_empty() => plain.entry(*answer).or_default().push(number),
-            _ => {
-                let block = decide(&rules, policy.default);
-                program.extend([jump(JUMP_EQUAL, number, 1, 0), one(JUMP, block.len() as u32)]);
-                program.extend(block);
-            }
-        }
-    }
-    for (answer, numbers) in plain {
-        for (first, last) in ranges(&numbers) {
-            let below = jump(JUMP_GREATER_OR_EQUAL, first, 0, 2);
-            program.extend([below, jump(JUMP_GREATER_OR_EQUAL, last + 1, 1, 0), one(RETURN, answer)]);
-        }
-    }
-    program.push(one(RETURN, policy.default));
-    if program.len() > MAX_PROGRAM {
-        return Err(Error::invalid(format!("{} instructions; the kernel takes {MAX_PROGRAM}", program.len())));
-    }
-    Ok(program)
-}
-
-/// Rules of one call in their order; what none answers, `default` does.
-fn decide(rules: &[&Rule], default: u32) -> Vec<Instruction> {
-    let mut block = Vec::new();
-    for rule in rules {
-        let conditions: Vec<Vec<Instruction>> = rule.conditions.iter().map(|condition| test(*condition)).collect();
-        // Each condition ends by falling through when it holds, and by a jump of its own when not.
-        let mut left: usize = conditions.iter().map(|condition| condition.len() + 1).sum();
-        for condition in conditions {
-            left -= condition.len() + 1;
-            block.extend(condition);
-            block.push(one(JUMP, left as u32 + 1));
-        }
-        block.push(one(RETURN, rule.answer));
-    }
-    block.push(one(RETURN, default));
-    block
-}
-
-/// Skips the instruction after it when the condition holds. Arguments are compared as two halves, the high one first.
-fn test(condition: Condition) -> Vec<Instruction> {
-    let Condition { argument, operator, value, masked } = condition;
-    let (high, low) = (ARGUMENTS + argument * 8 + 4, ARGUMENTS + argument * 8);
-    let halves = |value: u64| ((value >> 32) as u32, value as u32);
-    // The two ways out, as positions: the instruction after the test, and the one after that. Three operators are the others'
-    // opposites, with the ways out exchanged.
-    let negated = matches!(operator, Operator::NotEqual | Operator::Less | Operator::LessOrEqual);
-    let ways = |length: usize| if negated { (length, length + 1) } else { (length + 1, length) };
-    match operator {
-        Operator::Equal | Operator::NotEqual | Operator::MaskedEqual => {
-            let (mask, wanted) = if operator == Operator::MaskedEqual { (value, masked) } else { (u64::MAX, value) };
-            let ((high_mask, low_mask), (high_wanted, low_wanted)) = (halves(mask), halves(wanted));
-            let (yes, no) = ways(6);
-            vec![
-                one(LOAD, high),
-                one(AND, high_mask),
-                jump(JUMP_EQUAL, high_wanted, 0, no - 3),
-                one(LOAD, low),
-                one(AND, low_mask),
-                jump(JUMP_EQUAL, low_wanted, yes - 6, no - 6),
-            ]
-        }
-        Operator::Greater | Operator::LessOrEqual | Operator::GreaterOrEqual | Operator::Less => {
-            let strict = matches!(operator, Operator::Greater | Operator::LessOrEqual);
-            let code = if strict { JUMP_GREATER } else { JUMP_GREATER_OR_EQUAL };
-            let (high_value, low_value) = halves(value);
-            let (yes, no) = ways(5);
-            vec![
-                one(LOAD, high),
-                jump(JUMP_GREATER, high_value, yes - 2, 0),
-                jump(JUMP_EQUAL, high_value, 0, no - 3),
-                one(LOAD, low),
-                jump(code, low_value, yes - 5, no - 5),
-            ]
-        }
-    }
-}
-
-/// Runs of numbers, first and last: far fewer comparisons than numbers.
-fn ranges(sorted: &[u32]) -> Vec<(u32, u32)> {
-    let mut ranges: Vec<(u32, u32)> = Vec::new();
-    for number in sorted {
-        match ranges.last_mut() {
-            Some((_, last)) if *last + 1 == *number => *last = *number,
-            _ => ranges.push((*number, *number)),
-        }
-    }
-    ranges
+    syscalls.push(ProfileRule::allow(allowed));
+    let architectures = vec![OCI_ARCH.to_owned()];
+    Ok(Profile { default_action: Action::Errno, default_errno_ret: Some(EPERM), architectures, syscalls })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    /// What the kernel would do, for the instructions that `compile` uses.
-    fn run(program: &[Instruction], number: u32, arguments: [u64; 6], arch: u32) -> u32 {
-        let (mut at, mut accumulator) = (0, 0_u32);
-        loop {
-            let Instruction { code, on_true, on_false, value } = program[at];
-            let jump = |holds: bool| usize::from(if holds { on_true } else { on_false });
-            at += 1 + match code {
-                LOAD => {
-                    accumulator = match value {
-                        NUMBER => number,
-                        ARCH => arch,
-                        offset => {
-                            let argument = arguments[(offset - ARGUMENTS) as usize / 8];
-                            if offset % 8 == 0 { argument as u32 } else { (argument >> 32) as u32 }
-                        }
-                    };
-                    0
-                }
-                AND => {
-                    accumulator &= value;
-                    0
-                }
-                JUMP => value as usize,
-                JUMP_EQUAL => jump(accumulator == value),
-                JUMP_GREATER => jump(accumulator > value),
-                JUMP_GREATER_OR_EQUAL => jump(accumulator >= value),
-                RETURN => return value,
-                other => panic!("instruction {other:#x}"),
-            };
-        }
-    }
+    use super::{
+        bpf::{AUDIT_ARCH, X32, compile, tests::run},
+        *,
+    };
 
     fn id(sysno: Sysno) -> u32 {
         sysno.id() as u32
@@ -458,9 +284,13 @@ mod tests {
 
     #[test]
     fn the_default_follows_the_capabilities() {
-        let plain = compile(&default_policy(Capabilities::default()).unwrap()).unwrap();
+        let program = |capabilities| {
+            let policy = default(capabilities).unwrap().policy().unwrap();
+            compile(&Policy { unknown: ERRNO | ENOSYS, ..policy }).unwrap()
+        };
+        let plain = program(Capabilities::default());
         let admin = Capabilities { granted: bit("SYS_ADMIN").unwrap(), ambient: 0 };
-        let admin = compile(&default_policy(admin).unwrap()).unwrap();
+        let admin = program(admin);
         let (no, missing) = (ERRNO | EPERM, ERRNO | ENOSYS);
         for (number, argument, for_plain, for_admin) in [
             (id(Sysno::read), 0, ALLOW, ALLOW),
@@ -539,10 +369,12 @@ mod tests {
         let path = directory.path().join("profile.json");
         for text in ["", "{", "{}", r#"{"defaultAction":"SCMP_ACT_DANCE"}"#] {
             std::fs::write(&path, text).unwrap();
-            assert!(local_profile(&path).unwrap_err().message.contains("profile.json"), "{text:?}");
+            assert!(local_profile(&path, false).unwrap_err().message.contains("profile.json"), "{text:?}");
         }
         std::fs::write(&path, r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#).unwrap();
-        assert_eq!(local_profile(&path).unwrap().len() % 8, 0);
-        assert!(local_profile(directory.path()).is_err() && local_profile(Path::new("/no/such/file")).is_err());
+        assert!(matches!(local_profile(&path, false).unwrap(), Filter::Program(bytes) if bytes.len() % 8 == 0));
+        assert!(matches!(local_profile(&path, true).unwrap(), Filter::Profile(text) if text.starts_with(b"{")));
+        assert!(local_profile(directory.path(), false).is_err());
+        assert!(local_profile(Path::new("/no/such/file"), false).is_err());
     }
 }

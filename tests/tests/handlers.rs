@@ -1,0 +1,186 @@
+//! Pods whose RuntimeClass names another OCI runtime: the same log, exec, exit and recovery as under berth's own.
+#![allow(clippy::unwrap_used, reason = "a test that panics fails")]
+
+use std::{fs, time::Instant};
+
+use berth_proto::v1;
+use berth_tests::{Cri, Machine, container, eventually, in_guest, pod, ready_with};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use tonic::Code;
+
+/// Other OCI runtimes, where Debian's packages put them.
+const HANDLERS: &str = "[handlers.crun]\noci_runtime = \"/usr/bin/crun\"
+[handlers.debian-runc]\noci_runtime = \"/usr/sbin/runc\"
+[handlers.missing]\noci_runtime = \"/no/such/runtime\"
+";
+
+/// runc takes no cgroup that systemd has made and put a process in, crun no host with both versions of cgroups.
+fn runtimes() -> [&'static str; 1] {
+    if in_guest() { ["crun"] } else { ["debian-runc"] }
+}
+
+fn bind(machine: &Machine, readonly: bool) -> v1::Mount {
+    let host_path = machine.path("given").display().to_string();
+    v1::Mount { host_path, container_path: "/given".into(), readonly, ..v1::Mount::default() }
+}
+
+fn security(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurityContext {
+    config.linux.as_mut().unwrap().security_context.as_mut().unwrap()
+}
+
+/// One that uses as much as possible of what `config.json` is made of.
+fn rich(machine: &Machine, image: &str) -> v1::ContainerConfig {
+    let mut config =
+        container("c", image, "echo out; echo err >&2; trap 'exit 7' TERM; while true; do sleep 0.05; done");
+    config.mounts = vec![bind(machine, true)];
+    config.devices = vec![v1::Device {
+        host_path: "/dev/zero".into(),
+        container_path: "/dev/nothing".into(),
+        permissions: "r".into(),
+    }];
+    config.envs = vec![v1::KeyValue { key: "KEY".into(), value: "value".into() }];
+    security(&mut config).run_as_username = "web".into();
+    security(&mut config).seccomp = Some(v1::SecurityProfile {
+        profile_type: v1::security_profile::ProfileType::RuntimeDefault.into(),
+        localhost_ref: String::new(),
+    });
+    security(&mut config).masked_paths = vec!["/proc/keys".into()];
+    security(&mut config).readonly_paths = vec!["/proc/sys".into()];
+    let limits =
+        v1::LinuxContainerResources { memory_limit_in_bytes: 64 << 20, oom_score_adj: 500, ..Default::default() };
+    config.linux.as_mut().unwrap().resources = Some(limits);
+    config
+}
+
+/// What a container sees of itself, which must not depend on who made it.
+const LOOK: &str = "id; pwd; echo $KEY $HOME $HOSTNAME; cat /given/file; hostname; cat /proc/1/oom_score_adj; ls /proc | grep -c '^[0-9]';
+    grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/1/status; ls -1 /dev | grep -v core; wc -c </proc/keys; ulimit -n -H; ip -o -4 addr show dev eth0 | wc -l;
+    (echo x >/proc/sys/kernel/domainname) 2>&1; (echo x >/given/file) 2>&1; unshare -U true 2>&1; head -c 3 /dev/nothing | wc -c;
+    grep -cE ' (/|/given|/etc/hosts|/dev/shm) ' /proc/mounts; true";
+
+async fn look(cri: &Cri, machine: &Machine, handler: &str, image: &str) -> (String, String) {
+    let sandbox = cri.run_pod_under(handler, pod(machine, handler)).await.unwrap();
+    let id = cri.run(&sandbox, rich(machine, image)).await.unwrap();
+    let seen = cri.sh(&id, LOOK).await.replace(handler, "HANDLER");
+    (seen, id)
+}
+
+#[tokio::test]
+async fn a_container_is_the_same_whoever_makes_it() {
+    let (machine, _daemon, cri, image) = ready_with(HANDLERS).await;
+    fs::create_dir(machine.path("given")).unwrap();
+    fs::write(machine.path("given/file"), "from the host\n").unwrap();
+    let (own, _) = look(&cri, &machine, "berth", &image).await;
+    for handler in runtimes() {
+        let (seen, id) = look(&cri, &machine, handler, &image).await;
+        assert_eq!(seen, own, "{handler}");
+        let memory = machine.cgroup_file(&id, ("memory", "memory.limit_in_bytes"), "memory.max");
+        assert_eq!(memory, (64 << 20).to_string());
+        let log = fs::read_to_string(machine.path(&format!("logs/{handler}/c.log"))).unwrap();
+        assert!(log.contains(" stdout F out\n") && log.contains(" stderr F err\n"), "{log}");
+        let status = cri.status(&id).await.unwrap();
+        assert_eq!(status.user.unwrap().linux.unwrap().uid, 1000);
+
+        let failed = cri.exec(&id, &["sh", "-c", "echo said; exit 3"], 10).await.unwrap();
+        assert_eq!((failed.exit_code, failed.stdout.as_slice()), (3, &b"said\n"[..]));
+        let begun = Instant::now();
+        let late = cri.exec(&id, &["sleep", "4321"], 1).await.unwrap_err();
+        assert!(late.code() == Code::DeadlineExceeded && begun.elapsed().as_secs() < 5, "{late}");
+        let left = cri.sh(&id, "ps -o args | grep -c '[s]leep 4321' || true").await;
+        assert_eq!(left, "0\n", "{handler}: what took too long is dead");
+
+        cri.stop(&id, 10).await.unwrap();
+        let status = cri.status(&id).await.unwrap();
+        assert_eq!((status.exit_code, status.reason.as_str()), (7, "Error"));
+    }
+    for pod in cri.pods(v1::PodSandboxFilter::default()).await {
+        cri.remove_pod(&pod.id).await.unwrap();
+    }
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn it_outlives_the_daemon_and_leaves_nothing_when_its_shim_is_killed() {
+    for handler in runtimes() {
+        let (machine, daemon, cri, image) = ready_with(HANDLERS).await;
+        let sandbox = cri.run_pod_under(handler, pod(&machine, "p")).await.unwrap();
+        let mut terminal = container("t", &image, "test -t 0 && test -t 1 && tty; sleep 1000");
+        terminal.tty = true;
+        let terminal = cri.run(&sandbox, terminal).await.unwrap();
+        let id = cri.run(&sandbox, container("c", &image, "sleep 1000")).await.unwrap();
+        let pid = cri.info(&id).await["pid"].as_i64().unwrap() as i32;
+        // crun's start returns a moment before its program has become the container's.
+        let name = format!("/proc/{pid}/comm");
+        eventually("the program", async || fs::read_to_string(&name).is_ok_and(|name| name.trim() == "sleep")).await;
+        daemon.kill();
+        let _daemon = machine.start().await;
+        assert_eq!(cri.sh(&id, "echo reached").await, "reached\n");
+        let log = fs::read_to_string(machine.path("logs/p/t.log")).unwrap();
+        assert!(log.contains("stdout F /dev/pts/0"), "{handler}: {log}");
+        cri.stop(&terminal, 0).await.unwrap();
+        let (shim, _) = machine.shims().into_iter().find(|(_, command)| command.contains(&id)).unwrap();
+        kill(Pid::from_raw(shim), Signal::SIGKILL).unwrap();
+        let status = cri.exited(&id).await;
+        assert_eq!(status.exit_code, 137);
+        // Whoever inherits it has yet to hear of its end.
+        let status = format!("/proc/{pid}/status");
+        let gone = || fs::read_to_string(&status).map_or(true, |status| status.contains("State:	Z"));
+        eventually("the container's end with its shim", async || gone()).await;
+        cri.remove_pod(&sandbox).await.unwrap();
+        machine.assert_clean().await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_runtime_cannot_make_is_told_in_its_words_and_undone() {
+    let (machine, daemon, cri, image) = ready_with(HANDLERS).await;
+    let status = daemon.cri().runtime.status(v1::StatusRequest::default()).await.unwrap().into_inner();
+    let features = |name: &str| {
+        let handler = status.runtime_handlers.iter().find(|handler| handler.name == name).unwrap();
+        handler.features.unwrap()
+    };
+    assert!(features("").recursive_read_only_mounts && !features("crun").recursive_read_only_mounts);
+    assert!(!features("crun").user_namespaces);
+    let unknown = cri.run_pod_under("kata", pod(&machine, "u")).await.unwrap_err();
+    assert!(unknown.code() == Code::InvalidArgument && unknown.message().contains("debian-runc"), "{unknown}");
+    fs::create_dir(machine.path("given")).unwrap();
+
+    let sandbox = cri.run_pod_under("missing", pod(&machine, "m")).await.unwrap();
+    let id = cri.create(&sandbox, container("c", &image, "true")).await.unwrap();
+    let missing = cri.start(&id).await.unwrap_err();
+    assert!(missing.message().contains("/no/such/runtime: No such file or directory"), "{missing}");
+    cri.remove_pod(&sandbox).await.unwrap();
+
+    for handler in runtimes() {
+        let sandbox = cri.run_pod_under(handler, pod(&machine, handler)).await.unwrap();
+        let mut nothing = container("n", &image, "");
+        nothing.command = vec!["no-such-program".into()];
+        let id = cri.create(&sandbox, nothing).await.unwrap();
+        let failed = cri.start(&id).await.unwrap_err();
+        assert!(
+            failed.message().contains("OCI runtime: create: ") && failed.message().contains("no-such-program"),
+            "{failed}"
+        );
+        let status = cri.status(&id).await.unwrap();
+        assert_eq!((status.reason.as_str(), status.exit_code), ("StartError", 128), "{handler}");
+
+        let mut shared = container("s", &image, "true");
+        shared.mounts = vec![v1::Mount {
+            propagation: v1::MountPropagation::PropagationBidirectional.into(),
+            ..bind(&machine, false)
+        }];
+        let refused = cri.create(&sandbox, shared).await.unwrap_err();
+        assert!(refused.code() == Code::InvalidArgument && refused.message().contains("/given"), "{refused}");
+
+        let ended = cri.run(&sandbox, container("e", &image, "exit 9")).await.unwrap();
+        assert_eq!(cri.exited(&ended).await.exit_code, 9, "{handler}");
+        let spec = cri.info(&ended).await["spec"].clone();
+        assert_ne!(spec["program"]["container"]["oci_runtime"], Value::Null);
+        cri.remove_pod(&sandbox).await.unwrap();
+    }
+    machine.assert_clean().await;
+}
