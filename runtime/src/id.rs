@@ -55,11 +55,17 @@ impl ContainerId {
 /// `bytes` random bytes in hexadecimal.
 ///
 /// # Panics
-/// When /dev/urandom cannot be read, without which nothing here can be told apart.
+/// As `random_bytes`.
 pub(crate) fn random_hex(bytes: usize) -> String {
-    let mut buffer = vec![0; bytes];
+    random_bytes(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// # Panics
+/// When /dev/urandom cannot be read, without which nothing here can be told apart.
+pub(crate) fn random_bytes(count: usize) -> Vec<u8> {
+    let mut buffer = vec![0; count];
     File::open("/dev/urandom")
         .and_then(|mut file| file.read_exact(&mut buffer))
         .expect("/dev/urandom gives random bytes");
-    buffer.iter().map(|byte| format!("{byte:02x}")).collect()
+    buffer
 }

@@ -12,6 +12,7 @@ use crate::{
     image::Images,
     layout::Layout,
     network::Networks,
+    selinux::SeLinux,
     shim::{Placeholder, Program},
 };
 
@@ -23,6 +24,7 @@ pub(crate) struct Machine {
     /// With the systemd driver.
     scopes: Option<cgroup::Scopes>,
     pub apparmor: AppArmor,
+    pub selinux: SeLinux,
     pub handlers: Handlers,
     pub cdi_dirs: Vec<PathBuf>,
     pub networks: Networks,
@@ -55,6 +57,7 @@ impl Machine {
                 Driver::Systemd => Some(cgroup::Scopes::connect().await.context("cgroup.driver is \"systemd\"")?),
             },
             apparmor: AppArmor::detect(),
+            selinux: SeLinux::detect(),
             handlers: Handlers::new(&config.handlers),
             cdi_dirs: config.cdi.spec_dirs.clone(),
             networks: Networks::new(&config.cni, &layout)?,

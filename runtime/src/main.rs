@@ -16,6 +16,7 @@ mod network;
 mod node;
 mod recover;
 mod sandbox;
+mod selinux;
 mod server;
 mod shim;
 mod trash;

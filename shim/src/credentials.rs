@@ -43,12 +43,17 @@ pub(crate) fn set_oom_score_adj(process: &Process) -> Result<()> {
     }
 }
 
-/// The AppArmor profile that execve(2) changes to. Written while the host's /proc is still there, and after the host's own programs
+/// The AppArmor profile or SELinux label that execve(2) changes to. Written while the host's /proc is still there, and after the host's own programs
 /// were run.
 pub(crate) fn set_label(process: &Process) -> Result<()> {
-    let Some(profile) = &process.apparmor else { return Ok(()) };
-    let path = "/proc/self/attr/apparmor/exec";
-    fs::write(path, format!("exec {profile}")).step_on("change to AppArmor profile", profile)
+    if let Some(profile) = &process.apparmor {
+        let path = "/proc/self/attr/apparmor/exec";
+        fs::write(path, format!("exec {profile}")).step_on("change to AppArmor profile", profile)?;
+    }
+    if let Some(label) = &process.selinux {
+        fs::write("/proc/self/attr/exec", label).step_on("change to SELinux label", label)?;
+    }
+    Ok(())
 }
 
 /// Becomes the program of `process`. Returns only a failure.

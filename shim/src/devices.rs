@@ -85,7 +85,7 @@ fn make(root: BorrowedFd<'_>, device: &Device) -> Result<()> {
 }
 
 /// Nodes, links and devpts of a new /dev.
-pub(crate) fn populate(dev: BorrowedFd<'_>, nodes: &Nodes) -> Result<()> {
+pub(crate) fn populate(dev: BorrowedFd<'_>, nodes: &Nodes, label: Option<&str>) -> Result<()> {
     for (index, (name, major, minor)) in NODES.into_iter().enumerate() {
         match nodes {
             Nodes::Make => {
@@ -105,7 +105,7 @@ pub(crate) fn populate(dev: BorrowedFd<'_>, nodes: &Nodes) -> Result<()> {
     mkdirat(dev, "pts", Mode::from_raw_mode(0o755)).step_on("make", "/dev/pts")?;
     let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let pts = new_filesystem("devpts", &options, attributes).step_on("make the filesystem for", "/dev/pts")?;
+    let pts = new_filesystem("devpts", &options, label, attributes).step_on("make the filesystem for", "/dev/pts")?;
     let at = open_in_root(dev, Path::new("pts"), OFlags::DIRECTORY).step_on("open", "/dev/pts")?;
     attach(pts.as_fd(), at.as_fd()).step_on("mount on", "/dev/pts")
 }

@@ -22,6 +22,7 @@ mod probe;
 mod rootfs;
 mod run;
 mod seccomp;
+mod selinux;
 mod socket;
 mod stdio;
 mod sys;

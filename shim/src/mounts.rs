@@ -28,13 +28,19 @@ use crate::{
     error::{Result, Step, failure},
     namespaces::Idmap,
     rootfs::open_in_root,
-    run, sys,
+    run, selinux, sys,
 };
 
 /// The source of a bind, as a detached mount that only has to be attached; `None` if it is of another kind. `index` is its place in
 /// the spec.
-pub(crate) fn prepare(index: usize, request: &Mount, idmap: Option<&Idmap>) -> Result<Option<OwnedFd>> {
-    let MountKind::Bind { source, propagation, recursive_readonly, create, idmap: mapped } = &request.kind else {
+pub(crate) fn prepare(
+    index: usize,
+    request: &Mount,
+    label: Option<&str>,
+    idmap: Option<&Idmap>,
+) -> Result<Option<OwnedFd>> {
+    let MountKind::Bind { source, propagation, recursive_readonly, create, idmap: mapped, relabel } = &request.kind
+    else {
         return Ok(None);
     };
     if *create {
@@ -43,6 +49,9 @@ pub(crate) fn prepare(index: usize, request: &Mount, idmap: Option<&Idmap>) -> R
     }
     let origin = open_source(source, *create)?;
     check_propagation(source, &origin, *propagation)?;
+    if let Some(label) = label.filter(|_| *relabel) {
+        selinux::relabel(origin.as_fd(), source, label)?;
+    }
     let mount = clone_tree(origin.as_fd(), true).step_on("clone mount of", source)?;
     let flag = match propagation {
         Propagation::Private => libc::MS_PRIVATE,
@@ -78,7 +87,13 @@ fn check_propagation(source: &Path, origin: &OwnedFd, wanted: Propagation) -> Re
 }
 
 /// Mounts `request` below `root`; `prepared` is what was made of it before.
-pub(crate) fn apply(root: BorrowedFd<'_>, request: &Mount, prepared: Option<&OwnedFd>, nodes: &Nodes) -> Result<()> {
+pub(crate) fn apply(
+    root: BorrowedFd<'_>,
+    request: &Mount,
+    prepared: Option<&OwnedFd>,
+    label: Option<&str>,
+    nodes: &Nodes,
+) -> Result<()> {
     if let Some(mount) = prepared {
         return bind(root, request, mount);
     }
@@ -88,27 +103,33 @@ pub(crate) fn apply(root: BorrowedFd<'_>, request: &Mount, prepared: Option<&Own
         MountKind::Bind { .. } | MountKind::Image { .. } | MountKind::Volume { .. } => {
             return Err(failure("not prepared:", target));
         }
-        MountKind::Proc => new_filesystem("proc", &[], attributes),
-        MountKind::Sysfs => new_filesystem("sysfs", &[], attributes),
-        MountKind::Mqueue => new_filesystem("mqueue", &[], attributes),
-        MountKind::Cgroup { v1 } if v1.is_empty() => new_filesystem("cgroup2", &[], attributes),
+        MountKind::Proc => new_filesystem("proc", &[], None, attributes),
+        MountKind::Sysfs => new_filesystem("sysfs", &[], None, attributes),
+        // There since the IPC namespace was made, and labelled below.
+        MountKind::Mqueue => new_filesystem("mqueue", &[], None, attributes),
+        MountKind::Cgroup { v1 } if v1.is_empty() => new_filesystem("cgroup2", &[], None, attributes),
         MountKind::Cgroup { .. } | MountKind::Dev => new_filesystem(
             "tmpfs",
             &[("mode", "755"), ("size", "65536")],
+            label,
             attributes - MountAttrFlags::MOUNT_ATTR_RDONLY,
         ),
         MountKind::Tmpfs { size, mode } => {
             let (mode, size) = (format!("{mode:o}"), size.to_string());
             let options = [("mode", mode.as_str()), ("size", size.as_str())];
-            new_filesystem("tmpfs", if size == "0" { &options[..1] } else { &options }, attributes)
+            new_filesystem("tmpfs", if size == "0" { &options[..1] } else { &options }, label, attributes)
         }
     }
     .step_on("make the filesystem for", target)?;
     let at = ensure_directory(root, target)?;
     attach(mount.as_fd(), at.as_fd()).step_on("mount on", target)?;
     match &request.kind {
-        MountKind::Dev => devices::populate(mount.as_fd(), nodes),
+        MountKind::Dev => devices::populate(mount.as_fd(), nodes, label),
         MountKind::Cgroup { v1 } => mount_hierarchies(mount.as_fd(), v1, attributes),
+        // In a user namespace it is not this process' to label.
+        MountKind::Mqueue => label
+            .filter(|_| matches!(nodes, Nodes::Make))
+            .map_or(Ok(()), |label| selinux::label(mount.as_fd(), label).step_on("label", target)),
         _ => Ok(()),
     }
 }
@@ -125,11 +146,16 @@ pub(crate) fn attributes(request: &Mount) -> MountAttrFlags {
     .fold(MountAttrFlags::empty(), |all, (_, flag)| all | flag)
 }
 
-/// A detached mount of a new filesystem.
-pub(crate) fn new_filesystem(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> IoResult<OwnedFd> {
+/// A detached mount of a new filesystem, whose files bear `label`.
+pub(crate) fn new_filesystem(
+    kind: &str,
+    options: &[(&str, &str)],
+    label: Option<&str>,
+    attributes: MountAttrFlags,
+) -> IoResult<OwnedFd> {
     let filesystem = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (key, value) in options {
-        fsconfig_set_string(&filesystem, *key, *value)?;
+    for (key, value) in options.iter().copied().chain(label.map(|label| ("context", label))) {
+        fsconfig_set_string(&filesystem, key, value)?;
     }
     fsconfig_create(&filesystem)?;
     fsmount(&filesystem, FsMountFlags::FSMOUNT_CLOEXEC, attributes)

@@ -45,20 +45,24 @@ pub(crate) fn shift_layers(container: &Container, idmap: &Idmap) -> Result<()> {
 }
 
 /// The container's root: its layers below `upper` of its directory.
-pub(crate) fn root(dir: &Path, rootfs: &Rootfs, idmap: Option<&Idmap>) -> Result<OwnedFd> {
+pub(crate) fn root(dir: &Path, rootfs: &Rootfs, label: Option<&str>, idmap: Option<&Idmap>) -> Result<OwnedFd> {
     let (upper, work) = (dir.join(layout::UPPER), dir.join(layout::WORK));
     if let Some(Idmap { uid, gid, .. }) = idmap {
         rustix::fs::chown(&upper, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid))).step_on("chown", &upper)?;
     }
     let layers: Vec<PathBuf> = rootfs.layers.iter().map(|layer| rootfs.layers_dir.join(layer)).collect();
-    match new_overlay(&layers, Some((&upper, &work))) {
+    match new_overlay(&layers, Some((&upper, &work)), label) {
         // Linux before 6.5 has no `lowerdir+`.
-        Err(Errno::INVAL) => root_by_option(dir, rootfs),
+        Err(Errno::INVAL) => root_by_option(dir, rootfs, label),
         result => result.step_on("mount overlay of", dir),
     }
 }
 
-fn new_overlay(layers: &[PathBuf], writable: Option<(&Path, &Path)>) -> rustix::io::Result<OwnedFd> {
+fn new_overlay(
+    layers: &[PathBuf],
+    writable: Option<(&Path, &Path)>,
+    label: Option<&str>,
+) -> rustix::io::Result<OwnedFd> {
     let filesystem = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     for layer in layers {
         fsconfig_set_string(&filesystem, "lowerdir+", layer)?;
@@ -67,20 +71,24 @@ fn new_overlay(layers: &[PathBuf], writable: Option<(&Path, &Path)>) -> rustix::
         fsconfig_set_string(&filesystem, "upperdir", upper)?;
         fsconfig_set_string(&filesystem, "workdir", work)?;
     }
+    if let Some(label) = label {
+        fsconfig_set_string(&filesystem, "context", label)?;
+    }
     fsconfig_create(&filesystem)?;
     fsmount(&filesystem, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
 }
 
 /// One option string may be a page long at most: relative names save the room that the layers' directory would take.
-fn root_by_option(dir: &Path, rootfs: &Rootfs) -> Result<OwnedFd> {
+fn root_by_option(dir: &Path, rootfs: &Rootfs, label: Option<&str>) -> Result<OwnedFd> {
     let target = dir.join(layout::ROOTFS);
     fs::create_dir_all(&target).step_on("make", &target)?;
     env::set_current_dir(&rootfs.layers_dir).step_on("chdir to", &rootfs.layers_dir)?;
     let options = format!(
-        "lowerdir={},upperdir={},workdir={}",
+        "lowerdir={},upperdir={},workdir={}{}",
         rootfs.layers.join(":"),
         dir.join(layout::UPPER).display(),
-        dir.join(layout::WORK).display()
+        dir.join(layout::WORK).display(),
+        label.map(|label| format!(",context=\"{label}\"")).unwrap_or_default()
     );
     mount(Some("overlay"), &target, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
         .step_on("mount overlay on", &target)?;
@@ -89,13 +97,18 @@ fn root_by_option(dir: &Path, rootfs: &Rootfs) -> Result<OwnedFd> {
 }
 
 /// The files of an image, or the part of them that `request` names, read-only.
-pub(crate) fn image(dir: &Path, layers_dir: &Path, request: &Mount) -> Result<Option<OwnedFd>> {
+pub(crate) fn image(dir: &Path, container: &Container, request: &Mount) -> Result<Option<OwnedFd>> {
     let MountKind::Image { layers, sub_path } = &request.kind else { return Ok(None) };
-    let layers: Vec<PathBuf> = layers.iter().map(|layer| layers_dir.join(layer)).collect();
+    let mut layers: Vec<PathBuf> = layers.iter().map(|layer| container.rootfs.layers_dir.join(layer)).collect();
+    let label = container.label.as_deref();
+    // overlayfs wants two. One alone is what it shows, but for its label: then an empty directory is the other.
     let whole = match layers.as_slice() {
-        // overlayfs wants two, and one alone is what it shows.
-        [only] => mounts::clone_tree(open_directory(only)?.as_fd(), false),
-        all => new_overlay(all, None),
+        [only] if label.is_none() => mounts::clone_tree(open_directory(only)?.as_fd(), false),
+        all => {
+            let alone = all.len() == 1;
+            layers.extend(alone.then(|| dir.join(layout::EXEC)));
+            new_overlay(&layers, None, label)
+        }
     }
     .step_on("mount the image for", &request.target)?;
     let mount = if sub_path.as_os_str().is_empty() { whole } else { part(dir, &whole, sub_path)? };

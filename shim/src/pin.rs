@@ -57,7 +57,8 @@ pub(crate) fn run(dir: &Path) -> Result<()> {
     }
     if let Some((path, size)) = &pin.shm {
         let (uid, gid) = pin.user.as_ref().map_or((0, 0), |user| (user.uids.host, user.gids.host));
-        let options = format!("mode=1777,size={size},uid={uid},gid={gid}");
+        let label = pin.label.as_ref().map(|label| format!(",context=\"{label}\"")).unwrap_or_default();
+        let options = format!("mode=1777,size={size},uid={uid},gid={gid}{label}");
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(Some("shm"), path, Some("tmpfs"), flags, Some(options.as_str())).step_on("mount tmpfs on", path)?;
     }

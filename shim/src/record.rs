@@ -25,6 +25,8 @@ pub enum Stage {
     Mount(usize),
     /// Has copied so many files into the volumes of the image.
     Copy(usize),
+    /// Has labelled so many files of the container's mounts.
+    Label(usize),
     /// Has waited so many seconds for a hook.
     Hook(usize),
 }
@@ -36,6 +38,7 @@ impl Stage {
         match stage {
             "mount" => Some(Self::Mount(number)),
             "copy" => Some(Self::Copy(number)),
+            "label" => Some(Self::Label(number)),
             "hook" => Some(Self::Hook(number)),
             _ => None,
         }
@@ -47,6 +50,7 @@ impl std::fmt::Display for Stage {
         match self {
             Self::Mount(index) => write!(f, "mount {index}"),
             Self::Copy(count) => write!(f, "copy {count}"),
+            Self::Label(count) => write!(f, "label {count}"),
             Self::Hook(seconds) => write!(f, "hook {seconds}"),
         }
     }

@@ -42,17 +42,19 @@ pub(crate) fn prepare(dir: &Path, container: &Container, user: Option<&UserNames
     let idmap = idmap.as_ref();
     // While this namespace's mounts are still peers of the host's: a shared one stays a peer then, which is what
     // "bidirectional" means.
-    let binds = container.mounts.iter().enumerate().map(|(index, request)| mounts::prepare(index, request, idmap));
+    let label = container.label.as_deref();
+    let binds =
+        container.mounts.iter().enumerate().map(|(index, request)| mounts::prepare(index, request, label, idmap));
     let mut mounts = binds.collect::<Result<Vec<_>>>()?;
     // Mounts made here must not reach the host, later mounts of the host may reach here.
     mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>).step("make / a slave")?;
     if let Some(idmap) = idmap {
         overlay::shift_layers(container, idmap)?;
     }
-    let root = overlay::root(dir, &container.rootfs, idmap)?;
+    let root = overlay::root(dir, &container.rootfs, label, idmap)?;
     for (request, prepared) in container.mounts.iter().zip(&mut mounts).filter(|(_, prepared)| prepared.is_none()) {
-        *prepared = match overlay::image(dir, &container.rootfs.layers_dir, request)? {
-            None => volumes::prepare(root.as_fd(), dir, request, idmap)?,
+        *prepared = match overlay::image(dir, container, request)? {
+            None => volumes::prepare(root.as_fd(), dir, request, label, idmap)?,
             image => image,
         };
     }
@@ -66,7 +68,7 @@ pub(crate) fn assemble(prepared: &Prepared, container: &Container, at: &Path) ->
     let directory = open_path(at, OFlags::DIRECTORY).step_on("open", at)?;
     mounts::attach(root.as_fd(), directory.as_fd()).step_on("mount overlay on", at)?;
     for (request, mount) in container.mounts.iter().zip(mounts) {
-        mounts::apply(root.as_fd(), request, mount.as_ref(), nodes)?;
+        mounts::apply(root.as_fd(), request, mount.as_ref(), container.label.as_deref(), nodes)?;
     }
     nodes.provide(root.as_fd(), &container.devices)
 }
@@ -81,7 +83,7 @@ pub(crate) fn enter(prepared: &Prepared, container: &Container) -> Result<()> {
         make_readonly(root.as_fd(), path)?;
     }
     for path in &container.masked_paths {
-        mask(root.as_fd(), path)?;
+        mask(root.as_fd(), path, container.label.as_deref())?;
     }
     pivot(root.as_fd())
 }
@@ -104,11 +106,11 @@ fn make_readonly(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
 }
 
 /// Directories get an empty read-only tmpfs, files the container's /dev/null, which must be the real one (CVE-2025-31133).
-fn mask(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
+fn mask(root: BorrowedFd<'_>, path: &Path, label: Option<&str>) -> Result<()> {
     let Some(target) = open_existing(root, path)? else { return Ok(()) };
     let stat = rustix::fs::fstat(&target).step_on("stat", path)?;
     let cover = if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir() {
-        mounts::new_filesystem("tmpfs", &[("size", "0"), ("mode", "755")], MountAttrFlags::MOUNT_ATTR_RDONLY)
+        mounts::new_filesystem("tmpfs", &[("size", "0"), ("mode", "755")], label, MountAttrFlags::MOUNT_ATTR_RDONLY)
             .step_on("mount tmpfs on", path)?
     } else {
         let null = open_in_root(root, Path::new("/dev/null"), OFlags::NOFOLLOW).step_on("open", "/dev/null")?;

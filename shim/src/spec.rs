@@ -42,6 +42,9 @@ pub struct Container {
     pub hooks: Hooks,
     #[serde(default)]
     pub oci_runtime: Option<OciRuntime>,
+    /// SELinux label of its files, where there is SELinux.
+    #[serde(default)]
+    pub label: Option<String>,
 }
 
 /// Another OCI runtime that makes the container, driven by its command line.
@@ -223,6 +226,9 @@ pub enum MountKind {
         /// Show its owners through the pod's user namespace.
         #[serde(default)]
         idmap: bool,
+        /// Give the source, and all that is below it, the label of the container's files.
+        #[serde(default)]
+        relabel: bool,
     },
     /// The files of another image, always read-only.
     Image {
@@ -265,6 +271,9 @@ pub struct Process {
     /// AppArmor profile to change to with execve(2); absent leaves the daemon's.
     #[serde(default)]
     pub apparmor: Option<String>,
+    /// SELinux label to change to with execve(2); absent: what the policy says.
+    #[serde(default)]
+    pub selinux: Option<String>,
     #[serde(default)]
     pub tty: bool,
 }
@@ -335,6 +344,9 @@ pub struct Pin {
     pub sysctls: Vec<(String, String)>,
     /// Directory to mount the pod's /dev/shm on, with its size in bytes.
     pub shm: Option<(PathBuf, u64)>,
+    /// SELinux label of what is in it.
+    #[serde(default)]
+    pub label: Option<String>,
 }
 
 /// A user namespace to make.

@@ -29,7 +29,7 @@ use crate::{
     mounts,
     namespaces::Idmap,
     rootfs::open_in_root,
-    run,
+    run, selinux,
 };
 
 /// Every level of the walk holds two descriptors.
@@ -42,6 +42,7 @@ pub(crate) fn prepare(
     root: BorrowedFd<'_>,
     dir: &Path,
     request: &Mount,
+    label: Option<&str>,
     idmap: Option<&Idmap>,
 ) -> Result<Option<OwnedFd>> {
     let MountKind::Volume { name } = &request.kind else { return Ok(None) };
@@ -61,6 +62,7 @@ pub(crate) fn prepare(
         Err(Errno::NOTDIR) => return Err(failure("the image's volume is not a directory:", &request.target)),
         Err(errno) => return Err(errno).step_on("open", &request.target),
     }
+    label.map_or(Ok(()), |label| selinux::relabel(volume.as_fd(), &path, label))?;
     mounts::clone_tree(volume.as_fd(), false).step_on("clone mount of", &path).map(Some)
 }
 

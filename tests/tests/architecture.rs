@@ -88,7 +88,7 @@ const LAYERS: [&[&str]; 10] = [
     &["container"],
     &["sandbox"],
     &["machine"],
-    &["image", "network", "shim", "cgroup", "apparmor", "cdi", "handlers"],
+    &["image", "network", "shim", "cgroup", "apparmor", "cdi", "handlers", "selinux"],
     &["index", "trash"],
     &["layout"],
     &["config", "id", "error"],

@@ -278,6 +278,7 @@ fn gave_up(dir: &Path, stuck: &Stuck) -> Error {
     };
     let at = match stuck.0 {
         Some(Stage::Mount(index)) => format!("opening mount source {}", source(index).unwrap_or_default()),
+        Some(Stage::Label(_)) => "labelling the files of a mount".to_owned(),
         Some(Stage::Hook(_)) => "running a hook of its devices".to_owned(),
         Some(Stage::Copy(_)) => "copying the image's files for a volume".to_owned(),
         None => "setting up the container".to_owned(),
@@ -293,7 +294,8 @@ fn join_target(path: &Path, pid: Option<u32>) -> anyhow::Result<()> {
 }
 
 /// How the shim's words begin where no system call failed and the node is well.
-const AT_FAULT: [&str; 6] = [
+const AT_FAULT: [&str; 7] = [
+    "nobody may relabel",
     "no such user",
     "no such group",
     "larger than 10 MiB",

@@ -159,6 +159,12 @@ fn build(machine: &Machine, sandbox: &Sandbox, meta: &Meta, found: Found<'_>) ->
             false => machine.apparmor.choose(&meta.config.security.apparmor)?,
         },
         oci_runtime,
+        labels: sandbox
+            .meta
+            .labels
+            .as_ref()
+            .map(|pod| machine.selinux.for_container(pod, &meta.config.security.selinux))
+            .transpose()?,
         v1_names: machine.cgroups.v1_names(),
     })
 }

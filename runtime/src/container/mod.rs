@@ -44,6 +44,7 @@ use crate::{
     layout,
     machine::Machine,
     sandbox::{NamespaceModes, UserMapping},
+    selinux,
     shim::Connection,
 };
 use actor::Stopping;
@@ -123,6 +124,8 @@ pub(crate) struct Security {
     pub readonly_paths: Vec<PathBuf>,
     pub seccomp: Seccomp,
     pub apparmor: Profile,
+    #[serde(default)]
+    pub selinux: selinux::Options,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -80,7 +80,14 @@ fn own(inputs: &Inputs<'_>) -> Vec<Mount> {
 }
 
 fn bind(source: PathBuf, idmap: bool) -> MountKind {
-    MountKind::Bind { source, propagation: Propagation::Private, recursive_readonly: false, create: false, idmap }
+    MountKind::Bind {
+        source,
+        propagation: Propagation::Private,
+        recursive_readonly: false,
+        create: false,
+        idmap,
+        relabel: false,
+    }
 }
 
 /// A directory of the container's own for every volume that the image declares, and that goes with the container.
@@ -127,6 +134,7 @@ fn request(inputs: &Inputs<'_>, mount: &super::Mount) -> Result<Mount> {
             recursive_readonly: mount.recursive_readonly,
             create: true,
             idmap: mount.mapping.is_some(),
+            relabel: mount.selinux_relabel,
         },
         MountSource::Image { image, sub_path, .. } => {
             let layers = inputs.mounted.get(image).cloned().unwrap_or_default();

@@ -17,6 +17,7 @@ use crate::{
     error::{Error, Result},
     layout::Layout,
     sandbox::{self, NamespaceMode, Pins},
+    selinux::Labels,
 };
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -43,6 +44,8 @@ pub(super) struct Inputs<'a> {
     pub oci_runtime: Option<OciRuntime>,
     /// Profile to run under.
     pub apparmor: Option<String>,
+    /// Of SELinux, where it is enabled.
+    pub labels: Option<Labels>,
     /// Hierarchies to show at /sys/fs/cgroup; empty on v2.
     pub v1_names: Vec<String>,
 }
@@ -55,6 +58,7 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
     if config.security.namespaces.user != sandbox.config.namespaces.user {
         return Err(Error::invalid("userns_options differ from those of the sandbox"));
     }
+    let labels = inputs.labels.as_ref();
     if privileged && !sandbox.config.privileged {
         return Err(Error::invalid("a privileged container needs a privileged sandbox"));
     }
@@ -67,7 +71,9 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
         },
         mounts: mounts::build(inputs)?,
         devices: inputs.devices.clone(),
-        process: process(inputs)?,
+        // A privileged one has the label that the policy gives to what the daemon starts.
+        process: process(inputs, labels.filter(|_| !privileged).map(Labels::process))?,
+        label: labels.map(Labels::files),
         masked_paths: hidden(&config.security.masked_paths),
         readonly_paths: hidden(&config.security.readonly_paths),
         hooks: inputs.named.hooks()?,
@@ -105,7 +111,7 @@ fn namespaces(inputs: &Inputs<'_>) -> Result<Namespaces> {
     })
 }
 
-fn process(inputs: &Inputs<'_>) -> Result<Process> {
+fn process(inputs: &Inputs<'_>, selinux: Option<String>) -> Result<Process> {
     let Inputs { config, image, .. } = inputs;
     let of_image = image.config().clone().unwrap_or_default();
     let security = &config.security;
@@ -131,6 +137,7 @@ fn process(inputs: &Inputs<'_>) -> Result<Process> {
         oom_score_adj: Some(config.resources.oom_score_adj.clamp(-1000, 1000) as i32),
         seccomp: security.seccomp != Seccomp::Unconfined && !security.privileged,
         apparmor: inputs.apparmor.clone(),
+        selinux,
         tty: config.tty,
     })
 }

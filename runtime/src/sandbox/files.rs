@@ -4,13 +4,14 @@ use std::{fmt::Write, fs, io, net::IpAddr, path::Path};
 
 use anyhow::Context;
 
-use super::{Config, Dns, NamespaceMode};
+use super::{Dns, Meta, NamespaceMode};
 use crate::layout;
 
 const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\n\
     ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n";
 
-pub(super) fn write(directory: &Path, config: &Config, addresses: &[IpAddr]) -> anyhow::Result<()> {
+pub(super) fn write(directory: &Path, meta: &Meta, addresses: &[IpAddr]) -> anyhow::Result<()> {
+    let config = &meta.config;
     let host_network = config.namespaces.network == NamespaceMode::Node;
     let hostname = match config.shares_uts() {
         true => nix::unistd::gethostname().context("gethostname")?.to_string_lossy().into_owned(),
@@ -31,6 +32,7 @@ pub(super) fn write(directory: &Path, config: &Config, addresses: &[IpAddr]) -> 
     ] {
         let path = directory.join(name);
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        meta.labels.as_ref().map_or(Ok(()), |labels| labels.apply(&path))?;
     }
     Ok(())
 }

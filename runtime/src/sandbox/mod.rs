@@ -29,6 +29,7 @@ use crate::{
     layout::{self, Layout},
     machine::Machine,
     network::{Attached, Pod, PortMapping},
+    selinux,
     shim::{self, Connection},
 };
 
@@ -54,6 +55,7 @@ pub(crate) struct Config {
     pub sysctls: BTreeMap<String, String>,
     pub namespaces: NamespaceModes,
     pub privileged: bool,
+    pub selinux: selinux::Options,
     pub runtime_handler: String,
 }
 
@@ -103,6 +105,9 @@ pub(crate) struct Meta {
     pub config: Config,
     /// Name below /var/run/netns; absent with the host's network.
     pub netns: Option<String>,
+    /// Where SELinux is enabled.
+    #[serde(default)]
+    pub labels: Option<selinux::Labels>,
 }
 
 /// `ready.json`.
@@ -132,6 +137,7 @@ pub(crate) struct Sandbox {
     snapshot: Mutex<Snapshot>,
     /// One verb at a time changes a sandbox.
     pub busy: tokio::sync::Mutex<()>,
+    _level: Option<selinux::Level>,
 }
 
 impl Config {
@@ -190,9 +196,11 @@ impl Pins {
 }
 
 impl Sandbox {
-    fn new(meta: Meta, state: State, addresses: Vec<IpAddr>) -> Self {
+    fn new(machine: &Machine, meta: Meta, state: State, addresses: Vec<IpAddr>) -> Self {
         let sizes = (meta.config.overhead.clone(), meta.config.resources.clone());
-        Self { meta, snapshot: Mutex::new(Snapshot { state, addresses, sizes }), busy: tokio::sync::Mutex::default() }
+        let level = meta.labels.as_ref().map(|labels| machine.selinux.keep(labels));
+        let snapshot = Mutex::new(Snapshot { state, addresses, sizes });
+        Self { meta, snapshot, busy: tokio::sync::Mutex::default(), _level: level }
     }
 
     /// UpdatePodSandboxResources: the kubelet has changed the pod's cgroup; this is what the status shows from now on.
@@ -239,13 +247,13 @@ impl Sandbox {
             && !shim::is_alive(&directory.join(layout::sandbox::PAUSE))?;
         let state = if pause_lost { State::NotReady } else { state };
         let attached = record::read::<Attached>(&directory.join(layout::sandbox::NETWORK))?.record();
-        Ok(Some(Self::new(meta, state, attached.map_or_else(Vec::new, |attached| attached.addresses()))))
+        Ok(Some(Self::new(machine, meta, state, attached.map_or_else(Vec::new, |attached| attached.addresses()))))
     }
 
     /// What an undo could not undo: there to be stopped and removed again.
     pub(crate) fn leftover(machine: &Machine, id: &SandboxId) -> Option<Self> {
         let meta = record::read::<Meta>(&machine.layout.sandbox(id).join(layout::sandbox::META)).ok()?.record()?;
-        Some(Self::new(meta, State::NotReady, Vec::new()))
+        Some(Self::new(machine, meta, State::NotReady, Vec::new()))
     }
 
     /// A pod that shares its PID namespace is not ready any more when the process that holds it ends.

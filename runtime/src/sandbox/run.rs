@@ -19,6 +19,7 @@ use crate::{
     id::{self, SandboxId},
     layout,
     machine::Machine,
+    selinux::Labels,
 };
 
 /// As Docker and containerd have it.
@@ -69,7 +70,9 @@ async fn make(
     let directory = machine.layout.sandbox(id);
     let netns = (config.namespaces.network != NamespaceMode::Node).then(|| format!("cni-{}", uuid()));
     let created_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as i64;
-    let meta = Meta { id: id.clone(), created_at, config, netns };
+    // Its level is taken until the sandbox itself takes it.
+    let (labels, _level) = machine.selinux.for_pod(&config.selinux)?.unzip();
+    let meta = Meta { id: id.clone(), created_at, config, netns, labels };
     fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
     record::write(&directory.join(layout::sandbox::META), &meta).context("write the sandbox's record")?;
     pin(machine, &meta, &directory, sysctls).await?;
@@ -78,7 +81,7 @@ async fn make(
         None => None,
     };
     let addresses = attached.map_or_else(Vec::new, |attached| attached.addresses());
-    files::write(&directory, &meta.config, &addresses)?;
+    files::write(&directory, &meta, &addresses)?;
     if meta.config.namespaces.pid == NamespaceMode::Pod {
         launch_pause(machine, &meta, &directory).await.context("start the pod's pause process")?;
     }
@@ -88,7 +91,7 @@ async fn make(
     }
     let ready = Ready { boot_id: machine.boot_id.clone() };
     record::write(&directory.join(layout::sandbox::READY), &ready).context("write that the sandbox is ready")?;
-    Ok(Sandbox::new(meta, State::Ready, addresses))
+    Ok(Sandbox::new(machine, meta, State::Ready, addresses))
 }
 
 async fn pin(machine: &Machine, meta: &Meta, directory: &Path, sysctls: Vec<(String, String)>) -> anyhow::Result<()> {
@@ -105,6 +108,7 @@ async fn pin(machine: &Machine, meta: &Meta, directory: &Path, sysctls: Vec<(Str
         hostname: own_uts.then(|| meta.config.hostname.clone()).filter(|name| !name.is_empty()),
         sysctls,
         shm: own_ipc.then_some((pins.shm, SHM_SIZE)),
+        label: meta.labels.as_ref().map(Labels::files),
     };
     record::write(&directory.join(shim_layout::PIN), &pin).context("write pin.json")?;
     machine.shim.pin(directory).await.context("make the pod's namespaces")

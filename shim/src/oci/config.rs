@@ -42,6 +42,7 @@ pub(super) fn config(spec: &Spec, container: &Container, runtime: &OciRuntime, g
             "maskedPaths": container.masked_paths,
             "readonlyPaths": container.readonly_paths,
             "rootfsPropagation": "rslave",
+            "mountLabel": container.label.as_deref().unwrap_or_default(),
         },
     })
 }
@@ -80,6 +81,9 @@ fn process(process: &Process, given: &Given<'_>) -> Value {
     });
     if let Some(profile) = &process.apparmor {
         json["apparmorProfile"] = profile.as_str().into();
+    }
+    if let Some(label) = &process.selinux {
+        json["selinuxLabel"] = label.as_str().into();
     }
     json
 }

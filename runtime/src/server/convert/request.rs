@@ -14,6 +14,7 @@ use crate::{
     image,
     network::PortMapping,
     sandbox::{self, Dns, NamespaceMode, NamespaceModes, UserMapping},
+    selinux,
 };
 
 /// `procMount: Default` of Kubernetes, for clients that send no security context at all.
@@ -73,6 +74,7 @@ pub(in crate::server) fn sandbox_config(
         sysctls: linux.sysctls.into_iter().collect(),
         namespaces,
         privileged: security.privileged,
+        selinux: selinux(security.selinux_options),
         runtime_handler,
     })
 }
@@ -278,7 +280,13 @@ fn security(context: Option<v1::LinuxContainerSecurityContext>) -> Result<Securi
         readonly_paths: paths(context.readonly_paths),
         seccomp,
         apparmor,
+        selinux: selinux(context.selinux_options),
     })
+}
+
+fn selinux(options: Option<v1::SeLinuxOption>) -> selinux::Options {
+    let v1::SeLinuxOption { user, role, r#type, level } = options.unwrap_or_default();
+    selinux::Options { user, role, kind: r#type, level }
 }
 
 /// As with seccomp, but that neither means the default.
