@@ -190,7 +190,7 @@ struct Filters {
 impl Filters {
     fn files(&self) -> impl Iterator<Item = (&str, &[u8])> {
         let seccomp = self.seccomp.as_ref().map(|filter| match filter {
-            Filter::Program(program) => (shim_layout::SECCOMP, program.as_slice()),
+            Filter::Program(program) => (shim_layout::SECCOMP, program.as_ref()),
             Filter::Profile(profile) => (shim_layout::SECCOMP_PROFILE, profile.as_slice()),
         });
         seccomp.into_iter().chain(self.devices.as_ref().map(|program| (shim_layout::DEVICES, program.as_slice())))

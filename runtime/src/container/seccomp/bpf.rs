@@ -2,15 +2,38 @@
 
 use std::collections::BTreeMap;
 
-use syscalls::Sysno;
-
 use super::Operator;
 use crate::error::{Error, Result};
 
+/// A table of system calls: programs for it run on this machine.
+#[derive(Debug)]
+pub(super) struct Arch {
+    /// As OCI's profiles name it.
+    pub name: &'static str,
+    /// AUDIT_ARCH_* of linux/audit.h.
+    pub audit: u32,
+    pub number: fn(&str) -> Option<u32>,
+    pub newest: fn() -> u32,
+}
+
+macro_rules! arch {
+    ($name:literal, $audit:literal, $table:ident) => {
+        Arch {
+            name: $name,
+            audit: $audit,
+            number: |name| name.parse::<syscalls::$table::Sysno>().ok().map(|number| number.id() as u32),
+            newest: || syscalls::$table::Sysno::iter().map(|number| number.id() as u32).max().unwrap_or(0),
+        }
+    };
+}
+
+/// The machine's own first, then that of 32-bit programs.
 #[cfg(target_arch = "x86_64")]
-pub(super) const AUDIT_ARCH: u32 = 0xc000_003e;
+pub(super) const ARCHES: [Arch; 2] =
+    [arch!("SCMP_ARCH_X86_64", 0xc000_003e, x86_64), arch!("SCMP_ARCH_X86", 0x4000_0003, x86)];
 #[cfg(target_arch = "aarch64")]
-pub(super) const AUDIT_ARCH: u32 = 0xc000_00b7;
+pub(super) const ARCHES: [Arch; 2] =
+    [arch!("SCMP_ARCH_AARCH64", 0xc000_00b7, aarch64), arch!("SCMP_ARCH_ARM", 0x4000_0028, arm)];
 /// x86-64's second table of calls, which has seen more bugs than users.
 pub(super) const X32: u32 = 0x4000_0000;
 
@@ -51,7 +74,8 @@ pub(super) struct Policy {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rule {
-    pub numbers: Vec<u32>,
+    /// Of system calls; those that a table lacks count for nothing in it.
+    pub names: Vec<String>,
     pub conditions: Vec<Condition>,
     pub answer: u32,
 }
@@ -85,15 +109,29 @@ fn jump(code: u16, value: u32, on_true: usize, on_false: usize) -> Instruction {
     Instruction { code, on_true: on_true as u8, on_false: on_false as u8, value }
 }
 
-pub(super) fn compile(policy: &Policy) -> Result<Vec<Instruction>> {
-    let newest = Sysno::iter().map(|number| number.id() as u32).max().unwrap_or(0);
-    let foreign = one(RETURN, ERRNO | ENOSYS);
-    let mut program = vec![one(LOAD, ARCH), jump(JUMP_EQUAL, AUDIT_ARCH, 1, 0), foreign, one(LOAD, NUMBER)];
-    program.extend([jump(JUMP_GREATER_OR_EQUAL, X32, 0, 1), foreign]);
-    program.extend([jump(JUMP_GREATER_OR_EQUAL, newest + 1, 0, 1), one(RETURN, policy.unknown)]);
+/// Calls by the tables of other architectures than `arches` are answered with ENOSYS.
+pub(super) fn compile(policy: &Policy, arches: &[&Arch]) -> Result<Vec<Instruction>> {
+    let mut program = vec![one(LOAD, ARCH)];
+    for arch in arches {
+        let block = for_arch(policy, arch);
+        program.extend([jump(JUMP_EQUAL, arch.audit, 1, 0), one(JUMP, block.len() as u32)]);
+        program.extend(block);
+    }
+    program.push(one(RETURN, ERRNO | ENOSYS));
+    if program.len() > MAX_PROGRAM {
+        return Err(Error::invalid(format!("{} instructions; the kernel takes {MAX_PROGRAM}", program.len())));
+    }
+    Ok(program)
+}
+
+fn for_arch(policy: &Policy, arch: &Arch) -> Vec<Instruction> {
+    let mut program = vec![one(LOAD, NUMBER)];
+    program.extend([jump(JUMP_GREATER_OR_EQUAL, X32, 0, 1), one(RETURN, ERRNO | ENOSYS)]);
+    program.extend([jump(JUMP_GREATER_OR_EQUAL, (arch.newest)() + 1, 0, 1), one(RETURN, policy.unknown)]);
     let mut by_number: BTreeMap<u32, Vec<&Rule>> = BTreeMap::new();
     for rule in &policy.rules {
-        rule.numbers.iter().for_each(|number| by_number.entry(*number).or_default().push(rule));
+        let numbers = rule.names.iter().filter_map(|name| (arch.number)(name));
+        numbers.for_each(|number| by_number.entry(number).or_default().push(rule));
     }
     let mut plain: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for (number, rules) in by_number {
@@ -113,10 +151,7 @@ pub(super) fn compile(policy: &Policy) -> Result<Vec<Instruction>> {
         }
     }
     program.push(one(RETURN, policy.default));
-    if program.len() > MAX_PROGRAM {
-        return Err(Error::invalid(format!("{} instructions; the kernel takes {MAX_PROGRAM}", program.len())));
-    }
-    Ok(program)
+    program
 }
 
 /// Rules of one call in their order; what none answers, `default` does.

@@ -4,16 +4,21 @@
 
 mod bpf;
 
-use std::{fs::OpenOptions, io::Read, os::unix::fs::OpenOptionsExt, path::Path, str::FromStr};
-
-use anyhow::Context;
-use berth_shim::spec::Capabilities;
-use serde::{Deserialize, Serialize};
-use syscalls::Sysno;
+use std::{
+    collections::BTreeMap,
+    fs::OpenOptions,
+    io::Read,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use super::security::bit;
 use crate::error::{Error, Result};
-use bpf::{ALLOW, Condition, ENOSYS, ERRNO, Policy, Rule};
+use anyhow::Context;
+use berth_shim::spec::Capabilities;
+use bpf::{ALLOW, ARCHES, Arch, Condition, ENOSYS, ERRNO, Policy, Rule};
+use serde::{Deserialize, Serialize};
 
 /// Everybody may: what works on the caller's own files, memory, processes, sockets and time.
 const ALLOWED: &str = "accept accept4 access adjtimex alarm arch_prctl bind brk cachestat capget capset chdir chmod chown \
@@ -41,6 +46,16 @@ const ALLOWED: &str = "accept accept4 access adjtimex alarm arch_prctl bind brk 
     sysinfo tee tgkill time timer_create timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime \
     timerfd_settime times tkill truncate umask uname unlink unlinkat uretprobe utime utimensat utimes vfork vmsplice wait4 waitid \
     write writev process_vm_readv process_vm_writev";
+
+/// The same for 32-bit programs, whose tables have more than one of a kind.
+const ALLOWED_32: &str = "_llseek _newselect arm_fadvise64_64 breakpoint cacheflush chown32 clock_adjtime64 clock_getres_time64 \
+    clock_gettime64 clock_nanosleep_time64 fadvise64_64 fchown32 fcntl64 fstat64 fstatat64 fstatfs64 ftruncate64 futex_time64 \
+    getegid32 geteuid32 getgid32 getgroups32 getresgid32 getresuid32 getuid32 io_pgetevents_time64 ipc lchown32 lstat64 mmap2 \
+    mq_timedreceive_time64 mq_timedsend_time64 nice oldfstat oldlstat oldolduname oldstat olduname ppoll_time64 pselect6_time64 \
+    readdir recv recvmmsg_time64 rt_sigtimedwait_time64 sched_rr_get_interval_time64 semtimedop_time64 send sendfile64 set_tls \
+    setfsgid32 setfsuid32 setgid32 setgroups32 setregid32 setresgid32 setresuid32 setreuid32 setuid32 sgetmask sigaction signal \
+    sigpending sigprocmask sigreturn sigsuspend socketcall ssetmask stat64 statfs64 sync_file_range2 time64 timer_gettime64 \
+    timer_settime64 timerfd_gettime64 timerfd_settime64 truncate64 ugetrlimit utimensat_time64 waitpid";
 
 /// Allowed with a capability, because without it the kernel refuses anyway or the call is a way to gain it.
 const BY_CAPABILITY: [(&str, &str); 13] = [
@@ -96,20 +111,50 @@ enum Operator {
 #[derive(Debug)]
 pub(super) enum Filter {
     /// `struct sock_filter[]`, for the shim.
-    Program(Vec<u8>),
+    Program(Arc<[u8]>),
     /// `linux.seccomp` of the OCI runtime specification, for another runtime.
     Profile(Vec<u8>),
 }
 
+/// Programs by what they were compiled from: most containers of a node have one of a few.
+static COMPILED: Mutex<BTreeMap<Key, Arc<[u8]>>> = Mutex::new(BTreeMap::new());
+/// As many are kept.
+const MAX_COMPILED: usize = 64;
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    /// The default, for these capabilities.
+    Default(u64),
+    /// The text of a profile.
+    Text(String),
+}
+
+fn cached(key: Key, compile: impl FnOnce() -> Result<Vec<u8>>) -> Result<Filter> {
+    let compiled = || COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(program) = compiled().get(&key) {
+        return Ok(Filter::Program(program.clone()));
+    }
+    let program: Arc<[u8]> = compile()?.into();
+    let mut all = compiled();
+    if all.len() >= MAX_COMPILED {
+        all.clear();
+    }
+    all.insert(key, program.clone());
+    Ok(Filter::Program(program))
+}
+
 /// The default filter, for a process with these capabilities.
 pub(super) fn default_profile(capabilities: Capabilities, oci: bool) -> Result<Filter> {
-    let profile = default(capabilities)?;
     if oci {
-        return Ok(Filter::Profile(serde_json::to_vec(&profile).context("write the default seccomp profile")?));
+        let profile = serde_json::to_vec(&default(capabilities)?).context("write the default seccomp profile")?;
+        return Ok(Filter::Profile(profile));
     }
-    // Programs fall back, as on an old kernel, from calls that are newer than the list.
-    let policy = Policy { unknown: ERRNO | ENOSYS, ..profile.policy()? };
-    Ok(Filter::Program(bpf::bytes(&bpf::compile(&policy)?)))
+    cached(Key::Default(capabilities.granted), || {
+        let profile = default(capabilities)?;
+        // Programs fall back, as on an old kernel, from calls that are newer than the list.
+        let policy = Policy { unknown: ERRNO | ENOSYS, ..profile.policy()? };
+        Ok(bpf::bytes(&bpf::compile(&policy, &profile.arches())?))
+    })
 }
 
 /// The filter of a profile in OCI's JSON.
@@ -131,17 +176,16 @@ pub(super) fn local_profile(path: &Path, oci: bool) -> Result<Filter> {
     };
     let text = read().map_err(|error| wrong(error.to_string()))?;
     let text = text.ok_or_else(|| wrong("not a regular file of at most 1 MiB".to_owned()))?;
-    let profile: Profile = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
-    let program = profile.policy().and_then(|policy| bpf::compile(&policy)).map_err(|error| wrong(error.message))?;
-    Ok(if oci { Filter::Profile(text.into_bytes()) } else { Filter::Program(bpf::bytes(&program)) })
+    let program = cached(Key::Text(text.clone()), || {
+        let profile: Profile = serde_json::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+        let compiled = profile.policy().and_then(|policy| bpf::compile(&policy, &profile.arches()));
+        Ok(bpf::bytes(&compiled.map_err(|error| wrong(error.message))?))
+    })?;
+    Ok(if oci { Filter::Profile(text.into_bytes()) } else { program })
 }
 
-#[cfg(target_arch = "x86_64")]
-const OCI_ARCH: &str = "SCMP_ARCH_X86_64";
-#[cfg(target_arch = "aarch64")]
-const OCI_ARCH: &str = "SCMP_ARCH_AARCH64";
-
-/// `linux.seccomp` of the OCI runtime specification. Architectures other than the machine's own are answered with ENOSYS.
+/// `linux.seccomp` of the OCI runtime specification. Architectures that it does not name, but for the machine's own, are answered with
+/// ENOSYS.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Profile {
@@ -216,6 +260,11 @@ impl Action {
 }
 
 impl Profile {
+    fn arches(&self) -> Vec<&'static Arch> {
+        let named = |arch: &Arch| self.architectures.iter().any(|name| name == arch.name);
+        ARCHES.iter().enumerate().filter(|(index, arch)| *index == 0 || named(arch)).map(|(_, arch)| arch).collect()
+    }
+
     fn policy(&self) -> Result<Policy> {
         let default = self.default_action.answer(self.default_errno_ret);
         let mut rules = Vec::new();
@@ -230,25 +279,16 @@ impl Profile {
                 index => Err(Error::invalid(format!("a system call has no argument {index}"))),
             };
             let conditions = rule.args.iter().map(condition).collect::<Result<_>>()?;
-            rules.push(Rule {
-                numbers: numbers(&rule.names.join(" ")).collect(),
-                conditions,
-                answer: rule.action.answer(rule.errno_ret),
-            });
+            rules.push(Rule { names: rule.names.clone(), conditions, answer: rule.action.answer(rule.errno_ret) });
         }
         Ok(Policy { default, unknown: default, rules })
     }
 }
 
-/// Numbers of names; what this architecture does not have is left out.
-fn numbers(names: &str) -> impl Iterator<Item = u32> {
-    names.split_ascii_whitespace().filter_map(|name| Sysno::from_str(name).ok()).map(|number| number.id() as u32)
-}
-
 /// The default profile for a process with these capabilities.
 fn default(capabilities: Capabilities) -> Result<Profile> {
     let names = |names: &str| names.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    let mut allowed = names(ALLOWED);
+    let mut allowed = [names(ALLOWED), names(ALLOWED_32)].concat();
     for (capability, calls) in BY_CAPABILITY {
         if capabilities.granted & bit(capability)? != 0 {
             allowed.extend(names(calls));
@@ -267,16 +307,18 @@ fn default(capabilities: Capabilities) -> Result<Profile> {
         syscalls.push(ProfileRule { action, errno_ret, ..ProfileRule::allow(names("clone3")) });
     }
     syscalls.push(ProfileRule::allow(allowed));
-    let architectures = vec![OCI_ARCH.to_owned()];
+    let architectures = ARCHES.iter().map(|arch| arch.name.to_owned()).collect();
     Ok(Profile { default_action: Action::Errno, default_errno_ret: Some(EPERM), architectures, syscalls })
 }
 
 #[cfg(test)]
 mod tests {
     use super::{
-        bpf::{AUDIT_ARCH, X32, compile, tests::run},
+        bpf::{X32, compile, tests::run},
         *,
     };
+
+    use syscalls::Sysno;
 
     fn id(sysno: Sysno) -> u32 {
         sysno.id() as u32
@@ -286,7 +328,7 @@ mod tests {
     fn the_default_follows_the_capabilities() {
         let program = |capabilities| {
             let policy = default(capabilities).unwrap().policy().unwrap();
-            compile(&Policy { unknown: ERRNO | ENOSYS, ..policy }).unwrap()
+            compile(&Policy { unknown: ERRNO | ENOSYS, ..policy }, &ARCHES.each_ref()).unwrap()
         };
         let plain = program(Capabilities::default());
         let admin = Capabilities { granted: bit("SYS_ADMIN").unwrap(), ambient: 0 };
@@ -311,10 +353,16 @@ mod tests {
             (X32 | 1, 0, missing, missing),
         ] {
             let arguments = [argument, 0, 0, 0, 0, 0];
-            assert_eq!(run(&plain, number, arguments, AUDIT_ARCH), for_plain, "{number} {argument:#x}");
-            assert_eq!(run(&admin, number, arguments, AUDIT_ARCH), for_admin, "{number} {argument:#x}");
+            assert_eq!(run(&plain, number, arguments, ARCHES[0].audit), for_plain, "{number} {argument:#x}");
+            assert_eq!(run(&admin, number, arguments, ARCHES[0].audit), for_admin, "{number} {argument:#x}");
         }
-        assert_eq!(run(&plain, id(Sysno::read), [0; 6], 0x4000_0003), missing);
+        // 32-bit programs, by their own table, and nobody by another machine's.
+        let call = |name: &str, argument| {
+            run(&plain, (ARCHES[1].number)(name).unwrap(), [argument, 0, 0, 0, 0, 0], ARCHES[1].audit)
+        };
+        assert_eq!((call("mmap2", 0), call("mount", 0), call("clone", 0x1000_0011)), (ALLOW, no, no));
+        assert_eq!((call("fcntl64", 0), call("socket", AF_VSOCK)), (ALLOW, no));
+        assert_eq!(run(&plain, id(Sysno::read), [0; 6], 0x4000_0015), missing);
     }
 
     #[test]
@@ -333,13 +381,13 @@ mod tests {
             let rule = format!(r#"{{"names":["read"],"action":"SCMP_ACT_ALLOW","args":[{arg}]}}"#);
             let text = format!(r#"{{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":13,"syscalls":[{rule}]}}"#);
             let profile: Profile = serde_json::from_str(&text).unwrap();
-            let program = compile(&profile.policy().unwrap()).unwrap();
+            let program = compile(&profile.policy().unwrap(), &profile.arches()).unwrap();
             for high in [0_u64, 4, 5, 6, u64::from(u32::MAX)] {
                 for low in [0_u64, 2, 6, 7, 8, u64::from(u32::MAX)] {
                     let value = high << 32 | low;
                     let expected = if holds(value) { ALLOW } else { ERRNO | 13 };
                     assert_eq!(
-                        run(&program, id(Sysno::read), [0, 0, value, 0, 0, 0], AUDIT_ARCH),
+                        run(&program, id(Sysno::read), [0, 0, value, 0, 0, 0], ARCHES[0].audit),
                         expected,
                         "{op} {value:#x}"
                     );
@@ -356,11 +404,11 @@ mod tests {
             {"names":["kill"],"action":"SCMP_ACT_ERRNO","errnoRet":3,"args":[{"index":0,"value":2,"op":"SCMP_CMP_EQ"}]},
             {"names":["sethostname","no_such_call"],"action":"SCMP_ACT_ERRNO"}]}"#;
         let profile: Profile = serde_json::from_str(text).unwrap();
-        let program = compile(&profile.policy().unwrap()).unwrap();
-        let kill = |a, b| run(&program, id(Sysno::kill), [a, b, 0, 0, 0, 0], AUDIT_ARCH);
+        let program = compile(&profile.policy().unwrap(), &profile.arches()).unwrap();
+        let kill = |a, b| run(&program, id(Sysno::kill), [a, b, 0, 0, 0, 0], ARCHES[0].audit);
         assert_eq!((kill(1, 9), kill(1, 8), kill(2, 9), kill(3, 9)), (0x8000_0000, ALLOW, ERRNO | 3, ALLOW));
-        assert_eq!(run(&program, id(Sysno::sethostname), [0; 6], AUDIT_ARCH), ERRNO | EPERM);
-        assert_eq!(run(&program, id(Sysno::read), [0; 6], AUDIT_ARCH), ALLOW);
+        assert_eq!(run(&program, id(Sysno::sethostname), [0; 6], ARCHES[0].audit), ERRNO | EPERM);
+        assert_eq!(run(&program, id(Sysno::read), [0; 6], ARCHES[0].audit), ALLOW);
     }
 
     #[test]
