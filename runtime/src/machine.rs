@@ -93,10 +93,10 @@ impl Machine {
         if let Some(scopes) = &self.scopes {
             scopes.update(path, &after).await?;
         }
-        let (cgroups, own) = (self.cgroups.clone(), path.to_owned());
-        let updated = tokio::task::spawn_blocking(move || cgroups.update(&own, &after)).await?;
+        let (cgroups, own, wanted) = (self.cgroups.clone(), path.to_owned(), after.clone());
+        let updated = tokio::task::spawn_blocking(move || cgroups.update(&own, &wanted)).await?;
         if let (Err(_), Some(scopes)) = (&updated, &self.scopes) {
-            scopes.update(path, before).await?;
+            scopes.revert(path, before, &after).await?;
         }
         updated
     }

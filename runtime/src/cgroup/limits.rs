@@ -77,13 +77,13 @@ impl Host {
             true => {
                 let below = |file: &str| Path::new(ROOT).join(path).join(file);
                 let own = LIMITS_V2.iter().map(|file| below(file));
-                let pages = resources.hugepage_limits.iter().flat_map(|(size, _)| huge_page_files(size));
-                let pages = pages.map(|file| below(&file));
-                own.chain(pages).chain(resources.unified.iter().map(|(file, _)| below(file))).collect()
+                own.chain(resources.unified.iter().map(|(file, _)| below(file))).collect()
             }
             false => LIMITS_V1.iter().map(|(name, file)| Path::new(ROOT).join(name).join(path).join(file)).collect(),
         };
-        files.into_iter().filter_map(|path| fs::read_to_string(&path).ok().map(|text| (path, text))).collect()
+        let pages = resources.hugepage_limits.iter().flat_map(|(size, _)| self.huge_page_files(path, size));
+        let files = files.into_iter().chain(pages);
+        files.filter_map(|path| fs::read_to_string(&path).ok().map(|text| (path, text))).collect()
     }
 
     pub(super) fn limit(&self, cgroup: &Cgroup, path: &str, resources: &Resources) -> anyhow::Result<()> {
@@ -100,7 +100,10 @@ impl Host {
                 cpu.set_cfs_quota(resources.cpu_quota).with_context(|| what("cpu quota"))?;
             }
         }
-        if let Some(cpuset) = cgroup.controller_of::<CpuSetController>() {
+        if !resources.cpuset_cpus.is_empty() || !resources.cpuset_mems.is_empty() {
+            // Who asks for processors of their own is not served by all of them.
+            let none = || format!("{}: no cpuset controller on this machine", what("cpuset"));
+            let cpuset = cgroup.controller_of::<CpuSetController>().with_context(none)?;
             if !resources.cpuset_cpus.is_empty() {
                 cpuset.set_cpus(&resources.cpuset_cpus).with_context(|| what("cpuset cpus"))?;
             }
@@ -129,19 +132,24 @@ impl Host {
 
     /// The kubelet names every page size, mostly with 0. A machine that does not count them has nothing to limit.
     fn limit_huge_pages(&self, path: &str, resources: &Resources) -> anyhow::Result<()> {
-        let Some(root) = self.unified.as_ref().filter(|_| self.is_v2) else { return Ok(()) };
         for (size, limit) in &resources.hugepage_limits {
             if !size.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
                 bail!("{size:?} is not a page size");
             }
-            for file in huge_page_files(size) {
-                let path = root.join(path).join(file);
-                if path.exists() {
-                    fs::write(&path, limit.to_string()).with_context(|| format!("write {}", path.display()))?;
-                }
+            for file in self.huge_page_files(path, size).into_iter().filter(|file| file.exists()) {
+                fs::write(&file, limit.to_string()).with_context(|| format!("write {}", file.display()))?;
             }
         }
         Ok(())
+    }
+
+    /// What is used, and what is reserved; what a machine counts of them is there.
+    fn huge_page_files(&self, path: &str, size: &str) -> [PathBuf; 2] {
+        let (root, limit) = match self.is_v2 {
+            true => (Path::new(ROOT).join(path), "max"),
+            false => (Path::new(ROOT).join("hugetlb").join(path), "limit_in_bytes"),
+        };
+        ["", "rsvd."].map(|kind| root.join(format!("hugetlb.{size}.{kind}{limit}")))
     }
 
     /// v1 counts memory and swap together, v2 swap alone. Not given means none beyond the memory.
@@ -176,11 +184,6 @@ impl Host {
         }
         Ok(())
     }
-}
-
-/// Of v2: what is used, and what is reserved.
-fn huge_page_files(size: &str) -> [String; 2] {
-    [format!("hugetlb.{size}.max"), format!("hugetlb.{size}.rsvd.max")]
 }
 
 /// Files that limits are in, by controller.

@@ -29,7 +29,7 @@ pub(crate) use usage::Usage;
 use crate::config::Driver;
 
 /// Controllers of v1 that a container needs: each one costs a directory, and a write to join it.
-const CONTROLLERS: [&str; 6] = ["cpu", "cpuacct", "cpuset", "devices", "memory", "pids"];
+const CONTROLLERS: [&str; 7] = ["cpu", "cpuacct", "cpuset", "devices", "hugetlb", "memory", "pids"];
 const ROOT: &str = "/sys/fs/cgroup";
 /// Where the v2 tree is on a hybrid host.
 const UNIFIED: &str = "/sys/fs/cgroup/unified";

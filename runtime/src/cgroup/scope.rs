@@ -87,6 +87,13 @@ impl Scopes {
         change.with_context(|| format!("change the limits of {unit}"))
     }
 
+    /// Undoes an update from `before` to `after` that something else refused.
+    pub(crate) async fn revert(&self, path: &str, before: &Resources, after: &Resources) -> anyhow::Result<()> {
+        let unit = path.rsplit('/').next().unwrap_or(path);
+        let change = self.manager.set_unit_properties(unit, true, &reverted(before, after)).await;
+        change.with_context(|| format!("restore the limits of {unit}"))
+    }
+
     /// Ends the scope of the cgroup `path`. Success when there is none.
     pub(crate) async fn stop(&self, path: &str) -> anyhow::Result<()> {
         let unit = path.rsplit('/').next().unwrap_or(path);
@@ -130,6 +137,18 @@ fn limits(resources: &Resources) -> Vec<(&'static str, Value<'static>)> {
         set(name, value.parse().unwrap_or(u64::MAX));
     }
     limits
+}
+
+/// The limits of `before`; what only `after` limits goes back to what systemd has when nothing was said.
+fn reverted(before: &Resources, after: &Resources) -> Vec<(&'static str, Value<'static>)> {
+    let mut limits_before = limits(before);
+    for (name, _) in limits(after) {
+        if limits_before.iter().all(|(known, _)| *known != name) {
+            let default = if ["MemoryLow", "MemoryMin"].contains(&name) { 0 } else { u64::MAX };
+            limits_before.push((name, Value::from(default)));
+        }
+    }
+    limits_before
 }
 
 pub(super) fn unit(id: &str) -> String {
@@ -184,5 +203,11 @@ mod tests {
         ];
         assert_eq!(limits(&resources), expected.map(|(name, value)| (name, Value::from(value))));
         assert!(limits(&Resources::default()).is_empty());
+        let low = Resources { unified: vec![("memory.low".into(), "4096".into())], ..resources.clone() };
+        let back = reverted(&Resources { memory_limit: 7, ..Resources::default() }, &low);
+        assert_eq!(back[0], ("MemoryMax", Value::from(7_u64)));
+        assert!(
+            back.contains(&("CPUWeight", Value::from(u64::MAX))) && back.contains(&("MemoryLow", Value::from(0_u64)))
+        );
     }
 }
