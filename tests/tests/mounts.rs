@@ -55,6 +55,10 @@ async fn volumes_of_the_image_are_filled_and_writable_and_go_with_the_container(
         .await;
     assert_eq!(types, "1\n0\n");
     assert_eq!(cri.status(&id).await.unwrap().mounts.len(), 1, "only what was asked for");
+    cri.sh(&id, "dd if=/dev/zero of=/fresh/deep/zeroes bs=1M count=3 2>/dev/null").await;
+    let request = v1::ContainerStatsRequest { container_id: id.clone() };
+    let stats = cri.runtime.clone().container_stats(request).await.unwrap().into_inner().stats.unwrap();
+    assert!(stats.writable_layer.unwrap().used_bytes.unwrap().value >= 3 << 20, "volumes count as written");
     let again = cri.run(&sandbox, container("d", &name, "cat /data/sub/file")).await.unwrap();
     assert_eq!(cri.exited(&again).await.exit_code, 0);
     let log = fs::read_to_string(machine.path("logs/p/d.log")).unwrap();

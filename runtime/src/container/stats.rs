@@ -61,7 +61,7 @@ impl Container {
             return Err(Error::precondition(format!("container {} does not run", self.meta.id)));
         }
         let usage = machine.cgroups.usage(&self.meta.cgroup)?;
-        let layer = self.layer(&machine.layout.container(&self.meta.id).join(shim_layout::UPPER));
+        let layer = self.layer(&machine.layout.container(&self.meta.id));
         let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = Instant::now();
         match samples.cpu {
@@ -77,14 +77,17 @@ impl Container {
         Ok(Stats { at: now(), usage, nano_cores: samples.rate, layer })
     }
 
-    fn layer(&self, path: &Path) -> Layer {
+    /// What the container wrote: over its image, and into the volumes that the image declares.
+    fn layer(&self, directory: &Path) -> Layer {
         let known = self.samples.lock().unwrap_or_else(PoisonError::into_inner).layer.clone();
         if let Some((_, layer)) = known.filter(|(walked, _)| walked.elapsed() < WALK_AGAIN) {
             return layer;
         }
         // Without the lock: a large layer takes its time.
-        let mut layer = Layer { at: now(), path: path.to_owned(), bytes: 0, inodes: 0 };
-        walk(CWD, path, 0, &mut layer);
+        let mut layer = Layer { at: now(), path: directory.join(shim_layout::UPPER), bytes: 0, inodes: 0 };
+        for part in [shim_layout::UPPER, shim_layout::VOLUMES] {
+            walk(CWD, &directory.join(part), 0, &mut layer);
+        }
         self.samples.lock().unwrap_or_else(PoisonError::into_inner).layer = Some((Instant::now(), layer.clone()));
         layer
     }
