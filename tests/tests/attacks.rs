@@ -150,3 +150,75 @@ async fn users_are_read_bounded_and_never_mistaken() {
     cri.remove_pod(&sandbox).await.unwrap();
     machine.assert_clean().await;
 }
+
+/// CVE-2025-31133 with a race: containers share the directory that is their /dev, and one swaps what covers masked files.
+#[tokio::test]
+async fn what_covers_masked_paths_cannot_be_swapped_in_between() {
+    let (machine, _daemon, cri, image) = ready().await;
+    let secret = machine.path("secret");
+    fs::write(&secret, "secret").unwrap();
+    fs::create_dir(machine.path("dev")).unwrap();
+    let mount = |target: &str| v1::Mount {
+        host_path: machine.path("dev").display().to_string(),
+        container_path: target.to_owned(),
+        ..v1::Mount::default()
+    };
+    let sandbox = cri.run_pod(pod(&machine, "p")).await.unwrap();
+    let script = format!(
+        "cd /shared; while :; do mknod n c 1 3; mv n null; ln -s ../../../../../../../../..{} l; mv l null; done 2>/dev/null",
+        secret.display()
+    );
+    let mut attacker = container("attacker", &image, &script);
+    attacker.mounts = vec![mount("/shared")];
+    cri.run(&sandbox, attacker).await.unwrap();
+    let mut started = 0;
+    for number in 0..40 {
+        let look = "head -c 6 /proc/kcore; head -c 6 /proc/keys";
+        let mut victim = container(&format!("victim{number}"), &image, look);
+        victim.mounts = vec![mount("/dev")];
+        let security = victim.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+        security.masked_paths = vec!["/proc/kcore".into(), "/proc/keys".into()];
+        let id = cri.create(&sandbox, victim).await.unwrap();
+        // Lost races are errors that name what is in the device's place.
+        match cri.start(&id).await {
+            Err(refused) => assert!(refused.message().contains("/dev/null"), "{refused}"),
+            Ok(()) => {
+                started += 1;
+                cri.exited(&id).await;
+                let log = fs::read_to_string(machine.path(&format!("logs/p/victim{number}.log"))).unwrap();
+                assert!(!log.contains("stdout"), "{log}");
+            }
+        }
+    }
+    assert!(started > 0, "the race was never lost by the attacker");
+    cri.remove_pod(&sandbox).await.unwrap();
+    machine.assert_clean().await;
+}
+
+/// A set-user-ID program gains nothing under no_new_privs.
+#[tokio::test]
+async fn no_new_privs_holds_for_set_user_id_programs() {
+    let (machine, _daemon, cri, _) = ready().await;
+    // Any static program that stays for a while.
+    let program = fs::read(berth_tests::binary("berth-shim")).unwrap();
+    let entry = berth_tests::Entry { name: "suid", mode: 0o4755, content: &program, ..berth_tests::Entry::default() };
+    let layer = Layer::new().entry(&entry).bytes();
+    let layers = [(layer.clone(), berth_tests::gzip(&layer))];
+    let name = cri.pull_image(&machine, Image::new(&layers, &serde_json::json!({}))).await;
+    let sandbox = cri.run_pod(pod(&machine, "p")).await.unwrap();
+    for (no_new_privs, effective) in [(false, "0"), (true, "1000")] {
+        let mut config = container(&format!("c{effective}"), &name, "");
+        config.command = vec!["/suid".into(), "hold".into()];
+        config.stdin = true;
+        let security = config.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+        security.run_as_user = Some(v1::Int64Value { value: 1000 });
+        security.no_new_privs = no_new_privs;
+        let id = cri.run(&sandbox, config).await.unwrap();
+        let pid = cri.info(&id).await["pid"].as_u64().unwrap();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let ids = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
+        assert_eq!(ids.split_whitespace().take(2).collect::<Vec<_>>(), ["1000", effective]);
+    }
+    cri.remove_pod(&sandbox).await.unwrap();
+    machine.assert_clean().await;
+}
