@@ -5,8 +5,8 @@ use std::{
     io::{Read, Seek, SeekFrom, Write},
     os::unix::process::CommandExt,
     path::PathBuf,
-    process::{self, Command, Stdio},
-    time::{Duration, Instant},
+    process::{Command, Stdio},
+    time::Duration,
 };
 
 use berth_shim::{
@@ -14,14 +14,10 @@ use berth_shim::{
     spec::{Container, Hook, Spec},
 };
 use nix::{
-    poll::{PollFd, PollFlags, poll},
     sched::{CloneFlags, setns},
     sys::prctl,
 };
-use rustix::{
-    fs::{MemfdFlags, memfd_create},
-    process::{Pid, PidfdFlags, pidfd_open},
-};
+use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::json;
 
 use crate::{
@@ -32,8 +28,6 @@ use crate::{
 pub(crate) const OCI_VERSION: &str = "1.0.2";
 /// For one that says nothing about it: nothing that is started waits for ever.
 const TIMEOUT: Duration = Duration::from_secs(120);
-/// How often a waiting process says that it still waits for good reason.
-const TICK: Duration = Duration::from_secs(5);
 /// How much of what a failed hook said is passed on: the end, which says why.
 const TAIL: u64 = 512;
 
@@ -128,7 +122,7 @@ impl<'a> Bundle<'a> {
             let _ = stdin.write_all(state.as_bytes());
         }
         let limit = hook.timeout.map_or(TIMEOUT, |seconds| Duration::from_secs(seconds.into()));
-        if !ends_within(&child, limit).step("wait for a hook")? {
+        if !run::ends_within(&child, limit, |waited| run::stage(Stage::Hook(waited.as_secs() as usize)))? {
             // It has ended since, or does now.
             let _ = child.kill();
             let _ = child.wait();
@@ -139,22 +133,6 @@ impl<'a> Bundle<'a> {
             return Ok(());
         }
         Err(failure(format!("hook: {status}: {}:", tail(output)), &hook.path))
-    }
-}
-
-fn ends_within(child: &process::Child, limit: Duration) -> rustix::io::Result<bool> {
-    let pid = Pid::from_raw(child.id() as i32).ok_or(rustix::io::Errno::SRCH)?;
-    let ended = pidfd_open(pid, PidfdFlags::empty())?;
-    let begun = Instant::now();
-    loop {
-        run::stage(Stage::Hook(begun.elapsed().as_secs() as usize));
-        let Some(left) = limit.checked_sub(begun.elapsed()) else { return Ok(false) };
-        let mut fds = [PollFd::new(std::os::fd::AsFd::as_fd(&ended), PollFlags::POLLIN)];
-        let wait = u16::try_from(left.min(TICK).as_millis()).unwrap_or(u16::MAX);
-        // An interruption is another turn of the loop.
-        if matches!(poll(&mut fds, wait.max(1)), Ok(1..)) {
-            return Ok(true);
-        }
     }
 }
 

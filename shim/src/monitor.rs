@@ -144,9 +144,8 @@ fn start<'a>(dir: &'a Path, spec: &'a Spec) -> Result<Monitor<'a>> {
         bundle.run_outside(&hooks.create_runtime, Status::Creating, pid)
     })?;
     if let Some(oci) = &oci {
-        let status = waitpid(init.pid, None).step("wait for the OCI runtime")?;
-        let (pid, pidfd, terminal) = oci.created(matches!(status, WaitStatus::Exited(_, 0)), console)?;
-        init = Init { pid, pidfd };
+        let (first, terminal) = oci.created(&init, console)?;
+        init = first;
         terminal.map_or(Ok(()), |terminal| stdio.terminal(terminal))?;
         oci.start()?;
     } else {
@@ -177,9 +176,9 @@ fn hooks(spec: &Spec) -> Option<&Hooks> {
 }
 
 /// The first process of the container.
-struct Init {
-    pid: Pid,
-    pidfd: OwnedFd,
+pub(crate) struct Init {
+    pub pid: Pid,
+    pub pidfd: OwnedFd,
 }
 
 /// Reads the messages of `init` until it runs its program or fails; `created` is done when its namespaces are there.

@@ -4,8 +4,13 @@ use std::{
     ffi::CString,
     fs::{File, OpenOptions},
     io::Write,
-    os::unix::fs::OpenOptionsExt,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::OpenOptionsExt,
+    },
     path::Path,
+    process::Child,
+    time::{Duration, Instant},
 };
 
 use berth_shim::{
@@ -13,8 +18,16 @@ use berth_shim::{
     record::{Found, Report, Stage},
     spec::Spec,
 };
-use nix::{sys::prctl, unistd::setsid};
-use rustix::fs::{FlockOperation, flock};
+use nix::{
+    poll::{PollFd, PollFlags, poll},
+    sys::prctl,
+    unistd::setsid,
+};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+    process::{Pid, PidfdFlags, pidfd_open},
+};
 
 use crate::{
     error::{Result, Step, failure},
@@ -63,6 +76,33 @@ pub(crate) fn stage(stage: Stage) {
     if let Ok(name) = CString::new(stage.to_string()) {
         // Fails for no reason that matters.
         let _ = prctl::set_name(&name);
+    }
+}
+
+/// How often `ends_within` looks up from waiting.
+const TICK: Duration = Duration::from_secs(5);
+
+/// Whether `child` ends within `limit`; `waiting` hears every few seconds for how long that has been.
+pub(crate) fn ends_within(child: &Child, limit: Duration, waiting: impl Fn(Duration)) -> Result<bool> {
+    let pid = Pid::from_raw(child.id() as i32).ok_or(Errno::SRCH).step("pidfd_open")?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).step("pidfd_open")?;
+    let begun = Instant::now();
+    loop {
+        waiting(begun.elapsed());
+        let Some(left) = limit.checked_sub(begun.elapsed()) else { return Ok(false) };
+        if is_ready(pidfd.as_fd(), left.min(TICK))? {
+            return Ok(true);
+        }
+    }
+}
+
+/// Whether `fd` can be read within `limit`.
+pub(crate) fn is_ready(fd: BorrowedFd<'_>, limit: Duration) -> Result<bool> {
+    let milliseconds = u16::try_from(limit.as_millis()).unwrap_or(u16::MAX);
+    match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], milliseconds.max(1)) {
+        // Then the caller's next look.
+        Err(nix::errno::Errno::EINTR) => Ok(false),
+        result => result.step("poll").map(|ready| ready > 0),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Pods whose RuntimeClass names another OCI runtime: the same log, exec, exit and recovery as under berth's own.
 #![allow(clippy::unwrap_used, reason = "a test that panics fails")]
 
-use std::{fs, time::Instant};
+use std::{fs, os::unix::fs::PermissionsExt, time::Instant};
 
 use berth_proto::v1;
 use berth_tests::{Cri, Machine, container, eventually, in_guest, pod, ready_with};
@@ -182,5 +182,22 @@ async fn what_a_runtime_cannot_make_is_told_in_its_words_and_undone() {
         assert_ne!(spec["program"]["container"]["oci_runtime"], Value::Null);
         cri.remove_pod(&sandbox).await.unwrap();
     }
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_runtime_that_hangs_is_given_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("stuck");
+    fs::write(&program, "#!/bin/sh\ncase \"$*\" in *create*) exec sleep 1000 ;; esac\n").unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let (machine, _daemon, cri, image) =
+        ready_with(&format!("[handlers.stuck]\noci_runtime = {:?}\n", program.display().to_string())).await;
+    let sandbox = cri.run_pod_under("stuck", pod(&machine, "p")).await.unwrap();
+    let id = cri.create(&sandbox, container("c", &image, "true")).await.unwrap();
+    let failed = cri.start(&id).await.unwrap_err();
+    assert!(failed.message().contains("create: no end within 25 s"), "{failed}");
+    assert_eq!(cri.status(&id).await.unwrap().reason, "StartError");
+    cri.remove_pod(&sandbox).await.unwrap();
     machine.assert_clean().await;
 }

@@ -12,6 +12,7 @@ use std::{
     },
     path::Path,
     process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use berth_shim::{
@@ -20,7 +21,8 @@ use berth_shim::{
 };
 use nix::{
     sched::CloneFlags,
-    unistd::{Pid, setsid},
+    sys::wait::{WaitStatus, waitpid},
+    unistd::{Pid, alarm, setsid},
 };
 use rustix::{
     fs::FileType,
@@ -34,9 +36,10 @@ use crate::{
     error::{Failure, Result, Step, failure},
     exec::Exec,
     init::{self, Message},
+    monitor::Init,
     passwd,
     rootfs::{self, Prepared},
-    socket,
+    run, socket,
     stdio::ChildStdio,
     sys::{self, Fork},
 };
@@ -50,6 +53,8 @@ const LOG: &str = "oci.log";
 const SOURCES: &str = "mounts";
 /// By this name alone: runtimes work in the bundle, and the whole path may be longer than an address can hold.
 const CONSOLE: &str = "console.sock";
+/// For each of its verbs, and less than the daemon waits for a launch: one that hangs is killed by who started it.
+const TIMEOUT: Duration = Duration::from_secs(25);
 /// How much of a log is read: its last line says why.
 const TAIL: u64 = 4096;
 
@@ -101,6 +106,8 @@ impl<'a> Oci<'a> {
     }
 
     fn prepare(&self, stdio: ChildStdio, channel: BorrowedFd<'_>) -> Result<()> {
+        // Nothing else ends this process when a volume does not answer: it is not in the container's cgroup.
+        alarm::set(TIMEOUT.as_secs() as u32);
         let process = &self.container.process;
         let prepared = rootfs::prepare(self.dir, self.container, None)?;
         let (rootfs, sources) = (self.dir.join(layout::ROOTFS), self.dir.join(SOURCES));
@@ -126,6 +133,7 @@ impl<'a> Oci<'a> {
         };
         init::install(streams)?;
         init::send(channel, &Message::User(login.user), None);
+        alarm::cancel();
         Ok(())
     }
 
@@ -147,8 +155,18 @@ impl<'a> Oci<'a> {
     fn run(&self, args: &[&str]) -> Result<()> {
         let mut command = self.command(args);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let status = command.status().step_on("execute the OCI runtime", &self.runtime.path)?;
+        let mut child = command.spawn().step_on("execute the OCI runtime", &self.runtime.path)?;
+        if !run::ends_within(&child, TIMEOUT, |_| {})? {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(self.hangs(args[0]));
+        }
+        let status = child.wait().step("wait for the OCI runtime")?;
         if status.success() { Ok(()) } else { Err(self.failed(args[0])) }
+    }
+
+    fn hangs(&self, verb: &str) -> Failure {
+        failure(format!("OCI runtime: {verb}: no end within {} s:", TIMEOUT.as_secs()), &self.runtime.path)
     }
 
     /// What the runtime said of its last failure.
@@ -157,9 +175,16 @@ impl<'a> Oci<'a> {
         failure(format!("OCI runtime: {verb}: {said}:"), &self.runtime.path)
     }
 
-    /// After `create` ended with `status`: the container's first process, a child of this one now, and its terminal.
-    pub(crate) fn created(&self, success: bool, console: Option<OwnedFd>) -> Result<(Pid, OwnedFd, Option<OwnedFd>)> {
-        if !success {
+    /// Waits for the end of `create`, which `process` is: the container's first process, a child of this one now, and its terminal.
+    pub(crate) fn created(&self, process: &Init, console: Option<OwnedFd>) -> Result<(Init, Option<OwnedFd>)> {
+        let begun = Instant::now();
+        while !run::is_ready(process.pidfd.as_fd(), TIMEOUT)? {
+            if begun.elapsed() >= TIMEOUT {
+                let _ = sys::pidfd_send_signal(process.pidfd.as_fd(), libc::SIGKILL);
+                return Err(self.hangs("create"));
+            }
+        }
+        if !matches!(waitpid(process.pid, None).step("wait for the OCI runtime")?, WaitStatus::Exited(_, 0)) {
             return Err(self.failed("create"));
         }
         let path = self.dir.join(PID);
@@ -172,7 +197,7 @@ impl<'a> Oci<'a> {
             // The text that comes along is the terminal's name.
             init::receive_fd(connection.as_fd())?.ok_or_else(|| failure("the OCI runtime sent no terminal", ""))
         });
-        Ok((Pid::from_raw(pid), pidfd, terminal.transpose()?))
+        Ok((Init { pid: Pid::from_raw(pid), pidfd }, terminal.transpose()?))
     }
 
     pub(crate) fn start(&self) -> Result<()> {
