@@ -18,6 +18,9 @@ state = "/run/berth"
 # The socket that the kubelet and crictl dial.
 listen = "/run/berth/berth.sock"
 
+# Archives of images in it are imported at start, before anything is served; it may be absent.
+images_dir = "/etc/berth/images"
+
 [cni]
 # The first *.conflist, *.conf or *.json by name is the pod network; without one, a built-in bridge (10.88.0.0/16).
 conf_dir = "/etc/cni/net.d"
@@ -48,6 +51,7 @@ pub(crate) struct Config {
     pub root: PathBuf,
     pub state: PathBuf,
     pub listen: PathBuf,
+    pub images_dir: PathBuf,
     pub cni: Cni,
     pub registry: Registry,
     pub cdi: Cdi,
@@ -113,6 +117,7 @@ impl Default for Config {
             root: "/var/lib/berth".into(),
             state: "/run/berth".into(),
             listen: "/run/berth/berth.sock".into(),
+            images_dir: "/etc/berth/images".into(),
             cni: Cni::default(),
             registry: Registry::default(),
             cdi: Cdi::default(),

@@ -3,6 +3,7 @@
 mod apparmor;
 mod cdi;
 mod cgroup;
+mod client;
 mod config;
 mod container;
 mod error;
@@ -47,6 +48,7 @@ const CONFIG: &str = "/etc/berth/config.toml";
   berthd --root /data/berth --log-level debug   other data directory, more to read
   berthd config default > /etc/berth/config.toml
   berthd config check                           says what is wrong with /etc/berth/config.toml, with its line
+  docker save web:1 | berthd images import -    adds an image without a registry
   crictl --runtime-endpoint unix:///run/berth/berth.sock pods"
 )]
 struct Arguments {
@@ -62,7 +64,7 @@ struct Arguments {
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
     /// Unix socket to serve CRI on [default: /run/berth/berth.sock]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH")]
     listen: Option<PathBuf>,
     /// error, warn, info, debug or trace; or directives, as in berthd=debug,warn
     #[arg(long, value_name = "LEVEL", default_value = "info")]
@@ -83,6 +85,22 @@ enum Verb {
     /// The configuration file: print the default, or check one
     #[command(subcommand)]
     Config(ConfigVerb),
+    /// Images of a daemon that runs
+    #[command(subcommand)]
+    Images(ImagesVerb),
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum ImagesVerb {
+    /// Add the images of an archive: an OCI image layout or what `docker save` writes, as a tar, plain, gzip or zstd
+    Import {
+        /// The archive; - is standard input
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// What to call an image that the archive does not name
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]
@@ -95,7 +113,7 @@ enum ConfigVerb {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let result = match arguments.command {
+    let result = match &arguments.command {
         Some(Verb::Config(ConfigVerb::Default)) => {
             #[allow(clippy::print_stdout, reason = "what was asked for")]
             {
@@ -104,6 +122,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Some(Verb::Config(ConfigVerb::Check)) => configuration(&arguments).map(drop),
+        Some(Verb::Images(ImagesVerb::Import { file, name })) => import(&arguments, file, name.as_deref()),
         None => run(&arguments),
     };
     match result {
@@ -129,6 +148,19 @@ fn configuration(arguments: &Arguments) -> anyhow::Result<Config> {
         config.listen.clone_from(listen);
     }
     Ok(config)
+}
+
+fn import(arguments: &Arguments, file: &Path, name: Option<&str>) -> anyhow::Result<()> {
+    let config = configuration(arguments)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    let images = runtime.block_on(client::import(&config.listen, file, name))?;
+    for image in images {
+        #[allow(clippy::print_stdout, reason = "what was asked for")]
+        {
+            println!("{}  {}", image.id, image.names.join(" "));
+        }
+    }
+    Ok(())
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
@@ -191,6 +223,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
     let machine = Arc::new(Machine::new(config).await?);
     let node = recover::recover(machine).await?;
+    node.machine.images.import_all(&config.images_dir).await;
     let listener = server::listen(&config.listen)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %config.listen.display(), root = %config.root.display(), "serving CRI v1");
     // Without a service manager there is nobody to tell.

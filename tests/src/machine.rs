@@ -105,7 +105,8 @@ impl Machine {
         let config = self.path("config.toml");
         if !config.exists() {
             let text = format!(
-                "[cni]\nconf_dir = {:?}\n[registry]\nconfig_path = {:?}\n[cdi]\nspec_dirs = [{:?}]\n{}",
+                "images_dir = {:?}\n[cni]\nconf_dir = {:?}\n[registry]\nconfig_path = {:?}\n[cdi]\nspec_dirs = [{:?}]\n{}",
+                self.path("images").display().to_string(),
                 self.path("net.d").display().to_string(),
                 self.path("certs.d").display().to_string(),
                 self.path("cdi").display().to_string(),

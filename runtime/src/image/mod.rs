@@ -1,7 +1,9 @@
 //! Images: list, status, pull, remove.
 
+mod archive;
 mod auth;
 mod hosts;
+mod manifest;
 mod pull;
 mod reference;
 mod registry;
@@ -9,7 +11,13 @@ mod store;
 mod unpack;
 mod view;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Context;
 
 pub(crate) use auth::Given;
 pub(crate) use reference::Digest;
@@ -41,6 +49,38 @@ impl Images {
         let reference = Reference::parse(name)?;
         let credentials = given.for_host(&reference.host)?;
         self.puller.pull(reference, credentials).await
+    }
+
+    /// Adds the images in the archive at `path`, whose names they have or, where there is none, `name`: of each its id and its tags.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for what is no archive of images.
+    pub(crate) async fn import(&self, path: PathBuf, name: &str) -> Result<Vec<(Digest, Vec<String>)>> {
+        let name = (!name.is_empty()).then(|| Reference::parse(name)).transpose()?;
+        let own = self.puller.clone();
+        // In a task of its own: a caller that goes away changes nothing.
+        tokio::spawn(async move { own.import(path, name).await }).await.context("import")?
+    }
+
+    /// Adds the images in every file of `directory`, which may be absent, in the order of their names. One that is wrong is said to
+    /// be, and keeps nothing else from starting.
+    pub(crate) async fn import_all(&self, directory: &Path) {
+        let entries = match fs::read_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+            entries => entries.map(|entries| entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file())),
+        };
+        match entries {
+            Err(error) => tracing::error!(directory = %directory.display(), %error, "images to import"),
+            Ok(files) => {
+                let mut files: Vec<PathBuf> = files.collect();
+                files.sort_unstable();
+                for file in files {
+                    if let Err(error) = self.import(file.clone(), "").await {
+                        tracing::error!(file = %file.display(), %error, "import");
+                    }
+                }
+            }
+        }
     }
 
     /// By id, prefix of an id, tag or digest; `None` when there is none.

@@ -1,4 +1,4 @@
-//! A pull: name -> manifest -> config and every missing layer at once -> image under its names.
+//! A pull, or an import: name -> manifest -> config and every missing layer at once -> image under its names.
 
 use std::{
     path::{Path, PathBuf},
@@ -12,15 +12,17 @@ use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared, join_all},
 };
-use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
+use oci_spec::image::{ImageConfiguration, ImageManifest};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Timespec, Timestamps};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
+    archive::Archive,
     auth::Credentials,
+    manifest::{self, Manifest, digest, digest_of},
     reference::{Digest, Reference},
     registry::{Registry, unavailable},
-    store::{self, Lease, Store, Usage},
+    store::{self, Image, Lease, Store, Usage},
     unpack::{self, Source, Unpacked},
 };
 use crate::{
@@ -74,55 +76,66 @@ impl Puller {
         let registry = Arc::new(Registry::open(&self.config_path, reference, credentials)?);
         let during = |error: Error| error.during(format!("pull {reference}"));
         let found = self.find_manifest(&registry, reference).await.map_err(during)?;
+        let names = reference.repo_tag().into_iter().chain([reference.repo_digest(&found.top)]).collect();
+        let image = self.install(&Origin::Registry(registry), &found, names).await.map_err(during)?;
+        tracing::info!(image = %reference, id = %image.id, layers = image.layers.len(), bytes = image.size, ms = begun.elapsed().as_millis() as u64, "pulled");
+        Ok(image.id.clone())
+    }
+
+    /// Adds what is in the archive at `path`: of every image its id and its names.
+    pub(crate) async fn import(&self, path: PathBuf, name: Option<Reference>) -> Result<Vec<(Digest, Vec<String>)>> {
+        let directory = self.store.directory();
+        let (archive, images) = blocking(move || {
+            let mut archive = Archive::open(&path, &directory)?;
+            let images = archive.images(name)?;
+            Ok((Arc::new(archive), images))
+        })
+        .await?;
+        let mut imported = Vec::new();
+        for packed in images {
+            let image = self.install(&Origin::Archive(archive.clone()), &packed.manifest, packed.names()).await?;
+            let names = packed.tags();
+            tracing::info!(images = ?names, id = %image.id, layers = image.layers.len(), bytes = image.size, "imported");
+            imported.push((image.id.clone(), names));
+        }
+        Ok(imported)
+    }
+
+    /// Brings the image of `found` onto the disk and gives it its names.
+    async fn install(&self, origin: &Origin, found: &Manifest, names: Vec<String>) -> Result<Arc<Image>> {
         let config_digest = digest_of(found.manifest.config())?;
-        let config_bytes = registry.document(&config_digest).await.map_err(during)?;
-        let config: ImageConfiguration = serde_json::from_slice(&config_bytes).map_err(|error| {
-            during(Error::precondition(format!("config {config_digest} is not an image's: {error}")))
-        })?;
+        let config_bytes = origin.document(&config_digest).await?;
+        let config: ImageConfiguration = serde_json::from_slice(&config_bytes)
+            .map_err(|error| Error::precondition(format!("config {config_digest} is not an image's: {error}")))?;
         // Held until the image itself holds its layers.
-        let leases = self.pull_layers(&registry, &found.manifest, &config).await.map_err(during)?;
-        let names: Vec<String> = reference.repo_tag().into_iter().chain([reference.repo_digest(&found.top)]).collect();
+        let leases = self.pull_layers(origin, &found.manifest, &config).await?;
         let store = self.store.clone();
-        let image = blocking(move || store.add(&names, (&found.descriptor, &found.bytes), &config_bytes))
-            .await
-            .map_err(during)?;
+        let (descriptor, bytes) = (found.descriptor.clone(), found.bytes.clone());
+        let image = blocking(move || store.add(&names, (&descriptor, &bytes), &config_bytes)).await?;
         drop(leases);
         let store = self.store.clone();
         tokio::task::spawn_blocking(move || {
             store.make_durable().inspect_err(|error| tracing::warn!("make images durable: {error:#}"))
         });
-        tracing::info!(image = %reference, id = %image.id, layers = image.layers.len(), bytes = image.size, ms = begun.elapsed().as_millis() as u64, "pulled");
-        Ok(image.id.clone())
+        Ok(image)
     }
 
     /// The manifest for this machine, through an index if there is one.
     async fn find_manifest(&self, registry: &Registry, reference: &Reference) -> Result<Manifest> {
         let (media_type, bytes) = registry.manifest(reference.target()).await?;
         let top = digest(&bytes);
-        // A registry's Content-Type is often wrong; what tells the two apart is what is in them.
-        let is_index =
-            serde_json::from_slice::<serde_json::Value>(&bytes).is_ok_and(|value| value.get("manifests").is_some());
-        if !is_index {
-            return Manifest::parse(top, &media_type, bytes);
+        match manifest::choose_from_index(&bytes)? {
+            None => Manifest::parse(top, &media_type, bytes),
+            Some(chosen) => {
+                let (_, bytes) = registry.manifest(digest_of(&chosen)?.as_str()).await?;
+                Manifest::parse(top, chosen.media_type().as_ref(), bytes)
+            }
         }
-        let index: ImageIndex =
-            serde_json::from_slice(&bytes).map_err(|error| Error::precondition(format!("image index: {error}")))?;
-        let chosen = choose(index.manifests()).ok_or_else(|| {
-            let platforms: Vec<String> = index
-                .manifests()
-                .iter()
-                .filter_map(|manifest| manifest.platform().as_ref())
-                .map(|p| format!("{}/{}", p.os(), p.architecture()))
-                .collect();
-            Error::not_found(format!("no image for linux/{}; there is {}", architecture(), platforms.join(", ")))
-        })?;
-        let (_, bytes) = registry.manifest(digest_of(chosen)?.as_str()).await?;
-        Manifest::parse(top, chosen.media_type().as_ref(), bytes)
     }
 
     async fn pull_layers(
         &self,
-        registry: &Arc<Registry>,
+        origin: &Origin,
         manifest: &ImageManifest,
         config: &ImageConfiguration,
     ) -> Result<Vec<Arc<Lease>>> {
@@ -141,7 +154,7 @@ impl Puller {
         for ((blob, keys), diff_id) in blobs.iter().zip(store::keys(config)?).zip(diff_ids) {
             let task = LayerTask {
                 store: self.store.clone(),
-                registry: registry.clone(),
+                origin: origin.clone(),
                 slots: self.slots.clone(),
                 blob: digest_of(blob)?,
                 size: blob.size(),
@@ -157,61 +170,34 @@ impl Puller {
     }
 }
 
-struct Manifest {
-    /// Digest of what the name led to: the index, if there is one.
-    top: Digest,
-    descriptor: Descriptor,
-    manifest: ImageManifest,
-    bytes: Vec<u8>,
-}
-
-impl Manifest {
-    fn parse(top: Digest, media_type: &str, bytes: Vec<u8>) -> Result<Self> {
-        let manifest: ImageManifest = serde_json::from_slice(&bytes)
-            .map_err(|error| Error::precondition(format!("not an image manifest ({media_type}): {error}")))?;
-        let own = digest(&bytes);
-        let own: oci_spec::image::Digest = own.as_str().parse().map_err(|error| anyhow!("digest: {error}"))?;
-        let descriptor = Descriptor::new(media_type.into(), bytes.len() as u64, own);
-        Ok(Self { top, descriptor, manifest, bytes })
-    }
-}
-
-fn digest(bytes: &[u8]) -> Digest {
-    use sha2::Digest as _;
-    Digest::of(sha2::Sha256::digest(bytes))
-}
-
-fn digest_of(descriptor: &Descriptor) -> Result<Digest> {
-    Digest::parse(descriptor.digest().as_ref())
-}
-
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
-}
-
-/// The first manifest for Linux on this architecture; one without a platform serves where nothing else does.
-fn choose(manifests: &[Descriptor]) -> Option<&Descriptor> {
-    let fits = |descriptor: &&Descriptor| {
-        descriptor
-            .platform()
-            .as_ref()
-            .is_some_and(|p| p.os().to_string() == "linux" && p.architecture().to_string() == architecture())
-    };
-    manifests.iter().find(fits).or_else(|| manifests.iter().find(|descriptor| descriptor.platform().is_none()))
-}
-
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|error| anyhow!("work ended early: {error}"))?
+}
+
+/// Where blobs come from.
+#[derive(Clone)]
+enum Origin {
+    Registry(Arc<Registry>),
+    Archive(Arc<Archive>),
+}
+
+impl Origin {
+    /// A small blob, checked.
+    async fn document(&self, digest: &Digest) -> Result<Vec<u8>> {
+        match self {
+            Self::Registry(registry) => registry.document(digest).await,
+            Self::Archive(archive) => {
+                let (archive, digest) = (archive.clone(), digest.clone());
+                blocking(move || archive.by_digest(&digest)).await
+            }
+        }
+    }
 }
 
 /// One layer's way onto the disk.
 struct LayerTask {
     store: Arc<Store>,
-    registry: Arc<Registry>,
+    origin: Origin,
     slots: Arc<Semaphore>,
     blob: Digest,
     /// Bytes of the blob.
@@ -264,20 +250,27 @@ impl LayerTask {
 
     /// Downloads and unpacks at once.
     async fn fetch(&self, prepared: &Path) -> Result<Unpacked> {
-        let (sender, receiver) = mpsc::channel(CHUNKS);
         let target = prepared.join(store::FILES);
+        let registry = match &self.origin {
+            Origin::Registry(registry) => registry,
+            Origin::Archive(archive) => {
+                let mut blob = archive.blob(&self.blob)?;
+                return blocking(move || unpack::unpack(&mut blob, &target)).await;
+            }
+        };
+        let (sender, receiver) = mpsc::channel(CHUNKS);
         let unpacking = tokio::task::spawn_blocking(move || unpack::unpack(&mut Chunks { receiver }, &target));
-        self.download(sender).await;
+        self.download(registry, sender).await;
         unpacking.await.map_err(|error| anyhow!("unpacking ended early: {error}"))?
     }
 
     /// Sends the blob's bytes, or the error that ended them. After a break it goes on where it was.
-    async fn download(&self, sender: mpsc::Sender<Result<Bytes>>) {
+    async fn download(&self, registry: &Registry, sender: mpsc::Sender<Result<Bytes>>) {
         let mut received = 0;
         let mut breaks = 0;
         while received < self.size {
             let before = received;
-            let broken = match self.download_from(&mut received, &sender).await {
+            let broken = match self.download_from(registry, &mut received, &sender).await {
                 Ok(()) if received == self.size => return,
                 Ok(()) if sender.is_closed() => return,
                 Ok(()) => unavailable(format!("truncated: {received} of {} bytes", self.size)),
@@ -292,8 +285,13 @@ impl LayerTask {
         }
     }
 
-    async fn download_from(&self, received: &mut u64, sender: &mpsc::Sender<Result<Bytes>>) -> Result<()> {
-        let mut response = self.registry.blob(&self.blob, *received).await?;
+    async fn download_from(
+        &self,
+        registry: &Registry,
+        received: &mut u64,
+        sender: &mpsc::Sender<Result<Bytes>>,
+    ) -> Result<()> {
+        let mut response = registry.blob(&self.blob, *received).await?;
         while let Some(chunk) =
             response.chunk().await.map_err(|error| unavailable(super::registry::root_cause(&error)))?
         {

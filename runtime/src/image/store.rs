@@ -238,6 +238,11 @@ impl Store {
         Some(Lease { store: self.clone(), keys: keys.to_vec() })
     }
 
+    /// Where large files may be for a while.
+    pub(crate) fn directory(&self) -> PathBuf {
+        self.layout.layers()
+    }
+
     /// A new directory to unpack a layer into, with `FILES` in it.
     pub(crate) fn prepare(&self) -> anyhow::Result<PathBuf> {
         let path = self.layout.layers().join(format!("{}.tmp", id::random_hex(16)));

@@ -1,7 +1,8 @@
-//! The gRPC edge: one unix socket with both services. Only this folder names CRI's messages.
+//! The gRPC edge: one unix socket with CRI's two services, and berth's own for its command line. Only this folder names CRI's messages.
 
 mod convert;
 mod image;
+mod own;
 mod runtime;
 mod status;
 
@@ -15,7 +16,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use berth_proto::v1::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer};
+use berth_proto::{
+    berth::images_server::ImagesServer,
+    v1::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer},
+};
 use futures_util::{FutureExt, future::BoxFuture};
 use http::{HeaderValue, Request, Response};
 use tokio::net::UnixListener;
@@ -46,11 +50,13 @@ pub(crate) fn listen(path: &Path) -> anyhow::Result<UnixListener> {
 /// Serves until the process ends.
 pub(crate) async fn serve(node: Arc<Node>, listener: UnixListener) -> anyhow::Result<()> {
     let runtime = RuntimeServiceServer::new(runtime::Runtime { node: node.clone() });
+    let own = ImagesServer::new(own::Own { node: node.clone() });
     let images = ImageServiceServer::new(image::Images { node });
     tonic::transport::Server::builder()
         .layer(Corrections)
         .add_service(runtime.max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
         .add_service(images.max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
+        .add_service(own)
         .serve_with_incoming(UnixListenerStream::new(listener))
         .await
         .context("serve gRPC")
