@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use berth_proto::berth::{ImportRequest, ImportedImage, images_client::ImagesClient};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -33,7 +33,7 @@ pub(crate) async fn import(socket: &Path, file: &Path, name: Option<&str>) -> an
     let path = format!("/proc/{}/fd/{}", std::process::id(), archive.as_raw_fd());
     let request = ImportRequest { path, name: name.unwrap_or_default().to_owned() };
     let answer = ImagesClient::new(connect(socket).await?).import(request).await;
-    let response = answer.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
+    let response = answer.map_err(|status| anyhow!("{}", status.message()))?;
     Ok(response.into_inner().images)
 }
 
@@ -44,5 +44,8 @@ async fn connect(socket: &Path) -> anyhow::Result<Channel> {
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
     let connected = Endpoint::from_static("http://localhost").connect_with_connector(connector).await;
-    connected.with_context(|| format!("no berthd answers at {}: is it running, and is this root?", socket.display()))
+    connected.map_err(|error| {
+        let (socket, error) = (socket.display(), anyhow::Error::from(error));
+        anyhow!("no berthd answers at {socket}: {}: is it running, and is this root?", error.root_cause())
+    })
 }

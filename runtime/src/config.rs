@@ -20,6 +20,8 @@ listen = "/run/berth/berth.sock"
 
 # Archives of images in it are imported at start, before anything is served; it may be absent.
 images_dir = "/etc/berth/images"
+# Images that the kubelet is told never to collect, besides those of images_dir: names with *, as in "registry.example.com/base/*".
+pinned_images = []
 
 [cni]
 # The first *.conflist, *.conf or *.json by name is the pod network; without one, a built-in bridge (10.88.0.0/16).
@@ -30,6 +32,8 @@ bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
 [registry]
 # <host>/hosts.toml below it says how to reach a registry, _default/hosts.toml all others.
 config_path = "/etc/berth/certs.d"
+# Docker's config.json, credential helpers included, for pulls that bring no credentials; it may be absent.
+auth_file = "/var/lib/kubelet/config.json"
 
 [cdi]
 # Files that say what the devices need that containers ask for by name, as vendor/class=name; later directories win.
@@ -52,6 +56,7 @@ pub(crate) struct Config {
     pub state: PathBuf,
     pub listen: PathBuf,
     pub images_dir: PathBuf,
+    pub pinned_images: Vec<String>,
     pub cni: Cni,
     pub registry: Registry,
     pub cdi: Cdi,
@@ -70,6 +75,7 @@ pub(crate) struct Cni {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Registry {
     pub config_path: PathBuf,
+    pub auth_file: PathBuf,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -118,6 +124,7 @@ impl Default for Config {
             state: "/run/berth".into(),
             listen: "/run/berth/berth.sock".into(),
             images_dir: "/etc/berth/images".into(),
+            pinned_images: Vec::new(),
             cni: Cni::default(),
             registry: Registry::default(),
             cdi: Cdi::default(),
@@ -135,7 +142,7 @@ impl Default for Cni {
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { config_path: "/etc/berth/certs.d".into() }
+        Self { config_path: "/etc/berth/certs.d".into(), auth_file: "/var/lib/kubelet/config.json".into() }
     }
 }
 

@@ -17,8 +17,6 @@ pub(crate) enum Kind {
     Unavailable,
     /// A disk is full, a limit is reached.
     ResourceExhausted,
-    /// Asked for something that this version does not do.
-    Unimplemented,
     Internal,
 }
 
@@ -91,7 +89,6 @@ impl From<Error> for tonic::Status {
             Kind::PermissionDenied => tonic::Code::PermissionDenied,
             Kind::Unavailable => tonic::Code::Unavailable,
             Kind::ResourceExhausted => tonic::Code::ResourceExhausted,
-            Kind::Unimplemented => tonic::Code::Unimplemented,
             Kind::Internal => tonic::Code::Internal,
         };
         tonic::Status::new(code, error.message)

@@ -61,7 +61,7 @@ impl Machine {
             handlers: Handlers::new(&config.handlers),
             cdi_dirs: config.cdi.spec_dirs.clone(),
             networks: Networks::new(&config.cni, &layout)?,
-            images: Arc::new(Images::open(layout.clone(), config.registry.config_path.clone(), &boot_id)?),
+            images: Arc::new(Images::open(layout.clone(), config, &boot_id)?),
             boot_id,
             layout,
         })

@@ -105,10 +105,11 @@ impl Machine {
         let config = self.path("config.toml");
         if !config.exists() {
             let text = format!(
-                "images_dir = {:?}\n[cni]\nconf_dir = {:?}\n[registry]\nconfig_path = {:?}\n[cdi]\nspec_dirs = [{:?}]\n{}",
+                "images_dir = {:?}\npinned_images = [\"*/pinned/*\"]\n[cni]\nconf_dir = {:?}\n[registry]\nconfig_path = {:?}\nauth_file = {:?}\n[cdi]\nspec_dirs = [{:?}]\n{}",
                 self.path("images").display().to_string(),
                 self.path("net.d").display().to_string(),
                 self.path("certs.d").display().to_string(),
+                self.path("auth.json").display().to_string(),
                 self.path("cdi").display().to_string(),
                 self.config
             );
@@ -130,6 +131,8 @@ impl Machine {
             .arg("--listen")
             .arg(&socket)
             .args(arguments)
+            // Programs of the test's own.
+            .env("PATH", format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap_or_default()))
             .stdin(Stdio::null())
             .stderr(file)
             .spawn()

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -152,6 +152,7 @@ pub struct Asked {
     pub path: String,
     /// Lower-case names.
     pub headers: Vec<(String, String)>,
+    pub body: String,
 }
 
 impl Asked {
@@ -213,7 +214,9 @@ fn serve(stream: &TcpStream, seen: &Mutex<Vec<Asked>>, rule: &Arc<Override>, ima
             None => break,
         }
     }
-    let asked = Asked { path, headers };
+    let mut asked = Asked { path, headers, body: String::new() };
+    let length = asked.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    reader.take(length).read_to_string(&mut asked.body)?;
     seen.lock().expect("no panic").push(asked.clone());
     let answer = rule(&asked).unwrap_or_else(|| stored(&asked, image));
     let mut head = format!("HTTP/1.1 {} x\r\ncontent-length: {}\r\n", answer.status, answer.body.len());

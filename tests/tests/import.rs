@@ -7,7 +7,6 @@ use std::{
     process::{Output, Stdio},
 };
 
-use berth_proto::v1;
 use berth_tests::{Cri, Daemon, Image, Layer, Machine, binary, busybox, container, digest, gzip, pod};
 use serde_json::{Value, json};
 
@@ -110,6 +109,7 @@ async fn archives_of_both_forms_become_images_that_run() {
     let image = cri.image_status("web:1").await.unwrap().unwrap();
     assert_eq!((image.id, image.repo_digests.len()), (digest(&config), 0));
     assert_eq!(image.repo_tags, ["docker.io/library/web:1", "example.com/team/web:2"]);
+    assert!(!image.pinned);
     assert_eq!(says(&machine, &cri, "web:1").await, "docker");
 
     let tar = busybox().file("word", b"oci").bytes();
@@ -134,6 +134,9 @@ async fn archives_of_both_forms_become_images_that_run() {
     assert!(!refused.status.success() && text(&refused.stderr).contains("--name"), "{}", text(&refused.stderr));
     let named = import(&machine, &nameless, &["--name", "given/name:3"]);
     assert_eq!(text(&named.stdout), format!("{}  docker.io/given/name:3\n", image.id));
+    // The harness' configuration pins what has this in its name.
+    import(&machine, &nameless, &["--name", "a.io/pinned/name:3"]);
+    assert!(cri.image_status("given/name:3").await.unwrap().unwrap().pinned);
     machine.assert_clean().await;
 }
 
@@ -194,8 +197,9 @@ async fn archives_are_there_before_anything_is_served() {
     fs::write(machine.path("images/web.tar.gz"), gzip(&docker_archive(&json!(["web:1"]), &config, &layer))).unwrap();
     let daemon = machine.start().await;
     let cri = daemon.cri();
-    let names: Vec<String> = cri.images().await.into_iter().flat_map(|image: v1::Image| image.repo_tags).collect();
-    assert_eq!(names, ["docker.io/library/web:1"]);
+    let images = cri.images().await;
+    assert_eq!((images.len(), images[0].repo_tags[0].as_str()), (1, "docker.io/library/web:1"));
+    assert!(images[0].pinned, "what was put there for a node without a registry stays");
     assert!(daemon.log().contains("broken.tar"), "{}", daemon.log());
     assert_eq!(says(&machine, &cri, "web:1").await, "preloaded");
     machine.assert_clean().await;

@@ -15,6 +15,8 @@ pub(crate) enum Credentials {
         username: String,
         password: String,
     },
+    /// A refresh token, which only the registry's token server sees (OAuth2).
+    Identity(String),
     /// Used as it is, in place of a token that the registry's own server would issue.
     Token(String),
 }
@@ -33,6 +35,12 @@ pub(crate) struct Given {
 }
 
 impl Given {
+    /// Whether nothing was given at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        let Self { username, password, auth, registry_token, identity_token, server_address: _ } = self;
+        [username, password, auth, registry_token, identity_token].into_iter().all(String::is_empty)
+    }
+
     /// What may be shown to `host`.
     ///
     /// # Errors
@@ -59,17 +67,14 @@ impl Given {
             return Ok(Credentials::Token(self.registry_token));
         }
         if !self.identity_token.is_empty() {
-            return Err(Error::new(
-                crate::error::Kind::Unimplemented,
-                "identity tokens are not served by this version of berth",
-            ));
+            return Ok(Credentials::Identity(self.identity_token));
         }
         Ok(Credentials::Anonymous)
     }
 }
 
 /// `https://index.docker.io/v1/` and `docker.io` are the same server.
-fn server_host(address: &str) -> &str {
+pub(super) fn server_host(address: &str) -> &str {
     let address = address.split_once("://").map_or(address, |(_, rest)| rest);
     match address.split('/').next().unwrap_or(address) {
         "index.docker.io" | "registry-1.docker.io" => "docker.io",

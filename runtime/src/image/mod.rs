@@ -3,6 +3,7 @@
 mod archive;
 mod auth;
 mod hosts;
+mod keychain;
 mod manifest;
 mod pull;
 mod reference;
@@ -12,9 +13,10 @@ mod unpack;
 mod view;
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::Context;
@@ -25,6 +27,7 @@ pub(crate) use store::{FILES, Image, Lease, Usage};
 pub(crate) use view::contains;
 
 use crate::{
+    config::Config,
     error::{Error, Result},
     layout::Layout,
 };
@@ -36,18 +39,32 @@ use store::Store;
 pub(crate) struct Images {
     store: Arc<Store>,
     puller: Puller,
+    auth_file: PathBuf,
+    /// Patterns of names.
+    pinned: Vec<String>,
+    /// Of `images_dir`.
+    preloaded: Mutex<BTreeSet<Digest>>,
 }
 
 impl Images {
-    pub(crate) fn open(layout: Layout, config_path: PathBuf, boot_id: &str) -> anyhow::Result<Self> {
+    pub(crate) fn open(layout: Layout, config: &Config, boot_id: &str) -> anyhow::Result<Self> {
         let store = Store::open(layout, boot_id)?;
-        Ok(Self { puller: Puller::new(store.clone(), config_path), store })
+        Ok(Self {
+            puller: Puller::new(store.clone(), config.registry.config_path.clone()),
+            store,
+            auth_file: config.registry.auth_file.clone(),
+            pinned: config.pinned_images.clone(),
+            preloaded: Mutex::default(),
+        })
     }
 
     /// PullImage: the image's id.
     pub(crate) async fn pull(&self, name: &str, given: Given) -> Result<Digest> {
         let reference = Reference::parse(name)?;
-        let credentials = given.for_host(&reference.host)?;
+        let credentials = match given.is_empty() {
+            true => keychain::find(&self.auth_file, &reference).await?,
+            false => given.for_host(&reference.host)?,
+        };
         self.puller.pull(reference, credentials).await
     }
 
@@ -75,8 +92,9 @@ impl Images {
                 let mut files: Vec<PathBuf> = files.collect();
                 files.sort_unstable();
                 for file in files {
-                    if let Err(error) = self.import(file.clone(), "").await {
-                        tracing::error!(file = %file.display(), %error, "import");
+                    match self.import(file.clone(), "").await {
+                        Ok(images) => self.preloaded().extend(images.into_iter().map(|(id, _)| id)),
+                        Err(error) => tracing::error!(file = %file.display(), %error, "import"),
                     }
                 }
             }
@@ -116,6 +134,17 @@ impl Images {
         self.store.names(&image.id).into_iter().partition(|name| !name.contains('@'))
     }
 
+    fn preloaded(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
+        self.preloaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the kubelet is to leave it alone when it makes room.
+    pub(crate) fn is_pinned(&self, image: &Image) -> bool {
+        let (tags, digests) = self.names(image);
+        let wanted = |name: &String| self.pinned.iter().any(|pattern| fits(pattern, name));
+        self.preloaded().contains(&image.id) || tags.iter().chain(&digests).any(wanted)
+    }
+
     /// RemoveImage: every name of the image; nothing to do when there is none.
     pub(crate) fn remove(&self, text: &str) -> Result<()> {
         match self.find(text)? {
@@ -136,5 +165,39 @@ impl Images {
 
     pub(crate) fn usage(&self) -> Usage {
         self.store.usage()
+    }
+}
+
+/// Whether `name` is what `pattern` says, whose every `*` is any text.
+fn fits(pattern: &str, name: &str) -> bool {
+    let Some((start, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(mut left) = name.strip_prefix(start) else { return false };
+    let mut parts: Vec<&str> = rest.split('*').collect();
+    let end = parts.pop().unwrap_or_default();
+    for part in parts {
+        let Some(at) = left.find(part) else { return false };
+        left = &left[at + part.len()..];
+    }
+    left.ends_with(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fits;
+
+    #[test]
+    fn a_star_is_any_text() {
+        for (pattern, name, expected) in [
+            ("a.io/x:1", "a.io/x:1", true),
+            ("a.io/x:1", "a.io/x:12", false),
+            ("a.io/*", "a.io/x/y:1", true),
+            ("*pause*", "registry.k8s.io/pause:3.10", true),
+            ("a*b*c", "abc", true),
+            ("a*b*c", "acb", false),
+            ("ab*ba", "aba", false),
+            ("*", "", true),
+        ] {
+            assert_eq!(fits(pattern, name), expected, "{pattern} {name}");
+        }
     }
 }

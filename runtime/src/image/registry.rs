@@ -178,7 +178,9 @@ impl Registry {
                 use base64::{Engine, engine::general_purpose::STANDARD};
                 format!("Basic {}", STANDARD.encode(format!("{username}:{password}")))
             }
-            (Challenge::Basic, Credentials::Anonymous) => return Err(refused(url.as_str(), response)),
+            (Challenge::Basic, Credentials::Anonymous | Credentials::Identity(_)) => {
+                return Err(refused(url.as_str(), response));
+            }
             (Challenge::Bearer { realm, service, scope }, _) => {
                 let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", self.repository));
                 format!("Bearer {}", self.fetch_token(client, &realm, service, scope).await?)
@@ -203,13 +205,20 @@ impl Registry {
             #[serde(default)]
             access_token: String,
         }
-        let mut request = client.get(realm).query(&[("scope", scope)]);
-        if let Some(service) = service {
-            request = request.query(&[("service", service)]);
-        }
-        if let Credentials::Basic { username, password } = &self.credentials {
-            request = request.basic_auth(username, Some(password));
-        }
+        let mut fields = vec![("scope", scope)];
+        fields.extend(service.map(|service| ("service", service)));
+        let request = match &self.credentials {
+            Credentials::Identity(token) => {
+                let grant =
+                    [("grant_type", "refresh_token"), ("client_id", "berth"), ("refresh_token", token.as_str())];
+                fields.extend(grant.map(|(name, value)| (name, value.to_owned())));
+                client.post(realm).form(&fields)
+            }
+            Credentials::Basic { username, password } => {
+                client.get(realm).query(&fields).basic_auth(username, Some(password))
+            }
+            Credentials::Anonymous | Credentials::Token(_) => client.get(realm).query(&fields),
+        };
         let response =
             request.send().await.map_err(|error| unavailable(format!("token from {realm}: {}", root_cause(&error))))?;
         if !response.status().is_success() {

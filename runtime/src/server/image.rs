@@ -30,7 +30,7 @@ impl Images {
         let images = &self.node.machine.images;
         let wanted = filter.and_then(|filter| filter.image).map(|spec| spec.image).unwrap_or_default();
         let listed = if wanted.is_empty() { images.all() } else { images.find(&wanted)?.into_iter().collect() };
-        Ok(listed.iter().map(|image| convert::image(image, images.names(image))).collect())
+        Ok(listed.iter().map(|image| convert::image(image, images.names(image), images.is_pinned(image))).collect())
     }
 }
 
@@ -55,7 +55,7 @@ impl ImageService for Images {
         let found = images.find(&self.named(request.image)?.image)?;
         let info =
             found.as_ref().filter(|_| request.verbose).map_or_else(HashMap::new, |image| status::image_info(image));
-        let image = found.map(|image| convert::image(&image, images.names(&image)));
+        let image = found.map(|image| convert::image(&image, images.names(&image), images.is_pinned(&image)));
         Ok(Response::new(v1::ImageStatusResponse { image, info }))
     }
 

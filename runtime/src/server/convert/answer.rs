@@ -264,6 +264,7 @@ fn user_out(user: berth_shim::record::ResolvedUser) -> v1::ContainerUser {
 pub(in crate::server) fn image(
     image: &image::Image,
     (repo_tags, repo_digests): (Vec<String>, Vec<String>),
+    pinned: bool,
 ) -> v1::Image {
     let user = image.config.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default();
     let user = user.split(':').next().unwrap_or_default();
@@ -276,7 +277,7 @@ pub(in crate::server) fn image(
         username: if uid.is_some() { String::new() } else { user.to_owned() },
         uid: uid.map(|value| v1::Int64Value { value }),
         spec: Some(v1::ImageSpec { image: image.id.to_string(), ..v1::ImageSpec::default() }),
-        pinned: false,
+        pinned,
     }
 }
 

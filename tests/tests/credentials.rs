@@ -1,0 +1,112 @@
+//! Credentials of the node itself, and those that only a token server may see.
+#![allow(clippy::unwrap_used, reason = "a test that panics fails")]
+
+use std::{fs, os::unix::fs::PermissionsExt};
+
+use berth_proto::v1;
+use berth_tests::{Answer, Cri, FakeRegistry, Image, Machine};
+use serde_json::json;
+use tonic::Code;
+
+async fn start() -> (Machine, berth_tests::Daemon, Cri) {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    let cri = daemon.cri();
+    (machine, daemon, cri)
+}
+
+/// Serves who says `u:p`.
+fn basic(machine: &Machine) -> FakeRegistry {
+    FakeRegistry::start(machine, Image::busybox(), |asked| {
+        let known = asked.header("authorization") == Some("Basic dTpw");
+        let headers = vec![("www-authenticate".to_owned(), "Basic realm=\"x\"".to_owned())];
+        (!known).then(|| Answer { status: 401, headers, ..Answer::default() })
+    })
+}
+
+#[tokio::test]
+async fn pulls_that_bring_none_use_those_of_the_node() {
+    let (machine, _daemon, cri) = start().await;
+    let registry = basic(&machine);
+    let host = &registry.host;
+    let write = |config: serde_json::Value| fs::write(machine.path("auth.json"), config.to_string()).unwrap();
+    let pull = async |path: &str| cri.pull(&format!("{host}/{path}:1")).await;
+    assert_eq!(pull("a").await.unwrap_err().code(), Code::Unauthenticated);
+    write(json!({ "auths": { format!("http://{host}/v2/"): { "auth": "dTpw" } } }));
+    pull("a").await.unwrap();
+    // For one team's images only.
+    write(
+        json!({ "auths": { format!("{host}/team"): { "username": "u", "password": "p" }, host: { "auth": "dTp4" } } }),
+    );
+    pull("team/b").await.unwrap();
+    assert_eq!(pull("other/b").await.unwrap_err().code(), Code::Unauthenticated);
+    // What a request brings is not mixed with it.
+    let image = Some(v1::ImageSpec { image: format!("{host}/team/c:1"), ..Default::default() });
+    let auth = Some(v1::AuthConfig { username: "u".into(), password: "wrong".into(), ..Default::default() });
+    let request = v1::PullImageRequest { image, auth, sandbox_config: None };
+    assert_eq!(cri.images.clone().pull_image(request).await.unwrap_err().code(), Code::Unauthenticated);
+
+    fs::create_dir(machine.path("bin")).unwrap();
+    let helper = |name: &str, script: &str| {
+        let path = machine.path("bin").join(format!("docker-credential-{name}"));
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    helper(
+        "good",
+        &format!(
+            r#"read -r host; [ "$1 $host" = "get {host}" ] && echo '{{"ServerURL":"x","Username":"u","Secret":"p"}}'"#
+        ),
+    );
+    helper("empty", "echo credentials not found in native keychain; exit 1");
+    helper("broken", "echo the cloud is gone >&2; exit 7");
+    helper("garbage", "echo hello");
+    for (config, expected) in [
+        (json!({ "credHelpers": { host: "good" }, "credsStore": "broken" }), Ok(())),
+        (json!({ "credsStore": "good" }), Ok(())),
+        (json!({ "credsStore": "empty" }), Err((Code::Unauthenticated, ""))),
+        (json!({ "credsStore": "broken" }), Err((Code::FailedPrecondition, "exit status: 7: the cloud is gone"))),
+        (json!({ "credsStore": "garbage" }), Err((Code::FailedPrecondition, "docker-credential-garbage: its answer"))),
+        (json!({ "credsStore": "missing" }), Err((Code::FailedPrecondition, "docker-credential-missing"))),
+        (json!({ "credsStore": "../good" }), Err((Code::FailedPrecondition, "not the name of a credential helper"))),
+        (json!({ "auths": [] }), Err((Code::FailedPrecondition, "auth.json"))),
+    ] {
+        write(config.clone());
+        let pulled = pull("d").await;
+        match (pulled, expected) {
+            (Ok(_), Ok(())) => {}
+            (Err(error), Err((code, what))) => {
+                assert!(error.code() == code && error.message().contains(what), "{config}: {error}");
+            }
+            (pulled, _) => panic!("{config}: {pulled:?}"),
+        }
+    }
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn an_identity_token_is_shown_to_the_token_server_alone() {
+    let (machine, _daemon, cri) = start().await;
+    let tokens = FakeRegistry::start(&machine, Image::busybox(), |asked| {
+        let granted = ["grant_type=refresh_token", "refresh_token=secret", "scope=repository%3Aa%3Apull", "service=s"]
+            .iter()
+            .all(|field| asked.body.contains(field));
+        let status = if granted { 200 } else { 401 };
+        Some(Answer { status, body: br#"{"access_token":"issued"}"#.to_vec(), ..Answer::default() })
+    });
+    let challenge = format!("Bearer realm=\"http://{}/token\",service=\"s\",scope=\"repository:a:pull\"", tokens.host);
+    let registry = FakeRegistry::start(&machine, Image::busybox(), move |asked| {
+        let known = asked.header("authorization") == Some("Bearer issued");
+        let headers = vec![("www-authenticate".to_owned(), challenge.clone())];
+        (!known).then(|| Answer { status: 401, headers, ..Answer::default() })
+    });
+    let pull = async |token: &str| {
+        let image = Some(v1::ImageSpec { image: format!("{}/a:1", registry.host), ..Default::default() });
+        let auth = Some(v1::AuthConfig { identity_token: token.to_owned(), ..Default::default() });
+        cri.images.clone().pull_image(v1::PullImageRequest { image, auth, sandbox_config: None }).await
+    };
+    assert_eq!(pull("stale").await.unwrap_err().code(), Code::Unauthenticated);
+    pull("secret").await.unwrap();
+    assert!(registry.asked().iter().all(|asked| !format!("{asked:?}").contains("secret")));
+    machine.assert_clean().await;
+}
