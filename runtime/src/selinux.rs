@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::Context;
-use rustix::fs::{XattrFlags, lsetxattr};
+use rustix::{
+    fs::{XattrFlags, lsetxattr},
+    io::Errno,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -172,10 +175,12 @@ impl Labels {
         self.files.to_string()
     }
 
-    /// Labels a file of berth's own that is shown in the pod.
+    /// Labels a file of berth's own that is shown in the pod, where its filesystem has labels.
     pub(crate) fn apply(&self, path: &Path) -> anyhow::Result<()> {
-        lsetxattr(path, "security.selinux", self.files().as_bytes(), XattrFlags::empty())
-            .with_context(|| format!("label {} as {}", path.display(), self.files))
+        match lsetxattr(path, "security.selinux", self.files().as_bytes(), XattrFlags::empty()) {
+            Err(Errno::OPNOTSUPP) => Ok(()),
+            result => result.with_context(|| format!("label {} as {}", path.display(), self.files)),
+        }
     }
 }
 

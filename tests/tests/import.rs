@@ -163,6 +163,13 @@ async fn what_is_no_archive_is_refused_with_its_reason_and_leaves_nothing() {
     let mut changed = whole_layout.clone();
     changed[at + last] ^= 1;
     damaged.blobs.clear();
+    // Two images, of which the second is wrong: neither is there afterwards.
+    let second = json!([
+        { "Config": "abc.json", "RepoTags": ["a:1"], "Layers": ["layer.tar"] },
+        { "Config": "other.json", "RepoTags": ["b:1"], "Layers": ["layer.tar"] },
+    ]);
+    let pair = Layer::new().file("manifest.json", second.to_string().as_bytes()).file("abc.json", &config);
+    let pair = pair.file("other.json", &other).file("layer.tar", &layer).bytes();
     let huge = Layer::new().file("index.json", &vec![b' '; (4 << 20) + 1]).bytes();
     for (archive, what) in [
         (b"no tar at all".to_vec(), "archive: "),
@@ -177,6 +184,7 @@ async fn what_is_no_archive_is_refused_with_its_reason_and_leaves_nothing() {
         (docker_archive(&json!(null), &config, &layer), "--name"),
         (layout(&without, &name).bytes(), "is missing"),
         (changed, "is damaged"),
+        (pair, "wrong digest"),
         (huge, "4194304 is the limit"),
     ] {
         let output = import(&machine, &archive, &[]);

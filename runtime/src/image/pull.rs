@@ -77,12 +77,13 @@ impl Puller {
         let during = |error: Error| error.during(format!("pull {reference}"));
         let found = self.find_manifest(&registry, reference).await.map_err(during)?;
         let names = reference.repo_tag().into_iter().chain([reference.repo_digest(&found.top)]).collect();
-        let image = self.install(&Origin::Registry(registry), &found, names).await.map_err(during)?;
+        let landed = self.land(&Origin::Registry(registry), &found).await.map_err(during)?;
+        let image = self.add(found, landed, names).await.map_err(during)?;
         tracing::info!(image = %reference, id = %image.id, layers = image.layers.len(), bytes = image.size, ms = begun.elapsed().as_millis() as u64, "pulled");
         Ok(image.id.clone())
     }
 
-    /// Adds what is in the archive at `path`: of every image its id and its names.
+    /// Adds what is in the archive at `path`, once all of it is on the disk: of every image its id and its names.
     pub(crate) async fn import(&self, path: PathBuf, name: Option<Reference>) -> Result<Vec<(Digest, Vec<String>)>> {
         let directory = self.store.directory();
         let (archive, images) = blocking(move || {
@@ -91,28 +92,35 @@ impl Puller {
             Ok((Arc::new(archive), images))
         })
         .await?;
-        let mut imported = Vec::new();
+        let origin = Origin::Archive(archive);
+        let mut landed = Vec::new();
         for packed in images {
-            let image = self.install(&Origin::Archive(archive.clone()), &packed.manifest, packed.names()).await?;
-            let names = packed.tags();
+            landed.push((self.land(&origin, &packed.manifest).await?, packed));
+        }
+        let mut imported = Vec::new();
+        for (landed, packed) in landed {
+            let (names, all) = (packed.tags(), packed.names());
+            let image = self.add(packed.manifest, landed, all).await?;
             tracing::info!(images = ?names, id = %image.id, layers = image.layers.len(), bytes = image.size, "imported");
             imported.push((image.id.clone(), names));
         }
         Ok(imported)
     }
 
-    /// Brings the image of `found` onto the disk and gives it its names.
-    async fn install(&self, origin: &Origin, found: &Manifest, names: Vec<String>) -> Result<Arc<Image>> {
-        let config_digest = digest_of(found.manifest.config())?;
-        let config_bytes = origin.document(&config_digest).await?;
-        let config: ImageConfiguration = serde_json::from_slice(&config_bytes)
-            .map_err(|error| Error::precondition(format!("config {config_digest} is not an image's: {error}")))?;
-        // Held until the image itself holds its layers.
-        let leases = self.pull_layers(origin, &found.manifest, &config).await?;
+    /// Brings what `found` names onto the disk.
+    async fn land(&self, origin: &Origin, found: &Manifest) -> Result<Landed> {
+        let digest = digest_of(found.manifest.config())?;
+        let config = origin.document(&digest).await?;
+        let parsed: ImageConfiguration = serde_json::from_slice(&config)
+            .map_err(|error| Error::precondition(format!("config {digest} is not an image's: {error}")))?;
+        let leases = self.pull_layers(origin, &found.manifest, &parsed).await?;
+        Ok(Landed { config, _leases: leases })
+    }
+
+    /// Makes what has landed an image.
+    async fn add(&self, found: Manifest, landed: Landed, names: Vec<String>) -> Result<Arc<Image>> {
         let store = self.store.clone();
-        let (descriptor, bytes) = (found.descriptor.clone(), found.bytes.clone());
-        let image = blocking(move || store.add(&names, (&descriptor, &bytes), &config_bytes)).await?;
-        drop(leases);
+        let image = blocking(move || store.add(&names, (&found.descriptor, &found.bytes), &landed.config)).await?;
         let store = self.store.clone();
         tokio::task::spawn_blocking(move || {
             store.make_durable().inspect_err(|error| tracing::warn!("make images durable: {error:#}"))
@@ -172,6 +180,13 @@ impl Puller {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|error| anyhow!("work ended early: {error}"))?
+}
+
+/// An image without a name.
+struct Landed {
+    config: Vec<u8>,
+    /// Held until the image itself holds its layers.
+    _leases: Vec<Arc<Lease>>,
 }
 
 /// Where blobs come from.
