@@ -100,6 +100,7 @@ impl<'a> Bundle<'a> {
         setns(own, CloneFlags::CLONE_NEWPID).step("return to the host's PID namespace")?;
         prctl::set_child_subreaper(false).step("prctl PR_SET_CHILD_SUBREAPER")?;
         let result = self.run(hooks, status, pid);
+        run::take_name();
         prctl::set_child_subreaper(true).step("prctl PR_SET_CHILD_SUBREAPER")?;
         if let Some(namespace) = of_children {
             setns(namespace, CloneFlags::CLONE_NEWPID).step("join the container's PID namespace")?;

@@ -65,10 +65,15 @@ fn lock(dir: &Path) -> Result<File> {
 
 fn keep(dir: &Path, spec: &Spec) -> Result<()> {
     setsid().step("setsid")?;
-    // Fails for no reason that matters: the name is for ps(1) only.
-    let _ = prctl::set_name(c"berth-shim");
+    take_name();
     prctl::set_child_subreaper(true).step("prctl PR_SET_CHILD_SUBREAPER")?;
     monitor::run(dir, spec)
+}
+
+/// Of the process that stays, for ps(1).
+pub(crate) fn take_name() {
+    // Fails for no reason that matters.
+    let _ = prctl::set_name(c"berth-shim");
 }
 
 /// Says what is about to be done that may take long, to who looks.
