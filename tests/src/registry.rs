@@ -15,6 +15,25 @@ use crate::{
     machine::Machine,
 };
 
+/// Makes a self-signed certificate for 127.0.0.1, `path` with `.crt`, and its key, with `.key`.
+///
+/// # Panics
+/// openssl is not installed.
+pub fn certificate(path: &Path) -> (PathBuf, PathBuf) {
+    let (certificate, key) = (path.with_extension("crt"), path.with_extension("key"));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=registry", "-addext", "subjectAltName=IP:127.0.0.1"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output()
+        .expect("openssl is installed");
+    assert!(made.status.success(), "openssl: {}", String::from_utf8_lossy(&made.stderr));
+    (certificate, key)
+}
+
 /// Debian's docker-registry (the distribution project's server).
 #[derive(Debug)]
 pub struct DockerRegistry {
@@ -31,26 +50,17 @@ impl DockerRegistry {
 
     /// The same over https, with a certificate of its own: the registry and the certificate's path.
     pub async fn start_tls(machine: &Machine) -> (Self, PathBuf) {
-        let (key, certificate) = (machine.path("registry.key"), machine.path("registry.crt"));
-        let made = Command::new("openssl")
-            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
-            .args([
-                "-subj",
-                "/CN=registry",
-                "-addext",
-                "subjectAltName=IP:127.0.0.1",
-                "-addext",
-                "basicConstraints=critical,CA:FALSE",
-                "-keyout",
-            ])
-            .arg(&key)
-            .arg("-out")
-            .arg(&certificate)
-            .output()
-            .expect("openssl is installed");
-        assert!(made.status.success(), "openssl: {}", String::from_utf8_lossy(&made.stderr));
+        Self::start_tls_with(machine, None).await
+    }
+
+    /// The same, for clients that show the certificate at `client` only.
+    pub async fn start_tls_with(machine: &Machine, client: Option<&Path>) -> (Self, PathBuf) {
+        let (certificate, key) = certificate(&machine.path("registry"));
         let mut command = machine.command("docker-registry");
         command.env("REGISTRY_HTTP_TLS_CERTIFICATE", &certificate).env("REGISTRY_HTTP_TLS_KEY", &key);
+        if let Some(client) = client {
+            command.env("REGISTRY_HTTP_TLS_CLIENTCAS", format!("[{}]", client.display()));
+        }
         let registry = Self::launch(command, machine.dir.path(), 5001);
         (Self::started(machine, registry).await, certificate)
     }
@@ -90,7 +100,21 @@ impl DockerRegistry {
 
     /// The same to a registry whose certificate nobody trusts.
     pub fn push_tls(&self, machine: &Machine, repository: &str, tag: &str, image: &Image) -> String {
-        let client = reqwest::Client::builder().tls_danger_accept_invalid_certs(true).build().expect("make a client");
+        self.push_tls_as(machine, None, repository, (tag, image))
+    }
+
+    /// The same with certificate and key of the client, as PEM.
+    pub fn push_tls_as(
+        &self,
+        machine: &Machine,
+        pem: Option<&[u8]>,
+        repository: &str,
+        (tag, image): (&str, &Image),
+    ) -> String {
+        let builder = reqwest::Client::builder().tls_danger_accept_invalid_certs(true);
+        let identity = pem.map(|pem| reqwest::Identity::from_pem(pem).expect("certificate and key"));
+        let builder = identity.into_iter().fold(builder, reqwest::ClientBuilder::identity);
+        let client = builder.build().expect("make a client");
         self.push_by(machine, &client, &format!("https://{}/v2/{repository}", self.host), (tag, image));
         format!("{}/{repository}:{tag}", self.host)
     }

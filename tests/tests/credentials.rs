@@ -4,7 +4,7 @@
 use std::{fs, os::unix::fs::PermissionsExt};
 
 use berth_proto::v1;
-use berth_tests::{Answer, Cri, FakeRegistry, Image, Machine};
+use berth_tests::{Answer, Cri, DockerRegistry, FakeRegistry, Image, Machine, certificate};
 use serde_json::json;
 use tonic::Code;
 
@@ -109,4 +109,33 @@ async fn an_identity_token_is_shown_to_the_token_server_alone() {
     pull("secret").await.unwrap();
     assert!(registry.asked().iter().all(|asked| !format!("{asked:?}").contains("secret")));
     machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_node_shows_its_certificate_to_a_registry_that_asks_for_one() {
+    let (machine, _daemon, cri) = start().await;
+    let (own, key) = certificate(&machine.path("node"));
+    let (registry, authority) = DockerRegistry::start_tls_with(&machine, Some(&own)).await;
+    let pem = [fs::read(&own).unwrap(), fs::read(&key).unwrap()].concat();
+    let name = registry.push_tls_as(&machine, Some(&pem), "a", ("1", &Image::busybox()));
+    let directory = machine.path("certs.d").join(&registry.host);
+    fs::create_dir_all(&directory).unwrap();
+    // Docker's layout.
+    fs::copy(&authority, directory.join("ca.crt")).unwrap();
+    let refused = cri.pull(&name).await.unwrap_err();
+    assert!(refused.code() == Code::Unavailable && refused.message().contains("ertificate"), "{refused}");
+    fs::copy(&own, directory.join("node.cert")).unwrap();
+    let without_key = cri.pull(&name).await.unwrap_err();
+    assert!(without_key.message().contains("node.key"), "{without_key}");
+    fs::copy(&key, directory.join("node.key")).unwrap();
+    cri.pull(&name).await.unwrap();
+    cri.remove_image(&name).await.unwrap();
+    // containerd's.
+    fs::write(directory.join("both.pem"), pem).unwrap();
+    let server = format!("server = \"https://{}\"\nca = {authority:?}\n", registry.host);
+    for client in ["\"both.pem\"", "[[\"node.cert\", \"node.key\"]]"] {
+        fs::write(directory.join("hosts.toml"), format!("{server}client = {client}\n")).unwrap();
+        cri.pull(&name).await.unwrap();
+        cri.remove_image(&name).await.unwrap();
+    }
 }

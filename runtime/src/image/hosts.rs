@@ -1,10 +1,12 @@
 //! Where a registry is really asked: `<config_path>/<host>/hosts.toml`, then `_default/hosts.toml`, then the host itself.
 //!
-//! The file is containerd's (docs/hosts.md): a `server`, and `[host."URL"]` tables that are tried first, in order. Read anew for
-//! every pull, so that an edit needs no restart.
+//! The file is containerd's (docs/hosts.md): a `server`, and `[host."URL"]` tables that are tried first, in order. A directory without
+//! one is Docker's: `*.crt` are authorities, `*.cert` and `*.key` what the node shows. Read anew for every pull, so that an edit needs no
+//! restart.
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -20,6 +22,8 @@ pub(crate) struct Endpoint {
     pub base: String,
     pub skip_verify: bool,
     pub ca: Vec<PathBuf>,
+    /// What the node shows in return.
+    pub client: Option<Pair>,
     pub headers: Vec<(String, String)>,
     /// Whether it resolves tags, or only serves content by digest.
     pub resolves: bool,
@@ -27,15 +31,29 @@ pub(crate) struct Endpoint {
     pub namespace: Option<String>,
 }
 
+/// A certificate and its key, which may be in the same file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pair {
+    pub certificate: PathBuf,
+    pub key: Option<PathBuf>,
+}
+
 /// Loopback registries speak http unless told otherwise, as with Docker and containerd.
 pub(crate) fn endpoints(config_path: &Path, host: &str) -> anyhow::Result<Vec<Endpoint>> {
-    for name in [host, "_default"] {
+    // Where a file system takes no colon, containerd's users write `host_port_`.
+    let without_colon = host.replace(':', "_") + "_";
+    for name in [host, &without_colon, "_default"] {
         let directory = config_path.join(name);
         let path = directory.join("hosts.toml");
         match fs::read_to_string(&path) {
             Ok(text) => return parse(&text, &directory, host).with_context(|| format!("in {}", path.display())),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+        }
+        if directory.is_dir() {
+            let mut endpoint = Endpoint::new(&default_server(host), host, false)?;
+            endpoint.trust_as_docker(&directory).with_context(|| format!("read {}", directory.display()))?;
+            return Ok(vec![endpoint]);
         }
     }
     Ok(vec![Endpoint::new(&default_server(host), host, false)?])
@@ -57,6 +75,8 @@ struct HostTable {
     capabilities: Option<Vec<String>>,
     #[serde(default)]
     ca: OneOrMany,
+    #[serde(default)]
+    client: Client,
     #[serde(default)]
     skip_verify: bool,
     #[serde(default)]
@@ -84,6 +104,37 @@ impl OneOrMany {
     }
 }
 
+/// One file of certificate and key, or a list of them, each such a file or a pair.
+#[derive(Clone, Default, Deserialize)]
+#[serde(untagged)]
+enum Client {
+    #[default]
+    None,
+    One(String),
+    Many(Vec<OneOrMany>),
+}
+
+impl Client {
+    fn pair(&self, directory: &Path) -> anyhow::Result<Option<Pair>> {
+        let files = match self {
+            Self::None => return Ok(None),
+            Self::One(file) => vec![file.clone()],
+            Self::Many(pairs) if pairs.len() > 1 => bail!("client: one certificate can be shown, not {}", pairs.len()),
+            Self::Many(pairs) => pairs.iter().flat_map(OneOrMany::list).collect(),
+        };
+        let path = |name: &String| directory.join(name);
+        match files.as_slice() {
+            [] => Ok(None),
+            [certificate] => Ok(Some(Pair { certificate: path(certificate), key: None })),
+            [certificate, key] => {
+                let key = Some(key).filter(|key| !key.is_empty()).map(path);
+                Ok(Some(Pair { certificate: path(certificate), key }))
+            }
+            _ => bail!("client: a certificate and its key, not {} files", files.len()),
+        }
+    }
+}
+
 fn parse(text: &str, directory: &Path, host: &str) -> anyhow::Result<Vec<Endpoint>> {
     let hosts: Hosts = toml::from_str(text)?;
     let mut endpoints = Vec::new();
@@ -93,8 +144,7 @@ fn parse(text: &str, directory: &Path, host: &str) -> anyhow::Result<Vec<Endpoin
     }
     let server = hosts.server.unwrap_or_else(|| default_server(host));
     endpoints.push(endpoint(&server, host, &hosts.own, directory)?);
-    // `pull` is what everything here needs; a host that cannot is for pushing only.
-    Ok(endpoints)
+    Ok(endpoints.into_iter().flatten().collect())
 }
 
 /// The tables in the order of the text: toml sorts them by name unless a feature is on that other crates would pay for.
@@ -105,8 +155,12 @@ fn order(text: &str, hosts: &toml::Table) -> Vec<(String, toml::Value)> {
     tables
 }
 
-fn endpoint(url: &str, host: &str, table: &HostTable, directory: &Path) -> anyhow::Result<Endpoint> {
+/// `None` for one that is there for pushing only.
+fn endpoint(url: &str, host: &str, table: &HostTable, directory: &Path) -> anyhow::Result<Option<Endpoint>> {
+    let can = |wanted: &str| table.capabilities.as_ref().is_none_or(|list| list.iter().any(|has| has == wanted));
     let mut endpoint = Endpoint::new(url, host, table.override_path)?;
+    endpoint.resolves = can("resolve");
+    endpoint.client = table.client.pair(directory).with_context(|| format!("host {url:?}"))?;
     endpoint.skip_verify = table.skip_verify;
     endpoint.ca = table.ca.list().into_iter().map(|path| directory.join(path)).collect();
     endpoint.headers = table
@@ -114,9 +168,7 @@ fn endpoint(url: &str, host: &str, table: &HostTable, directory: &Path) -> anyho
         .iter()
         .flat_map(|(name, values)| values.list().into_iter().map(|value| (name.clone(), value)))
         .collect();
-    endpoint.resolves =
-        table.capabilities.as_ref().is_none_or(|list| list.iter().any(|capability| capability == "resolve"));
-    Ok(endpoint)
+    Ok(can("pull").then_some(endpoint))
 }
 
 fn default_server(host: &str) -> String {
@@ -146,7 +198,36 @@ impl Endpoint {
         }
         let own = default_server(host);
         let namespace = (!base.starts_with(&own)).then(|| host.to_owned());
-        Ok(Self { base, skip_verify: false, ca: Vec::new(), headers: Vec::new(), resolves: true, namespace })
+        let (ca, client, headers) = (Vec::new(), None, Vec::new());
+        Ok(Self { base, skip_verify: false, ca, client, headers, resolves: true, namespace })
+    }
+
+    /// docs.docker.com/engine/security/certificates.
+    fn trust_as_docker(&mut self, directory: &Path) -> anyhow::Result<()> {
+        let files = fs::read_dir(directory)?.map(|entry| entry.map(|entry| entry.path()));
+        let mut files = files.collect::<io::Result<Vec<_>>>()?;
+        files.sort_unstable();
+        for file in files {
+            match file.extension().and_then(OsStr::to_str) {
+                Some("crt") => self.ca.push(file),
+                Some("cert") if self.client.is_some() => {
+                    bail!("one client certificate can be shown; {} is another", file.display())
+                }
+                Some("cert") => {
+                    let key = file.with_extension("key");
+                    if !key.exists() {
+                        bail!("{} has no {} beside it", file.display(), key.display());
+                    }
+                    self.client = Some(Pair { certificate: file, key: Some(key) });
+                }
+                _ => {}
+            }
+        }
+        if let (true, Some(plain)) = (!self.ca.is_empty() || self.client.is_some(), self.base.strip_prefix("http://")) {
+            // Loopback, where http is only the default.
+            self.base = format!("https://{plain}");
+        }
+        Ok(())
     }
 }
 
@@ -165,8 +246,11 @@ mod tests {
             [host."http://z.local:5000"]
               capabilities = ["pull"]
               ca = "ca.crt"
+              client = [["node.cert", "node.key"]]
               [host."http://z.local:5000".header]
                 x-a = ["1", "2"]
+            [host."http://push.local"]
+              capabilities = ["resolve", "push"]
             [host."https://a.local/prefix/v2/x"]
               override_path = true
               skip_verify = true
@@ -177,6 +261,8 @@ mod tests {
         );
         let endpoints = parse(text, Path::new("/c"), "upstream.io").unwrap();
         assert_eq!((endpoints[0].resolves, endpoints[0].ca[0].to_str()), (false, Some("/c/ca.crt")));
+        let pair = Pair { certificate: "/c/node.cert".into(), key: Some("/c/node.key".into()) };
+        assert_eq!((&endpoints[0].client, &endpoints[1].client), (&Some(pair), &None));
         assert_eq!((endpoints[0].headers.len(), endpoints[1].skip_verify), (2, true));
         assert_eq!((endpoints[0].namespace.as_deref(), endpoints[2].namespace.as_deref()), (Some("upstream.io"), None));
     }
@@ -196,9 +282,53 @@ mod tests {
     }
 
     #[test]
+    fn a_client_certificate_comes_in_three_forms() {
+        for (client, expected) in [
+            ("\"both.pem\"", Some(("/c/both.pem", None))),
+            ("[\"both.pem\"]", Some(("/c/both.pem", None))),
+            ("[[\"/a.cert\", \"a.key\"]]", Some(("/a.cert", Some("/c/a.key")))),
+            ("[[\"both.pem\", \"\"]]", Some(("/c/both.pem", None))),
+            ("[]", None),
+        ] {
+            let endpoints = parse(&format!("client = {client}"), Path::new("/c"), "x.io").unwrap();
+            let pair = endpoints[0].client.as_ref();
+            let found = pair
+                .map(|pair| (pair.certificate.to_str().unwrap(), pair.key.as_ref().map(|key| key.to_str().unwrap())));
+            assert_eq!(found, expected, "{client}");
+        }
+    }
+
+    #[test]
+    fn without_hosts_toml_a_directory_is_dockers() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("r.io:5000");
+        fs::create_dir(&directory).unwrap();
+        for name in ["b.crt", "a.crt", "node.cert", "node.key", "other.key", "README"] {
+            fs::write(directory.join(name), "").unwrap();
+        }
+        let found = endpoints(root.path(), "r.io:5000").unwrap().remove(0);
+        let pair = Pair { certificate: directory.join("node.cert"), key: Some(directory.join("node.key")) };
+        assert_eq!(
+            (found.base.as_str(), found.ca),
+            ("https://r.io:5000/v2", vec![directory.join("a.crt"), directory.join("b.crt")])
+        );
+        assert_eq!(found.client, Some(pair));
+        fs::write(directory.join("second.cert"), "").unwrap();
+        assert!(format!("{:#}", endpoints(root.path(), "r.io:5000").unwrap_err()).contains("is another"));
+        fs::rename(&directory, root.path().join("r.io_5000_")).unwrap();
+        assert!(endpoints(root.path(), "r.io:5000").is_err());
+    }
+
+    #[test]
     fn mistakes_are_errors() {
-        for text in ["server = 1", "server = \"ftp://x\"", "[host.\"http://\"]", "[host.\"http://a\"]\nskip_verify = 3"]
-        {
+        for text in [
+            "server = 1",
+            "server = \"ftp://x\"",
+            "[host.\"http://\"]",
+            "[host.\"http://a\"]\nskip_verify = 3",
+            "client = [\"a\", \"b\"]",
+            "client = [[\"a\", \"b\", \"c\"]]",
+        ] {
             assert!(parse(text, Path::new("/c"), "x.io").is_err(), "{text}");
         }
     }

@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::{
     auth::{Challenge, Credentials},
-    hosts::{self, Endpoint},
+    hosts::{self, Endpoint, Pair},
     reference::{Digest, Reference},
 };
 use crate::error::{Error, Kind, Result};
@@ -242,12 +242,22 @@ fn client(endpoint: &Endpoint) -> anyhow::Result<Client> {
         let certificate = reqwest::Certificate::from_pem(&pem);
         certificates.push(certificate.with_context(|| format!("certificate {}", path.display()))?);
     }
-    let builder = Client::builder()
+    let mut builder = Client::builder()
         .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
         .default_headers(headers)
         .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(READ_TIMEOUT)
         .tls_danger_accept_invalid_certs(endpoint.skip_verify);
+    if let Some(Pair { certificate, key }) = &endpoint.client {
+        let read = |path: &Path| fs::read(path).with_context(|| format!("read {}", path.display()));
+        let mut pem = read(certificate)?;
+        if let Some(key) = key {
+            pem.push(b'\n');
+            pem.extend(read(key)?);
+        }
+        let identity = reqwest::Identity::from_pem(&pem);
+        builder = builder.identity(identity.with_context(|| format!("certificate and key {}", certificate.display()))?);
+    }
     // A machine without any certificate authority can still speak http, and https where the endpoint says whom to trust.
     let needs_roots = endpoint.base.starts_with("https:") && certificates.is_empty() && !endpoint.skip_verify;
     let builder = match needs_roots || SYSTEM_ROOTS.iter().any(|path| Path::new(path).exists()) {
