@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    num::NonZeroU64,
     path::{Path, PathBuf},
 };
 
@@ -34,6 +35,8 @@ bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
 config_path = "/etc/berth/certs.d"
 # Docker's config.json, credential helpers included, for pulls that bring no credentials; it may be absent.
 auth_file = "/var/lib/kubelet/config.json"
+# A pull that gets less than 1 KiB a second for so long tries anew, from the next endpoint if there is one; the third time it fails.
+stall_seconds = 30
 
 [cdi]
 # Files that say what the devices need that containers ask for by name, as vendor/class=name; later directories win.
@@ -76,6 +79,7 @@ pub(crate) struct Cni {
 pub(crate) struct Registry {
     pub config_path: PathBuf,
     pub auth_file: PathBuf,
+    pub stall_seconds: NonZeroU64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -142,7 +146,11 @@ impl Default for Cni {
 
 impl Default for Registry {
     fn default() -> Self {
-        Self { config_path: "/etc/berth/certs.d".into(), auth_file: "/var/lib/kubelet/config.json".into() }
+        Self {
+            config_path: "/etc/berth/certs.d".into(),
+            auth_file: "/var/lib/kubelet/config.json".into(),
+            stall_seconds: const { NonZeroU64::new(30).expect("not zero") },
+        }
     }
 }
 

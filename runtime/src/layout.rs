@@ -74,6 +74,16 @@ impl Layout {
         self.images().join("index.json")
     }
 
+    /// What pulls that are not finished need.
+    pub(crate) fn pulls(&self) -> PathBuf {
+        self.images().join("pulls")
+    }
+
+    /// Blobs of which not everything came yet.
+    pub(crate) fn partial(&self) -> PathBuf {
+        self.images().join("partial")
+    }
+
     pub(crate) fn layers(&self) -> PathBuf {
         self.root.join("layers")
     }

@@ -73,6 +73,13 @@ impl Cri {
     }
 
     /// ListImages, which StreamImages must agree with.
+    /// Bytes and inodes that images use.
+    pub async fn image_fs(&self) -> (u64, u64) {
+        let answer = self.images.clone().image_fs_info(v1::ImageFsInfoRequest {}).await.expect("ImageFsInfo");
+        let usage = answer.into_inner().image_filesystems.remove(0);
+        (usage.used_bytes.map_or(0, |bytes| bytes.value), usage.inodes_used.map_or(0, |inodes| inodes.value))
+    }
+
     pub async fn images(&self) -> Vec<v1::Image> {
         let mut images = self.images.clone();
         let stream =

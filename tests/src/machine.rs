@@ -105,7 +105,7 @@ impl Machine {
         let config = self.path("config.toml");
         if !config.exists() {
             let text = format!(
-                "images_dir = {:?}\npinned_images = [\"*/pinned/*\"]\n[cni]\nconf_dir = {:?}\n[registry]\nconfig_path = {:?}\nauth_file = {:?}\n[cdi]\nspec_dirs = [{:?}]\n{}",
+                "images_dir = {:?}\npinned_images = [\"*/pinned/*\"]\n[cni]\nconf_dir = {:?}\n[registry]\nconfig_path = {:?}\nauth_file = {:?}\nstall_seconds = 2\n[cdi]\nspec_dirs = [{:?}]\n{}",
                 self.path("images").display().to_string(),
                 self.path("net.d").display().to_string(),
                 self.path("certs.d").display().to_string(),

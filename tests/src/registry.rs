@@ -167,6 +167,8 @@ pub struct Answer {
     pub body: Vec<u8>,
     /// Close the connection after so many bytes of the body.
     pub cut_after: Option<usize>,
+    /// Only a byte of the body now and then.
+    pub trickles: bool,
 }
 
 /// A request, as far as tests look at it.
@@ -182,6 +184,13 @@ pub struct Asked {
 impl Asked {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Start and end of what is wanted of `length` bytes, unless it is all of them.
+    pub fn range(&self, length: usize) -> Option<(usize, usize)> {
+        let (start, end) = self.header("range")?.strip_prefix("bytes=")?.split_once('-')?;
+        let end = if end.is_empty() { length } else { end.parse::<usize>().ok()? + 1 };
+        Some((start.parse::<usize>().ok()?.min(length), end.min(length)))
     }
 }
 
@@ -247,6 +256,13 @@ fn serve(stream: &TcpStream, seen: &Mutex<Vec<Asked>>, rule: &Arc<Override>, ima
     answer.headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
     let mut writer = stream;
     writer.write_all((head + "\r\n").as_bytes())?;
+    if answer.trickles {
+        for byte in &answer.body {
+            writer.write_all(std::slice::from_ref(byte))?;
+            #[expect(clippy::disallowed_methods, reason = "this is what a slow server does")]
+            thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
     writer.write_all(&answer.body[..answer.cut_after.unwrap_or(answer.body.len()).min(answer.body.len())])?;
     if answer.cut_after.is_some() {
         stream.shutdown(std::net::Shutdown::Both)?;
@@ -259,15 +275,15 @@ fn stored(asked: &Asked, image: &Image) -> Answer {
     let last = path.rsplit('/').next().unwrap_or_default();
     if path.contains("/manifests/") {
         let headers = vec![("content-type".to_owned(), image.media_type.clone())];
-        return Answer { status: 200, headers, body: image.manifest.clone(), cut_after: None };
+        return Answer { status: 200, headers, body: image.manifest.clone(), ..Answer::default() };
     }
     let Some(blob) = image.blobs.iter().find(|blob| digest(blob) == last) else {
         return Answer { status: 404, ..Answer::default() };
     };
-    let offset =
-        asked.header("range").and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
-    match offset {
-        Some(offset) => Answer { status: 206, body: blob[offset.min(blob.len())..].to_vec(), ..Answer::default() },
-        None => Answer { status: 200, body: blob.clone(), ..Answer::default() },
-    }
+    let Some((start, end)) = asked.range(blob.len()) else {
+        return Answer { status: 200, body: blob.clone(), ..Answer::default() };
+    };
+    let said = format!("bytes {start}-{}/{}", end.saturating_sub(1), blob.len());
+    let headers = vec![("content-range".to_owned(), said)];
+    Answer { status: 206, headers, body: blob[start..end].to_vec(), ..Answer::default() }
 }

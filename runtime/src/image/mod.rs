@@ -2,6 +2,7 @@
 
 mod archive;
 mod auth;
+mod download;
 mod hosts;
 mod keychain;
 mod manifest;
@@ -9,6 +10,7 @@ mod pull;
 mod reference;
 mod registry;
 mod store;
+mod unfinished;
 mod unpack;
 mod view;
 
@@ -34,6 +36,7 @@ use crate::{
 use pull::Puller;
 use reference::Reference;
 use store::Store;
+use unfinished::Unfinished;
 
 #[derive(Debug)]
 pub(crate) struct Images {
@@ -48,9 +51,10 @@ pub(crate) struct Images {
 
 impl Images {
     pub(crate) fn open(layout: Layout, config: &Config, boot_id: &str) -> anyhow::Result<Self> {
-        let store = Store::open(layout, boot_id)?;
+        let store = Store::open(layout.clone(), boot_id)?;
+        let unfinished = Unfinished::open(&store, layout, boot_id)?;
         Ok(Self {
-            puller: Puller::new(store.clone(), config.registry.config_path.clone()),
+            puller: Puller::new(store.clone(), unfinished, &config.registry),
             store,
             auth_file: config.registry.auth_file.clone(),
             pinned: config.pinned_images.clone(),

@@ -2,8 +2,9 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
-    time::Instant,
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, anyhow};
@@ -19,23 +20,24 @@ use tokio::sync::{Semaphore, mpsc};
 use super::{
     archive::Archive,
     auth::Credentials,
+    download::{self, Download, Limits},
     manifest::{self, Manifest, digest, digest_of},
     reference::{Digest, Reference},
-    registry::{Registry, unavailable},
+    registry::Registry,
     store::{self, Image, Lease, Store, Usage},
+    unfinished::{Attempt, Part, Unfinished},
     unpack::{self, Source, Unpacked},
 };
 use crate::{
+    config,
     error::{Error, Kind, Result},
     index::Flights,
 };
 
 /// overlayfs takes 500 lower directories, images are held to what Docker's builders make.
 const MAX_LAYERS: usize = 127;
-/// Chunks between the network and the inflating thread; reqwest hands out 8 to 64 KiB each.
-const CHUNKS: usize = 16;
-/// Breaks of a download in a row, without a byte in between, before it counts as failed.
-const MAX_BREAKS: u32 = 3;
+/// Between two lines in the log that say how far a pull is.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// A layer that landed, or why it did not. Everyone who waits shares it.
 type Layer = Shared<BoxFuture<'static, Result<Arc<Lease>>>>;
@@ -47,19 +49,23 @@ pub(crate) struct Puller {
     config_path: PathBuf,
     images: Flights<(String, Credentials), Digest>,
     layers: Flights<String, Arc<Lease>>,
+    unfinished: Arc<Unfinished>,
+    limits: Arc<Limits>,
     /// Layers that are downloaded and unpacked at once.
     slots: Arc<Semaphore>,
 }
 
 impl Puller {
-    pub(crate) fn new(store: Arc<Store>, config_path: PathBuf) -> Self {
+    pub(crate) fn new(store: Arc<Store>, unfinished: Arc<Unfinished>, config: &config::Registry) -> Self {
         // Each takes two threads; more than the cores only take turns.
         let slots = std::thread::available_parallelism().map_or(2, usize::from).clamp(3, 8);
         Self {
             store,
-            config_path,
+            config_path: config.config_path.clone(),
             images: Flights::default(),
             layers: Flights::default(),
+            unfinished,
+            limits: Arc::new(Limits::new(Duration::from_secs(config.stall_seconds.get()))),
             slots: Arc::new(Semaphore::new(slots)),
         }
     }
@@ -76,10 +82,12 @@ impl Puller {
         let registry = Arc::new(Registry::open(&self.config_path, reference, credentials)?);
         let during = |error: Error| error.during(format!("pull {reference}"));
         let found = self.find_manifest(&registry, reference).await.map_err(during)?;
-        let names = reference.repo_tag().into_iter().chain([reference.repo_digest(&found.top)]).collect();
-        let landed = self.land(&Origin::Registry(registry), &found).await.map_err(during)?;
+        let names: Vec<String> = reference.repo_tag().into_iter().chain([reference.repo_digest(&found.top)]).collect();
+        let origin = Origin::Registry(registry.clone());
+        let landed = told(reference, &registry, self.land(&origin, &found, Some(reference))).await.map_err(during)?;
         let image = self.add(found, landed, names).await.map_err(during)?;
-        tracing::info!(image = %reference, id = %image.id, layers = image.layers.len(), bytes = image.size, ms = begun.elapsed().as_millis() as u64, "pulled");
+        let received = registry.progress.received.load(Ordering::Relaxed);
+        tracing::info!(image = %reference, id = %image.id, layers = image.layers.len(), bytes = image.size, received, ms = begun.elapsed().as_millis() as u64, "pulled");
         Ok(image.id.clone())
     }
 
@@ -95,7 +103,7 @@ impl Puller {
         let origin = Origin::Archive(archive);
         let mut landed = Vec::new();
         for packed in images {
-            landed.push((self.land(&origin, &packed.manifest).await?, packed));
+            landed.push((self.land(&origin, &packed.manifest, None).await?, packed));
         }
         let mut imported = Vec::new();
         for (landed, packed) in landed {
@@ -107,20 +115,44 @@ impl Puller {
         Ok(imported)
     }
 
-    /// Brings what `found` names onto the disk.
-    async fn land(&self, origin: &Origin, found: &Manifest) -> Result<Landed> {
+    /// Brings what `found` names onto the disk. What breaks off is kept for the next pull of `reference`.
+    async fn land(&self, origin: &Origin, found: &Manifest, reference: Option<&Reference>) -> Result<Landed> {
         let digest = digest_of(found.manifest.config())?;
         let config = origin.document(&digest).await?;
         let parsed: ImageConfiguration = serde_json::from_slice(&config)
             .map_err(|error| Error::precondition(format!("config {digest} is not an image's: {error}")))?;
-        let leases = self.pull_layers(origin, &found.manifest, &parsed).await?;
-        Ok(Landed { config, _leases: leases })
+        let blobs = blobs_of(&found.manifest, &parsed)?;
+        let keys = store::keys(&parsed)?;
+        let attempt = reference.map(|name| self.unfinished.begin(&name.to_string(), &keys, &blobs)).transpose()?;
+        let (mut leases, mut failed) = (Vec::new(), None);
+        for landed in self.pull_layers(origin, &found.manifest, &parsed, keys).await? {
+            match landed {
+                Ok(lease) => leases.push(lease),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        match (failed, attempt) {
+            (None, attempt) => Ok(Landed { config, _leases: leases, attempt }),
+            (Some(error), Some(attempt)) if error.kind == Kind::Unavailable => {
+                attempt.keep(leases);
+                Err(error)
+            }
+            (Some(error), attempt) => {
+                attempt.into_iter().for_each(Attempt::end);
+                Err(error)
+            }
+        }
     }
 
     /// Makes what has landed an image.
     async fn add(&self, found: Manifest, landed: Landed, names: Vec<String>) -> Result<Arc<Image>> {
         let store = self.store.clone();
-        let image = blocking(move || store.add(&names, (&found.descriptor, &found.bytes), &landed.config)).await?;
+        let image = blocking(move || {
+            let image = store.add(&names, (&found.descriptor, &found.bytes), &landed.config);
+            landed.attempt.into_iter().for_each(Attempt::end);
+            image
+        })
+        .await?;
         let store = self.store.clone();
         tokio::task::spawn_blocking(move || {
             store.make_durable().inspect_err(|error| tracing::warn!("make images durable: {error:#}"))
@@ -146,22 +178,14 @@ impl Puller {
         origin: &Origin,
         manifest: &ImageManifest,
         config: &ImageConfiguration,
-    ) -> Result<Vec<Arc<Lease>>> {
-        let (blobs, diff_ids) = (manifest.layers(), config.rootfs().diff_ids());
-        if blobs.len() != diff_ids.len() {
-            return Err(Error::precondition(format!(
-                "the manifest has {} layers and the config {}",
-                blobs.len(),
-                diff_ids.len()
-            )));
-        }
-        if blobs.len() > MAX_LAYERS {
-            return Err(Error::precondition(format!("{} layers; {MAX_LAYERS} is the limit", blobs.len())));
-        }
+        keys: Vec<[String; 2]>,
+    ) -> Result<Vec<Result<Arc<Lease>>>> {
         let mut layers: Vec<Layer> = Vec::new();
-        for ((blob, keys), diff_id) in blobs.iter().zip(store::keys(config)?).zip(diff_ids) {
+        for ((blob, keys), diff_id) in manifest.layers().iter().zip(keys).zip(config.rootfs().diff_ids()) {
             let task = LayerTask {
                 store: self.store.clone(),
+                unfinished: self.unfinished.clone(),
+                limits: self.limits.clone(),
                 origin: origin.clone(),
                 slots: self.slots.clone(),
                 blob: digest_of(blob)?,
@@ -174,7 +198,32 @@ impl Puller {
             let flights = self.layers.clone();
             layers.push(async move { flights.join(chain, task.run()).await }.boxed().shared());
         }
-        join_all(layers).await.into_iter().collect()
+        Ok(join_all(layers).await)
+    }
+}
+
+/// Digests of an image's layers, as the registry has them.
+fn blobs_of(manifest: &ImageManifest, config: &ImageConfiguration) -> Result<Vec<Digest>> {
+    let (blobs, diff_ids) = (manifest.layers().len(), config.rootfs().diff_ids().len());
+    if blobs != diff_ids {
+        return Err(Error::precondition(format!("the manifest has {blobs} layers and the config {diff_ids}")));
+    }
+    if blobs > MAX_LAYERS {
+        return Err(Error::precondition(format!("{blobs} layers; {MAX_LAYERS} is the limit")));
+    }
+    manifest.layers().iter().map(digest_of).collect()
+}
+
+/// Says now and then how far `work` is.
+async fn told<T>(reference: &Reference, registry: &Registry, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    loop {
+        if let Ok(done) = tokio::time::timeout(TOLD_EVERY, &mut work).await {
+            return done;
+        }
+        let [received, expected] =
+            [&registry.progress.received, &registry.progress.expected].map(|bytes| bytes.load(Ordering::Relaxed));
+        tracing::info!(image = %reference, received, expected, "pulling");
     }
 }
 
@@ -187,6 +236,7 @@ struct Landed {
     config: Vec<u8>,
     /// Held until the image itself holds its layers.
     _leases: Vec<Arc<Lease>>,
+    attempt: Option<Attempt>,
 }
 
 /// Where blobs come from.
@@ -212,6 +262,8 @@ impl Origin {
 /// One layer's way onto the disk.
 struct LayerTask {
     store: Arc<Store>,
+    unfinished: Arc<Unfinished>,
+    limits: Arc<Limits>,
     origin: Origin,
     slots: Arc<Semaphore>,
     blob: Digest,
@@ -273,65 +325,42 @@ impl LayerTask {
                 return blocking(move || unpack::unpack(&mut blob, &target)).await;
             }
         };
-        let (sender, receiver) = mpsc::channel(CHUNKS);
-        let unpacking = tokio::task::spawn_blocking(move || unpack::unpack(&mut Chunks { receiver }, &target));
-        self.download(registry, sender).await;
+        let part = self.unfinished.part(&self.blob, self.size);
+        let start = part.as_ref().map_or(0, |part| part.length);
+        let (registry, blob, limits) = (registry.clone(), self.blob.clone(), self.limits.clone());
+        let download = Download { registry, blob, size: self.size, limits };
+        let (sender, receiver) = mpsc::channel(download::CHUNKS);
+        let unpacking = tokio::task::spawn_blocking(move || {
+            let mut chunks = Chunks { part, receiver };
+            let unpacked = unpack::unpack(&mut chunks, &target);
+            let another_attempt_may_use_it = matches!(&unpacked, Err(error) if error.kind == Kind::Unavailable);
+            if let Some(part) = chunks.part.as_mut().filter(|_| !another_attempt_may_use_it) {
+                part.discard();
+            }
+            unpacked
+        });
+        download.send(start, sender).await;
         unpacking.await.map_err(|error| anyhow!("unpacking ended early: {error}"))?
-    }
-
-    /// Sends the blob's bytes, or the error that ended them. After a break it goes on where it was.
-    async fn download(&self, registry: &Registry, sender: mpsc::Sender<Result<Bytes>>) {
-        let mut received = 0;
-        let mut breaks = 0;
-        while received < self.size {
-            let before = received;
-            let broken = match self.download_from(registry, &mut received, &sender).await {
-                Ok(()) if received == self.size => return,
-                Ok(()) if sender.is_closed() => return,
-                Ok(()) => unavailable(format!("truncated: {received} of {} bytes", self.size)),
-                Err(error) => error,
-            };
-            breaks = if received > before { 0 } else { breaks + 1 };
-            if broken.kind != Kind::Unavailable || received > self.size || breaks == MAX_BREAKS {
-                let _ = sender.send(Err(broken)).await;
-                return;
-            }
-            tracing::info!(blob = %self.blob, received, size = self.size, error = %broken, "download broke, resuming");
-        }
-    }
-
-    async fn download_from(
-        &self,
-        registry: &Registry,
-        received: &mut u64,
-        sender: &mpsc::Sender<Result<Bytes>>,
-    ) -> Result<()> {
-        let mut response = registry.blob(&self.blob, *received).await?;
-        while let Some(chunk) =
-            response.chunk().await.map_err(|error| unavailable(super::registry::root_cause(&error)))?
-        {
-            *received += chunk.len() as u64;
-            if *received > self.size {
-                return Err(Error::new(
-                    Kind::Internal,
-                    format!("the blob is longer than the {} bytes of its descriptor", self.size),
-                ));
-            }
-            if sender.send(Ok(chunk)).await.is_err() {
-                return Ok(());
-            }
-        }
-        Ok(())
     }
 }
 
+/// What an earlier attempt left of a blob, then what comes now.
 struct Chunks {
+    part: Option<Part>,
     receiver: mpsc::Receiver<Result<Bytes>>,
 }
 
 impl Source for Chunks {
     fn next(&mut self) -> Result<Option<Bytes>> {
-        self.receiver.blocking_recv().transpose()
+        let kept = self.part.as_mut().map(Part::read).transpose().context("read what an earlier pull left")?;
+        if let Some(chunk) = kept.flatten() {
+            return Ok(Some(chunk));
+        }
+        let chunk = self.receiver.blocking_recv().transpose()?;
+        if let (Some(part), Some(chunk)) = (&mut self.part, &chunk) {
+            part.append(chunk);
+        }
+        Ok(chunk)
     }
 }
 

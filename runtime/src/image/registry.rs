@@ -1,10 +1,11 @@
 //! The distribution protocol, as far as a pull needs it: manifests and blobs, mirrors in turn, credentials by challenge.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs,
+    ops::Range,
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, PoisonError, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -32,6 +33,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Nothing at all for that long ends a read; the next attempt goes on where it ended.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// For all of a manifest or config.
+const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One repository, its endpoints, and the credentials of one pull.
 #[derive(Debug)]
@@ -41,6 +44,28 @@ pub(crate) struct Registry {
     endpoints: Vec<(Endpoint, Client)>,
     /// Authorization headers by endpoint, once a challenge was met.
     authorization: Mutex<HashMap<String, String>>,
+    /// Endpoints, by their place, that are asked last.
+    slow: Mutex<BTreeSet<usize>>,
+    pub progress: Progress,
+}
+
+/// Bytes of one pull: all its downloads together.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    pub received: AtomicU64,
+    /// Of the layers whose download has begun.
+    pub expected: AtomicU64,
+}
+
+/// What a registry answers to a request for a part of a blob.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub response: Response,
+    /// Whether it is a range, and not all of the blob.
+    pub partial: bool,
+    pub starts_at: u64,
+    /// For `Registry::avoid`.
+    pub endpoint: usize,
 }
 
 impl Registry {
@@ -50,13 +75,20 @@ impl Registry {
             .into_iter()
             .map(|endpoint| client(&endpoint).map(|client| (endpoint, client)))
             .collect::<anyhow::Result<Vec<_>>>()?;
-        Ok(Self { repository: reference.repository.clone(), credentials, endpoints, authorization: Mutex::default() })
+        Ok(Self {
+            repository: reference.repository.clone(),
+            credentials,
+            endpoints,
+            authorization: Mutex::default(),
+            slow: Mutex::default(),
+            progress: Progress::default(),
+        })
     }
 
     /// A manifest or index by tag or digest: its media type and its bytes, which are checked when `target` is a digest.
     pub(crate) async fn manifest(&self, target: &str) -> Result<(String, Vec<u8>)> {
         let by_digest = Digest::parse(target).ok();
-        let response = self
+        let (_, response) = self
             .request(&format!("manifests/{target}"), by_digest.is_none(), |request| {
                 request.header(header::ACCEPT, MANIFEST_TYPES)
             })
@@ -73,40 +105,55 @@ impl Registry {
 
     /// A small blob, such as an image's config.
     pub(crate) async fn document(&self, digest: &Digest) -> Result<Vec<u8>> {
-        let response = self.request(&format!("blobs/{digest}"), false, |request| request).await?;
+        let (_, response) = self.request(&format!("blobs/{digest}"), false, |request| request).await?;
         let bytes = read_document(response).await.map_err(|error| error.during(format!("blob {digest}")))?;
         check_digest(&bytes, digest)?;
         Ok(bytes)
     }
 
-    /// A blob from `offset` on, for a stream that the caller checks.
-    ///
-    /// # Errors
-    /// `Unavailable` also when a registry ignores the range that a resumed download asks for.
-    pub(crate) async fn blob(&self, digest: &Digest, offset: u64) -> Result<Response> {
-        let response = self
-            .request(&format!("blobs/{digest}"), false, |request| match offset {
-                0 => request,
-                offset => request.header(header::RANGE, format!("bytes={offset}-")),
+    /// A blob of `size` bytes, of which `range` is wanted; what comes may be all of it. The caller checks it.
+    pub(crate) async fn blob(&self, digest: &Digest, range: &Range<u64>, size: u64) -> Result<Answer> {
+        let header = match (range.start, range.end) {
+            (0, end) if end == size => None,
+            (start, end) if end == size => Some(format!("bytes={start}-")),
+            (start, end) => Some(format!("bytes={start}-{}", end - 1)),
+        };
+        let (endpoint, response) = self
+            .request(&format!("blobs/{digest}"), false, |request| match &header {
+                None => request,
+                Some(range) => request.header(header::RANGE, range),
             })
             .await?;
-        if offset > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
-            return Err(unavailable(format!("blob {digest}: the registry cannot resume a download")));
-        }
-        Ok(response)
+        let partial = response.status() == StatusCode::PARTIAL_CONTENT;
+        // `bytes 100-199/1000`; a server that leaves it out means what was asked for.
+        let said = response
+            .headers()
+            .get(header::CONTENT_RANGE)
+            .and_then(|value| value.to_str().ok()?.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
+        let starts_at = if partial { said.unwrap_or(range.start) } else { 0 };
+        Ok(Answer { response, partial, starts_at, endpoint })
     }
 
-    /// Tries every endpoint in turn; the error is the one that says most: that of the last.
+    /// From now on asks an endpoint that turned out to be slow only when all others fail.
+    pub(crate) fn avoid(&self, endpoint: usize) {
+        self.slow.lock().unwrap_or_else(PoisonError::into_inner).insert(endpoint);
+    }
+
+    /// Tries every endpoint in turn: the answer, and which one gave it. The error is the one that says most: that of the last.
     async fn request(
         &self,
         path: &str,
         resolve: bool,
         build: impl Fn(RequestBuilder) -> RequestBuilder,
-    ) -> Result<Response> {
+    ) -> Result<(usize, Response)> {
         let mut failure = unavailable("no endpoint of the registry serves pulls".to_owned());
-        for (endpoint, client) in self.endpoints.iter().filter(|(endpoint, _)| endpoint.resolves || !resolve) {
+        let slow = self.slow.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (last, first): (Vec<_>, Vec<_>) =
+            self.endpoints.iter().enumerate().partition(|(index, _)| slow.contains(index));
+        let endpoints = first.into_iter().chain(last).filter(|(_, (endpoint, _))| endpoint.resolves || !resolve);
+        for (index, (endpoint, client)) in endpoints {
             match self.request_at(endpoint, client, path, &build).await {
-                Ok(response) => return Ok(response),
+                Ok(response) => return Ok((index, response)),
                 Err(error) => {
                     tracing::debug!(endpoint = endpoint.base, path, %error, "registry request");
                     failure = error;
@@ -272,14 +319,18 @@ const SYSTEM_ROOTS: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
 async fn read_document(mut response: Response) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| unavailable(root_cause(&error)))? {
-        if bytes.len() + chunk.len() > MAX_DOCUMENT {
-            return Err(Error::invalid("larger than 4 MiB"));
+    let read = async {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| unavailable(root_cause(&error)))? {
+            if bytes.len() + chunk.len() > MAX_DOCUMENT {
+                return Err(Error::invalid("larger than 4 MiB"));
+            }
+            bytes.extend_from_slice(&chunk);
         }
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok(bytes)
+        Ok(bytes)
+    };
+    let late = |_| unavailable(format!("not all of it came within {} s", DOCUMENT_TIMEOUT.as_secs()));
+    tokio::time::timeout(DOCUMENT_TIMEOUT, read).await.map_err(late)?
 }
 
 fn check_digest(bytes: &[u8], digest: &Digest) -> Result<()> {
