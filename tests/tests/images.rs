@@ -13,8 +13,8 @@ use std::{
 
 use berth_proto::v1;
 use berth_tests::{
-    Answer, Cri, Daemon, DockerRegistry, Entry, FakeRegistry, Image, Layer, Machine, busybox, container, digest, gzip,
-    pod,
+    Answer, Cri, Daemon, DockerRegistry, Entry, FakeRegistry, Image, Layer, Machine, busybox, container, digest,
+    eventually, gzip, pod,
 };
 use serde_json::json;
 use tar::EntryType;
@@ -136,11 +136,22 @@ async fn images_survive_a_restart_and_a_damaged_index_is_set_aside() {
             .iter()
             .any(|m| m["annotations"]["org.opencontainers.image.ref.name"] == name.as_str())
     );
+    // A power loss may leave anything of what was not synced: then it is as it was at the last sync.
+    let synced = machine.path("root/images/index.json.synced");
+    eventually("the sync", async || synced.exists()).await;
     daemon.kill();
-    fs::write(machine.path("root/images/index.json"), "{\"manifests\": [").unwrap();
+    for damaged in ["{\"manifests\": [", ""] {
+        fs::write(machine.path("root/images/index.json"), damaged).unwrap();
+        let daemon = machine.start().await;
+        let found = cri.image_status(&name).await.unwrap();
+        assert_eq!(found.map(|image| image.id).as_ref(), Some(&id), "{damaged:?}: {}", daemon.log());
+        assert!(machine.path("root/images/index.json.damaged").exists());
+        daemon.kill();
+    }
+    fs::write(machine.path("root/images/index.json"), "[]").unwrap();
+    fs::write(&synced, "{").unwrap();
     let _daemon = machine.start().await;
     assert!(cri.images().await.is_empty());
-    assert!(machine.path("root/images/index.json.damaged").exists());
     assert_eq!(cri.pull(&name).await.unwrap(), id);
 }
 

@@ -162,9 +162,10 @@ impl Images {
         self.store.lease(layers)
     }
 
-    /// Throws away the layers that nothing needs; for start-up, once containers hold theirs.
+    /// Throws away the layers that nothing needs, and syncs what an earlier daemon did not; for start-up, once containers hold theirs.
     pub(crate) fn collect(&self) {
         self.store.collect();
+        self.store.make_durable_later();
     }
 
     pub(crate) fn usage(&self) -> Usage {

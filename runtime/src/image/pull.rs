@@ -153,10 +153,7 @@ impl Puller {
             image
         })
         .await?;
-        let store = self.store.clone();
-        tokio::task::spawn_blocking(move || {
-            store.make_durable().inspect_err(|error| tracing::warn!("make images durable: {error:#}"))
-        });
+        self.store.make_durable_later();
         Ok(image)
     }
 

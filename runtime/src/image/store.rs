@@ -3,7 +3,7 @@
 //! `images/index.json` names what there is and is replaced by one rename, which is the transaction. A layer is complete when
 //! `layers/<key>/layer.json` is, and it appears by one rename too. Nothing is synced before a pull answers: a record made since
 //! boot carries the boot id until a background syncfs(2) has passed, and one of another boot is thrown away, so that power loss
-//! can cost a pull but never gives a damaged image.
+//! can cost a pull but never gives a damaged image. `index.json.synced` is the index of that moment, for when the newer one is lost.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -29,6 +29,8 @@ use crate::{
 /// Where a layer's files are, below its own directory.
 pub(crate) const FILES: &str = "fs";
 const RECORD: &str = "layer.json";
+/// Extension of the index as it was at the last sync.
+const SYNCED: &str = "json.synced";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// The layer of images that have none: overlayfs wants at least one.
 pub(crate) const EMPTY: &str = "empty";
@@ -82,6 +84,8 @@ pub(crate) struct Store {
     layout: Layout,
     boot_id: String,
     state: Mutex<State>,
+    /// One sync at a time.
+    sync: Mutex<()>,
 }
 
 /// Keeps layers from being deleted for as long as it lives.
@@ -158,7 +162,7 @@ impl Store {
                 _ => discard(&layout, &entry.path()),
             }
         }
-        let store = Self { layout, boot_id: boot_id.to_owned(), state: Mutex::new(state) };
+        let store = Self { layout, boot_id: boot_id.to_owned(), state: Mutex::new(state), sync: Mutex::default() };
         store.load_index()?;
         Ok(Arc::new(store))
     }
@@ -169,13 +173,21 @@ impl Store {
 
     fn load_index(&self) -> anyhow::Result<()> {
         let path = self.layout.image_index();
-        let index = match record::read::<ImageIndex>(&path).with_context(|| format!("read {}", path.display()))? {
+        let read = |path: &Path| record::read(path).with_context(|| format!("read {}", path.display()));
+        let index: ImageIndex = match read(&path)? {
             Found::Absent => return Ok(()),
             Found::Record(index) => index,
             Found::Damaged => {
-                let aside = path.with_extension("json.damaged");
-                tracing::warn!(path = %path.display(), aside = %aside.display(), "the image index is damaged: set aside, images are pulled again");
-                return fs::rename(&path, &aside).with_context(|| format!("set {} aside", path.display()));
+                let (aside, synced) = (path.with_extension("json.damaged"), path.with_extension(SYNCED));
+                tracing::warn!(path = %path.display(), aside = %aside.display(), synced = %synced.display(), "the image index is damaged: set aside, names are as they were at the last sync");
+                fs::rename(&path, &aside).with_context(|| format!("set {} aside", path.display()))?;
+                match read(&synced)? {
+                    Found::Record(index) => {
+                        record::write(&path, &index).context("write the image index")?;
+                        index
+                    }
+                    Found::Absent | Found::Damaged => return Ok(()),
+                }
             }
         };
         for descriptor in index.manifests() {
@@ -353,8 +365,17 @@ impl Store {
         }
     }
 
+    /// `make_durable` in the background.
+    pub(crate) fn make_durable_later(self: &Arc<Self>) {
+        let own = self.clone();
+        tokio::task::spawn_blocking(move || {
+            own.make_durable().inspect_err(|error| tracing::warn!("make images durable: {error:#}"))
+        });
+    }
+
     /// Marks what was pulled since boot as being on disk, after it is. Blocks.
-    pub(crate) fn make_durable(&self) -> anyhow::Result<()> {
+    fn make_durable(&self) -> anyhow::Result<()> {
+        let _one = self.sync.lock().unwrap_or_else(PoisonError::into_inner);
         let pending: Vec<(String, LayerRecord)> = {
             let state = self.state();
             let made_now = state.layers.iter().filter(|(_, layer)| layer.record.boot_id.is_some());
@@ -363,8 +384,16 @@ impl Store {
         if pending.is_empty() {
             return Ok(());
         }
+        // What the index is now will be on disk afterwards, whatever takes its place meanwhile, or is written over it.
+        let (index, syncing) = (self.layout.image_index(), self.layout.image_index().with_extension("json.syncing"));
+        if index.exists() {
+            fs::copy(&index, &syncing).context("keep the image index")?;
+        }
         let root = fs::File::open(self.layout.layers()).context("open layers")?;
         rustix::fs::syncfs(&root).context("syncfs")?;
+        if syncing.exists() {
+            fs::rename(&syncing, index.with_extension(SYNCED)).context("keep the image index")?;
+        }
         for (key, mut record) in pending {
             record.boot_id = None;
             let path = self.layout.layers().join(&key).join(RECORD);
