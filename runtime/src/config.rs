@@ -37,6 +37,8 @@ config_path = "/etc/berth/certs.d"
 auth_file = "/var/lib/kubelet/config.json"
 # A pull that gets less than 1 KiB a second for so long tries anew, from the next endpoint if there is one; the third time it fails.
 stall_seconds = 30
+# Which signatures pulled images must bear: a file as containers-policy.json(5) describes it. Without it, none.
+# signature_policy = "/etc/containers/policy.json"
 
 [cdi]
 # Files that say what the devices need that containers ask for by name, as vendor/class=name; later directories win.
@@ -80,6 +82,8 @@ pub(crate) struct Registry {
     pub config_path: PathBuf,
     pub auth_file: PathBuf,
     pub stall_seconds: NonZeroU64,
+    #[serde(deserialize_with = "absolute")]
+    pub signature_policy: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -150,6 +154,7 @@ impl Default for Registry {
             config_path: "/etc/berth/certs.d".into(),
             auth_file: "/var/lib/kubelet/config.json".into(),
             stall_seconds: const { NonZeroU64::new(30).expect("not zero") },
+            signature_policy: None,
         }
     }
 }

@@ -13,8 +13,10 @@ pub(crate) enum Kind {
     /// A registry wants other credentials.
     Unauthenticated,
     PermissionDenied,
-    /// Someone else is down: a registry, the network.
-    Unavailable,
+    /// A registry, or the way to it, is down.
+    RegistryUnavailable,
+    /// An image does not bear the signatures that the policy wants.
+    SignatureValidationFailed,
     /// A disk is full, a limit is reached.
     ResourceExhausted,
     Internal,
@@ -79,18 +81,21 @@ impl From<anyhow::Error> for Error {
 
 impl From<Error> for tonic::Status {
     fn from(error: Error) -> Self {
-        let code = match error.kind {
-            Kind::NotFound => tonic::Code::NotFound,
-            Kind::InvalidArgument => tonic::Code::InvalidArgument,
-            Kind::AlreadyExists => tonic::Code::AlreadyExists,
-            Kind::FailedPrecondition => tonic::Code::FailedPrecondition,
-            Kind::DeadlineExceeded => tonic::Code::DeadlineExceeded,
-            Kind::Unauthenticated => tonic::Code::Unauthenticated,
-            Kind::PermissionDenied => tonic::Code::PermissionDenied,
-            Kind::Unavailable => tonic::Code::Unavailable,
-            Kind::ResourceExhausted => tonic::Code::ResourceExhausted,
-            Kind::Internal => tonic::Code::Internal,
+        // The kubelet knows two failures by the word that the text begins with, and looks only where the code is Unknown (cri-api
+        // pkg/errors).
+        let (code, word) = match error.kind {
+            Kind::NotFound => (tonic::Code::NotFound, ""),
+            Kind::InvalidArgument => (tonic::Code::InvalidArgument, ""),
+            Kind::AlreadyExists => (tonic::Code::AlreadyExists, ""),
+            Kind::FailedPrecondition => (tonic::Code::FailedPrecondition, ""),
+            Kind::DeadlineExceeded => (tonic::Code::DeadlineExceeded, ""),
+            Kind::Unauthenticated => (tonic::Code::Unauthenticated, ""),
+            Kind::PermissionDenied => (tonic::Code::PermissionDenied, ""),
+            Kind::RegistryUnavailable => (tonic::Code::Unknown, "RegistryUnavailable: "),
+            Kind::SignatureValidationFailed => (tonic::Code::Unknown, "SignatureValidationFailed: "),
+            Kind::ResourceExhausted => (tonic::Code::ResourceExhausted, ""),
+            Kind::Internal => (tonic::Code::Internal, ""),
         };
-        tonic::Status::new(code, error.message)
+        tonic::Status::new(code, format!("{word}{}", error.message))
     }
 }

@@ -26,7 +26,7 @@ pub struct Machine {
     holder: Child,
     /// For pods' `cgroup_parent`, without a leading slash.
     pub cgroup_parent: String,
-    /// More of the daemon's configuration.
+    /// More of the daemon's configuration: keys of `[registry]`, then other sections.
     pub config: String,
 }
 
@@ -105,12 +105,12 @@ impl Machine {
         let config = self.path("config.toml");
         if !config.exists() {
             let text = format!(
-                "images_dir = {:?}\npinned_images = [\"*/pinned/*\"]\n[cni]\nconf_dir = {:?}\n[registry]\nconfig_path = {:?}\nauth_file = {:?}\nstall_seconds = 2\n[cdi]\nspec_dirs = [{:?}]\n{}",
+                "images_dir = {:?}\npinned_images = [\"*/pinned/*\"]\n[cni]\nconf_dir = {:?}\n[cdi]\nspec_dirs = [{:?}]\n[registry]\nconfig_path = {:?}\nauth_file = {:?}\nstall_seconds = 2\n{}\n",
                 self.path("images").display().to_string(),
                 self.path("net.d").display().to_string(),
+                self.path("cdi").display().to_string(),
                 self.path("certs.d").display().to_string(),
                 self.path("auth.json").display().to_string(),
-                self.path("cdi").display().to_string(),
                 self.config
             );
             fs::write(&config, text + if in_guest() { GUEST_CONFIG } else { "" }).expect("write the configuration");

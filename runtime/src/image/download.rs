@@ -151,7 +151,7 @@ impl Download {
                 Err(error) => error,
             };
             breaks = if at - before >= PROGRESS { 0 } else { breaks + 1 };
-            if broken.kind != Kind::Unavailable || breaks == MAX_BREAKS {
+            if broken.kind != Kind::RegistryUnavailable || breaks == MAX_BREAKS {
                 return Err(broken);
             }
             tracing::info!(blob = %self.blob, received = at, size = self.size, error = %broken, "download broke, resuming");

@@ -10,6 +10,7 @@ mod pull;
 mod reference;
 mod registry;
 mod store;
+mod trust;
 mod unfinished;
 mod unpack;
 mod view;

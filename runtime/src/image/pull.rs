@@ -25,6 +25,7 @@ use super::{
     reference::{Digest, Reference},
     registry::Registry,
     store::{self, Image, Lease, Store, Usage},
+    trust,
     unfinished::{Attempt, Part, Unfinished},
     unpack::{self, Source, Unpacked},
 };
@@ -46,7 +47,7 @@ type Layer = Shared<BoxFuture<'static, Result<Arc<Lease>>>>;
 #[derive(Clone)]
 pub(crate) struct Puller {
     store: Arc<Store>,
-    config_path: PathBuf,
+    config: config::Registry,
     images: Flights<(String, Credentials), Digest>,
     layers: Flights<String, Arc<Lease>>,
     unfinished: Arc<Unfinished>,
@@ -61,7 +62,7 @@ impl Puller {
         let slots = std::thread::available_parallelism().map_or(2, usize::from).clamp(3, 8);
         Self {
             store,
-            config_path: config.config_path.clone(),
+            config: config.clone(),
             images: Flights::default(),
             layers: Flights::default(),
             unfinished,
@@ -79,10 +80,15 @@ impl Puller {
 
     async fn pull_once(&self, reference: &Reference, credentials: Credentials) -> Result<Digest> {
         let begun = Instant::now();
-        let registry = Arc::new(Registry::open(&self.config_path, reference, credentials)?);
+        let registry = Arc::new(Registry::open(&self.config.config_path, reference, credentials)?);
         let during = |error: Error| error.during(format!("pull {reference}"));
         let found = self.find_manifest(&registry, reference).await.map_err(during)?;
         let names: Vec<String> = reference.repo_tag().into_iter().chain([reference.repo_digest(&found.top)]).collect();
+        if let Some(policy) = &self.config.signature_policy {
+            let own = digest_of(&found.descriptor)?;
+            let digests = if own == found.top { vec![&found.top] } else { vec![&found.top, &own] };
+            trust::check(policy, &registry, reference, &digests).await.map_err(during)?;
+        }
         let origin = Origin::Registry(registry.clone());
         let landed = told(reference, &registry, self.land(&origin, &found, Some(reference))).await.map_err(during)?;
         let image = self.add(found, landed, names).await.map_err(during)?;
@@ -133,7 +139,7 @@ impl Puller {
         }
         match (failed, attempt) {
             (None, attempt) => Ok(Landed { config, _leases: leases, attempt }),
-            (Some(error), Some(attempt)) if error.kind == Kind::Unavailable => {
+            (Some(error), Some(attempt)) if error.kind == Kind::RegistryUnavailable => {
                 attempt.keep(leases);
                 Err(error)
             }
@@ -330,7 +336,7 @@ impl LayerTask {
         let unpacking = tokio::task::spawn_blocking(move || {
             let mut chunks = Chunks { part, receiver };
             let unpacked = unpack::unpack(&mut chunks, &target);
-            let another_attempt_may_use_it = matches!(&unpacked, Err(error) if error.kind == Kind::Unavailable);
+            let another_attempt_may_use_it = matches!(&unpacked, Err(error) if error.kind == Kind::RegistryUnavailable);
             if let Some(part) = chunks.part.as_mut().filter(|_| !another_attempt_may_use_it) {
                 part.discard();
             }
@@ -388,6 +394,6 @@ fn inherit(own: &Path, implied: &[PathBuf], below: &[PathBuf]) -> anyhow::Result
 
 impl std::fmt::Debug for Puller {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Puller").field("config_path", &self.config_path).finish_non_exhaustive()
+        f.debug_struct("Puller").field("config", &self.config).finish_non_exhaustive()
     }
 }

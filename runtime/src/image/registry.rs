@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::Context;
+use oci_spec::image::ImageManifest;
 use reqwest::{Client, RequestBuilder, Response, StatusCode, header};
 use serde::Deserialize;
 
@@ -25,6 +26,9 @@ const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, applicati
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
 /// The distribution specification's limit for a manifest; configs are held to it too.
 const MAX_DOCUMENT: usize = 4 << 20;
+/// Of one image; more are not looked at.
+const MAX_SIGNATURES: usize = 64;
+const SIMPLE_SIGNING: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 /// Attempts at one endpoint, for what may pass: 429, 5xx, a connection that breaks.
 const ATTEMPTS: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -55,6 +59,15 @@ pub(crate) struct Progress {
     pub received: AtomicU64,
     /// Of the layers whose download has begun.
     pub expected: AtomicU64,
+}
+
+/// A signature by cosign.
+#[derive(Debug)]
+pub(crate) struct Signature {
+    /// What is signed: JSON.
+    pub payload: Vec<u8>,
+    /// In base64.
+    pub signature: String,
 }
 
 /// What a registry answers to a request for a part of a blob.
@@ -109,6 +122,26 @@ impl Registry {
         let bytes = read_document(response).await.map_err(|error| error.during(format!("blob {digest}")))?;
         check_digest(&bytes, digest)?;
         Ok(bytes)
+    }
+
+    /// Signatures that cosign made of the manifest or index `digest`; their payloads are not checked here.
+    pub(crate) async fn signatures(&self, digest: &Digest) -> Result<Vec<Signature>> {
+        let bytes = match self.manifest(&format!("sha256-{}.sig", digest.hex())).await {
+            Err(error) if error.kind == Kind::NotFound => return Ok(Vec::new()),
+            found => found?.1,
+        };
+        let manifest: ImageManifest = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::precondition(format!("signatures of {digest}: {error}")))?;
+        let mut signatures = Vec::new();
+        for layer in manifest.layers().iter().take(MAX_SIGNATURES) {
+            let annotations = layer.annotations().as_ref();
+            let signature = annotations.and_then(|all| all.get("dev.cosignproject.cosign/signature"));
+            if let Some(signature) = signature.filter(|_| layer.media_type().to_string() == SIMPLE_SIGNING) {
+                let payload = self.document(&Digest::parse(layer.digest().as_ref())?).await?;
+                signatures.push(Signature { payload, signature: signature.clone() });
+            }
+        }
+        Ok(signatures)
     }
 
     /// A blob of `size` bytes, of which `range` is wanted; what comes may be all of it. The caller checks it.
@@ -359,15 +392,13 @@ fn refused(url: &str, response: &Response) -> Error {
         StatusCode::UNAUTHORIZED => Error::new(Kind::Unauthenticated, message),
         StatusCode::FORBIDDEN => Error::new(Kind::PermissionDenied, message),
         StatusCode::NOT_FOUND => Error::not_found(message),
-        StatusCode::TOO_MANY_REQUESTS => Error::new(Kind::ResourceExhausted, format!("RegistryUnavailable: {message}")),
-        status if status.is_server_error() => unavailable(message),
+        status if passes(status) => unavailable(message),
         _ => Error::new(Kind::Internal, message),
     }
 }
 
-/// The kubelet looks for the word (cri-api pkg/errors: ErrRegistryUnavailable).
 pub(crate) fn unavailable(message: String) -> Error {
-    Error::new(Kind::Unavailable, format!("RegistryUnavailable: {message}"))
+    Error::new(Kind::RegistryUnavailable, message)
 }
 
 /// reqwest's own text repeats the URL and hides the cause.
