@@ -49,6 +49,8 @@ const CONFIG: &str = "/etc/berth/config.toml";
   berthd config default > /etc/berth/config.toml
   berthd config check                           says what is wrong with /etc/berth/config.toml, with its line
   docker save web:1 | berthd images import -    adds an image without a registry
+  berthd images export web:1 | ssh node2 berthd images import -
+  berthd images check --repair                  verifies all images, pulls again what is damaged
   crictl --runtime-endpoint unix:///run/berth/berth.sock pods"
 )]
 struct Arguments {
@@ -101,6 +103,21 @@ enum ImagesVerb {
         #[arg(long, value_name = "NAME")]
         name: Option<String>,
     },
+    /// Write images into one archive that berth, docker, podman and containerd can import
+    Export {
+        /// Tags, digests or ids
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<String>,
+        /// The archive [default: standard output]
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Compare every file of every image with what was pulled; fails if one is damaged
+    Check {
+        /// Pull again what is damaged
+        #[arg(long)]
+        repair: bool,
+    },
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]
@@ -122,7 +139,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Some(Verb::Config(ConfigVerb::Check)) => configuration(&arguments).map(drop),
-        Some(Verb::Images(ImagesVerb::Import { file, name })) => import(&arguments, file, name.as_deref()),
+        Some(Verb::Images(verb)) => images(&arguments, verb),
         None => run(&arguments),
     };
     match result {
@@ -150,17 +167,33 @@ fn configuration(arguments: &Arguments) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-fn import(arguments: &Arguments, file: &Path, name: Option<&str>) -> anyhow::Result<()> {
-    let config = configuration(arguments)?;
+#[allow(clippy::print_stdout, reason = "what was asked for")]
+fn images(arguments: &Arguments, verb: &ImagesVerb) -> anyhow::Result<()> {
+    let socket = configuration(arguments)?.listen;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    let images = runtime.block_on(client::import(&config.listen, file, name))?;
-    for image in images {
-        #[allow(clippy::print_stdout, reason = "what was asked for")]
-        {
-            println!("{}  {}", image.id, image.names.join(" "));
+    match verb {
+        ImagesVerb::Import { file, name } => {
+            for image in runtime.block_on(client::import(&socket, file, name.as_deref()))? {
+                println!("{}  {}", image.id, image.names.join(" "));
+            }
+            Ok(())
+        }
+        ImagesVerb::Export { names, output } => {
+            runtime.block_on(client::export(&socket, output.as_deref(), names.clone()))
+        }
+        ImagesVerb::Check { repair } => {
+            let damaged = runtime.block_on(client::check(&socket, *repair, |image| {
+                let state = image.state().as_str_name().to_lowercase();
+                println!("{state:<8}  {}  {}", image.id, image.names.join(" "));
+                image.problems.iter().for_each(|problem| println!("          {problem}"));
+            }))?;
+            match (damaged, repair) {
+                (0, _) => Ok(()),
+                (_, true) => bail!("{damaged} damaged images are left"),
+                (_, false) => bail!("{damaged} damaged images; `berthd images check --repair` pulls them again"),
+            }
         }
     }
-    Ok(())
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {

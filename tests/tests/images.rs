@@ -334,6 +334,11 @@ async fn wrong_and_truncated_content_is_refused_and_leaves_nothing() {
     let registry = FakeRegistry::start(&machine, Image::new(&[(promised, gzip(&real))], &json!({})), |_| None);
     let error = cri.pull(&format!("{}/a:1", registry.host)).await.unwrap_err();
     assert!(error.message().contains("diff-id"), "{error}");
+    // A tar that ends within a file, as its digests say it should.
+    let short = Layer::new().file("a", &[1; 1000]).bytes()[..512 + 700].to_vec();
+    let registry = FakeRegistry::start(&machine, Image::new(&[(short.clone(), gzip(&short))], &json!({})), |_| None);
+    let error = cri.pull(&format!("{}/a:1", registry.host)).await.unwrap_err();
+    assert!(error.message().contains("\"a\": the tar ends within its content"), "{error}");
     machine.assert_clean().await;
     assert_no_image(&machine);
 }

@@ -2,7 +2,9 @@
 
 mod archive;
 mod auth;
+mod check;
 mod download;
+mod export;
 mod hosts;
 mod keychain;
 mod manifest;
@@ -16,17 +18,18 @@ mod unpack;
 mod view;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 
 pub(crate) use auth::Given;
 pub(crate) use reference::Digest;
-pub(crate) use store::{FILES, Image, Lease, Usage};
+pub(crate) use store::{Image, Lease, Usage};
+pub(crate) use unpack::FILES;
 pub(crate) use view::contains;
 
 use crate::{
@@ -34,10 +37,30 @@ use crate::{
     error::{Error, Result},
     layout::Layout,
 };
+use check::Verdict;
+use export::Exported;
 use pull::Puller;
 use reference::Reference;
-use store::Store;
+use store::{Store, layer_keys};
+use tokio::sync::mpsc;
 use unfinished::Unfinished;
+
+/// What a check found of an image.
+#[derive(Debug)]
+pub(crate) struct Checked {
+    pub id: Digest,
+    pub names: Vec<String>,
+    pub state: Health,
+    /// What is wrong with it, or was.
+    pub problems: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Health {
+    Whole,
+    Damaged,
+    Repaired,
+}
 
 #[derive(Debug)]
 pub(crate) struct Images {
@@ -106,6 +129,94 @@ impl Images {
         }
     }
 
+    /// Writes images by their names, as `find` takes them, into the file or pipe at `path`.
+    ///
+    /// # Errors
+    /// `NotFound` for a name that no image has, `FailedPrecondition` for a layer that cannot be exported.
+    pub(crate) async fn export(&self, path: PathBuf, names: &[String]) -> Result<()> {
+        let mut images: BTreeMap<Digest, Exported> = BTreeMap::new();
+        let mut leases = Vec::new();
+        for name in names {
+            let image = self.find(name)?.ok_or_else(|| Error::not_found(format!("no image {name:?}")))?;
+            let lease = self.store.lease(&image.layers);
+            leases.push(lease.ok_or_else(|| Error::precondition(format!("{name}: a layer is damaged")))?);
+            // By its id an image goes with all of its tags.
+            let asked = Reference::parse(name).ok().and_then(|reference| reference.repo_tag());
+            let tags = self.names(&image).0;
+            let tags = if let Some(tag) = asked.filter(|tag| tags.contains(tag)) { vec![tag] } else { tags };
+            let exported = images.entry(image.id.clone()).or_insert(Exported { image, tags: Vec::new() });
+            exported.tags.extend(tags);
+            exported.tags.sort_unstable();
+            exported.tags.dedup();
+        }
+        let (store, images) = (self.store.clone(), images.into_values().collect::<Vec<_>>());
+        blocking(move || {
+            let out =
+                fs::File::options().write(true).open(&path).with_context(|| format!("open {}", path.display()))?;
+            export::write(&store, &images, out)
+        })
+        .await
+    }
+
+    /// Verifies every image; of each, as it is done, what was found goes to `report`. With `repair`, what is damaged is pulled again.
+    ///
+    /// # Errors
+    /// Nobody reads the reports any more.
+    pub(crate) async fn check(&self, repair: bool, report: mpsc::Sender<Checked>) -> Result<()> {
+        let mut verdicts: HashMap<String, Verdict> = HashMap::new();
+        for image in self.store.all() {
+            let (mut problems, mut damaged) = (Vec::new(), Vec::new());
+            for (diff_id, key) in layer_keys(&image)? {
+                if !verdicts.contains_key(&key) {
+                    let (directory, diff_id) = (self.store.layer(&key), diff_id.clone());
+                    let verdict = blocking(move || Ok(check::verify(&directory, &diff_id))).await?;
+                    verdicts.insert(key.clone(), verdict);
+                }
+                match &verdicts[&key] {
+                    Verdict::Whole => {}
+                    Verdict::Unknown => {
+                        problems.push(format!("layer {diff_id} cannot be verified: its tar has one name twice"))
+                    }
+                    Verdict::Damaged(what) => {
+                        problems.push(format!("layer {diff_id}: {what}"));
+                        damaged.push(key);
+                    }
+                }
+            }
+            let documents = self.store.check_documents(&image.id);
+            problems.extend(documents.as_ref().err().map(|error| format!("{error:#}")));
+            let mut state = match damaged.is_empty() && documents.is_ok() {
+                true => Health::Whole,
+                false => Health::Damaged,
+            };
+            if repair && state == Health::Damaged {
+                match self.repair(&image, &damaged).await {
+                    Ok(()) => {
+                        damaged.into_iter().for_each(|key| drop(verdicts.insert(key, Verdict::Whole)));
+                        state = Health::Repaired;
+                    }
+                    Err(error) => problems.push(format!("not repaired: {error}")),
+                }
+            }
+            let (tags, digests) = self.names(&image);
+            let names = if tags.is_empty() { digests } else { tags };
+            let checked = Checked { id: image.id.clone(), names, state, problems };
+            report.send(checked).await.map_err(|_| Error::invalid("nobody listens"))?;
+        }
+        Ok(())
+    }
+
+    /// Pulls an image again, whose layers `damaged` are then replaced.
+    async fn repair(&self, image: &Image, damaged: &[String]) -> Result<()> {
+        let (_, digests) = self.names(image);
+        let name = digests.first();
+        let name = name.ok_or_else(|| Error::precondition("it came from no registry: import it again"))?;
+        if !damaged.iter().all(|key| self.store.distrust(key)) {
+            return Err(Error::precondition("a container uses it: remove that first"));
+        }
+        self.pull(name, Given::default()).await.map(drop)
+    }
+
     /// By id, prefix of an id, tag or digest; `None` when there is none.
     ///
     /// # Errors
@@ -172,6 +283,10 @@ impl Images {
     pub(crate) fn usage(&self) -> Usage {
         self.store.usage()
     }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| anyhow!("work ended early: {error}"))?
 }
 
 /// Whether `name` is what `pattern` says, whose every `*` is any text.

@@ -20,6 +20,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::{
     archive::Archive,
     auth::Credentials,
+    blocking,
     download::{self, Download, Limits},
     manifest::{self, Manifest, digest, digest_of},
     reference::{Digest, Reference},
@@ -230,10 +231,6 @@ async fn told<T>(reference: &Reference, registry: &Registry, work: impl Future<O
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| anyhow!("work ended early: {error}"))?
-}
-
 /// An image without a name.
 struct Landed {
     config: Vec<u8>,
@@ -310,7 +307,7 @@ impl LayerTask {
             // Held, so that they can be read.
             let below: Vec<Arc<Lease>> = join_all(self.below.clone()).await.into_iter().collect::<Result<_>>()?;
             let directories: Vec<PathBuf> = below.iter().rev().flat_map(|lease| lease.files()).collect();
-            let (own, implied) = (prepared.join(store::FILES), unpacked.implied);
+            let (own, implied) = (prepared.join(unpack::FILES), unpacked.implied);
             blocking(move || Ok(inherit(&own, &implied, &directories)?)).await?;
         }
         let (store, prepared, key) = (self.store.clone(), prepared.to_owned(), key.clone());
@@ -320,7 +317,7 @@ impl LayerTask {
 
     /// Downloads and unpacks at once.
     async fn fetch(&self, prepared: &Path) -> Result<Unpacked> {
-        let target = prepared.join(store::FILES);
+        let target = prepared.to_owned();
         let registry = match &self.origin {
             Origin::Registry(registry) => registry,
             Origin::Archive(archive) => {

@@ -18,7 +18,7 @@ use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest}
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::reference::Digest;
+use super::{reference::Digest, unpack::FILES};
 use crate::{
     error::{Error, Result},
     id,
@@ -26,8 +26,6 @@ use crate::{
     trash,
 };
 
-/// Where a layer's files are, below its own directory.
-pub(crate) const FILES: &str = "fs";
 const RECORD: &str = "layer.json";
 /// Extension of the index as it was at the last sync.
 const SYNCED: &str = "json.synced";
@@ -62,6 +60,8 @@ struct Layer {
     record: LayerRecord,
     /// Images, containers and running pulls that need it.
     uses: usize,
+    /// Not what it was: nothing may start with it, and whoever pulls it replaces it.
+    damaged: bool,
 }
 
 /// A manifest under a name.
@@ -156,7 +156,7 @@ impl Store {
             let key = entry.file_name().to_string_lossy().into_owned();
             match record::read::<LayerRecord>(&entry.path().join(RECORD)) {
                 Ok(Found::Record(record)) if record.boot_id.as_ref().is_none_or(|made| made == boot_id) => {
-                    state.layers.insert(key, Layer { record, uses: 0 });
+                    state.layers.insert(key, Layer { record, uses: 0, damaged: false });
                 }
                 _ if key == EMPTY => {}
                 _ => discard(&layout, &entry.path()),
@@ -219,7 +219,7 @@ impl Store {
     }
 
     /// A manifest or config, whose digest is checked anew: a blob may be of a boot that ended too early.
-    fn blob(&self, digest: &Digest) -> anyhow::Result<Vec<u8>> {
+    pub(crate) fn blob(&self, digest: &Digest) -> anyhow::Result<Vec<u8>> {
         let path = self.layout.blobs().join(digest.hex());
         let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         if Digest::of(Sha256::digest(&bytes)) == *digest {
@@ -239,10 +239,10 @@ impl Store {
         }
     }
 
-    /// Takes the layers, if all of them are there.
+    /// Takes the layers, if all of them are there and nothing is known to be wrong with them.
     pub(crate) fn lease(self: &Arc<Self>, keys: &[String]) -> Option<Lease> {
         let mut state = self.state();
-        let known = |key: &String| key == EMPTY || state.layers.contains_key(key);
+        let known = |key: &String| key == EMPTY || state.layers.get(key).is_some_and(|layer| !layer.damaged);
         if !keys.iter().all(known) {
             return None;
         }
@@ -272,18 +272,57 @@ impl Store {
         let record = LayerRecord { bytes: usage.bytes, inodes: usage.inodes, boot_id: Some(self.boot_id.clone()) };
         record::write(&prepared.join(RECORD), &record).context("write the layer's record")?;
         let mut state = self.state();
-        if state.layers.contains_key(key) {
-            discard(&self.layout, prepared);
-        } else {
-            fs::rename(prepared, self.layout.layers().join(key)).context("commit layer")?;
-            state.layers.insert(key.to_owned(), Layer { record, uses: 0 });
+        let path = self.layout.layers().join(key);
+        match state.layers.get_mut(key) {
+            Some(layer) if layer.damaged => {
+                discard(&self.layout, &path);
+                fs::rename(prepared, &path).context("replace layer")?;
+                (layer.record, layer.damaged) = (record, false);
+            }
+            Some(_) => discard(&self.layout, prepared),
+            None => {
+                fs::rename(prepared, &path).context("commit layer")?;
+                state.layers.insert(key.to_owned(), Layer { record, uses: 0, damaged: false });
+            }
         }
         state.acquire(key);
         Ok(Lease { store: self.clone(), keys: vec![key.to_owned()] })
     }
 
+    pub(crate) fn layer(&self, key: &str) -> PathBuf {
+        self.layout.layers().join(key)
+    }
+
     pub(crate) fn files(&self, key: &str) -> PathBuf {
-        self.layout.layers().join(key).join(FILES)
+        self.layer(key).join(FILES)
+    }
+
+    /// Marks a layer as damaged, so that it is pulled anew, unless a container or a pull uses it: false then.
+    pub(crate) fn distrust(&self, key: &str) -> bool {
+        let mut state = self.state();
+        let images = state.images.values().filter(|image| image.layers.iter().any(|own| own == key)).count();
+        match state.layers.get_mut(key) {
+            Some(layer) if layer.uses > images => false,
+            Some(layer) => {
+                layer.damaged = true;
+                true
+            }
+            None => true,
+        }
+    }
+
+    /// Reads what the image's names lead to, and its config.
+    ///
+    /// # Errors
+    /// One is missing or damaged.
+    pub(crate) fn check_documents(&self, id: &Digest) -> anyhow::Result<()> {
+        let manifests: Vec<String> = {
+            let state = self.state();
+            let own = state.names.values().filter(|named| named.image == *id);
+            own.map(|named| named.manifest.digest().to_string()).collect()
+        };
+        manifests.iter().try_for_each(|manifest| self.blob(&Digest::parse(manifest)?).map(drop))?;
+        self.blob(id).map(drop)
     }
 
     /// Adds an image whose layers the caller holds, under `names`; a name that another image has moves.
@@ -464,6 +503,14 @@ pub(crate) fn keys(config: &ImageConfiguration) -> Result<Vec<[String; 2]>> {
         chain = Some(next);
     }
     Ok(keys)
+}
+
+/// Diff-ids of an image's layers, bottom first, each with its key.
+pub(crate) fn layer_keys(image: &Image) -> Result<Vec<(Digest, String)>> {
+    let own = |candidates: [String; 2]| candidates.into_iter().find(|key| image.layers.contains(key));
+    let keys = keys(&image.config)?.into_iter().map(own);
+    let diff_ids = image.config.rootfs().diff_ids().iter().map(|text| Digest::parse(text));
+    diff_ids.zip(keys).map(|(diff_id, key)| Ok((diff_id?, key.context("a layer without a key")?))).collect()
 }
 
 fn assemble(id: &Digest, config: ImageConfiguration, size: impl Fn(&str) -> Option<u64>) -> anyhow::Result<Image> {

@@ -23,7 +23,7 @@ use rustix::{
 };
 use tar::{Entry, EntryType};
 
-use super::BUFFER;
+use super::{BUFFER, tape::Tape};
 use crate::error::Error;
 
 /// Of one layer, unpacked.
@@ -40,6 +40,7 @@ const AUFS: &[u8] = b".wh..wh.";
 /// A layer in the making.
 pub(super) struct Layer<'a> {
     root: BorrowedFd<'a>,
+    tape: &'a Tape,
     /// The directory of the entry before: most entries are siblings.
     parent: Option<(PathBuf, OwnedFd)>,
     pub implied: BTreeSet<PathBuf>,
@@ -52,6 +53,10 @@ pub(super) struct Layer<'a> {
 
 fn refuse(what: impl Into<String>) -> anyhow::Error {
     Error::precondition(what).into()
+}
+
+fn damaged(field: &str, error: &std::io::Error) -> anyhow::Error {
+    refuse(format!("{field}: {error}"))
 }
 
 /// A name of a tar as components that can only go down.
@@ -69,9 +74,15 @@ fn inside(name: &[u8]) -> anyhow::Result<PathBuf> {
 }
 
 impl<'a> Layer<'a> {
-    pub(super) fn new(root: BorrowedFd<'a>) -> Self {
+    pub(super) fn new(root: BorrowedFd<'a>, tape: &'a Tape) -> Self {
         let (implied, times) = (BTreeSet::new(), BTreeMap::new());
-        Self { root, parent: None, implied, times, bytes: 0, inodes: 0, buffer: vec![0; BUFFER] }
+        Self { root, tape, parent: None, implied, times, bytes: 0, inodes: 0, buffer: vec![0; BUFFER] }
+    }
+
+    /// A file of so many bytes.
+    pub(super) fn count(&mut self, length: u64) {
+        self.bytes += length.div_ceil(BLOCK) * BLOCK;
+        self.inodes += 1;
     }
 
     pub(super) fn add<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> anyhow::Result<()> {
@@ -110,11 +121,11 @@ impl<'a> Layer<'a> {
                 self.bytes += BLOCK;
                 self.implied.remove(path);
                 self.times.insert(path.to_owned(), modified(entry)?);
-                let directory = make_directory(parent, name)?;
+                let directory = self.make_directory(parent, name)?;
                 self.finish_directory(entry, &directory)
             }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                let file = replacing(parent, name, || {
+                let file = self.replacing(parent, name, || {
                     openat(
                         parent,
                         name,
@@ -122,7 +133,7 @@ impl<'a> Layer<'a> {
                         Mode::RUSR | Mode::WUSR,
                     )
                 })?;
-                self.fill_file(entry, file)
+                self.fill_file(entry, file, path)
             }
             EntryType::Link => {
                 let target = inside(&entry.link_name_bytes().ok_or_else(|| refuse("a hard link without a target"))?)
@@ -133,7 +144,7 @@ impl<'a> Layer<'a> {
                 let target =
                     entry.link_name_bytes().ok_or_else(|| refuse("a symbolic link without a target"))?.into_owned();
                 let target = CString::new(target)?;
-                replacing(parent, name, || symlinkat(&target, parent, name))?;
+                self.replacing(parent, name, || symlinkat(&target, parent, name))?;
                 finish_node(entry, parent, name, None)
             }
             EntryType::Fifo => self.node(entry, parent, name, FileType::Fifo),
@@ -184,7 +195,7 @@ impl<'a> Layer<'a> {
         Ok(())
     }
 
-    fn fill_file<R: Read>(&mut self, entry: &mut Entry<'_, R>, file: OwnedFd) -> anyhow::Result<()> {
+    fn fill_file<R: Read>(&mut self, entry: &mut Entry<'_, R>, file: OwnedFd, path: &Path) -> anyhow::Result<()> {
         let xattrs = extended(entry)?;
         let (uid, gid, mode) = attributes(entry)?;
         let time = modified(entry)?;
@@ -192,7 +203,14 @@ impl<'a> Layer<'a> {
             return Err(refuse("the layer is larger than 64 GiB"));
         }
         let mut file = File::from(file);
-        let length = copy(entry, &mut file, &mut self.buffer)?;
+        let length = match entry.header().entry_type() {
+            // Holes and data in turn: it stays on the tape as it is.
+            EntryType::GNUSparse => copy(entry, &mut file, &mut self.buffer),
+            _ => self.tape.file(path, || copy(entry, &mut file, &mut self.buffer)),
+        }?;
+        if length != entry.size() {
+            return Err(refuse("the tar ends within its content"));
+        }
         self.bytes += length.div_ceil(BLOCK) * BLOCK;
         if !uid.is_root() || !gid.is_root() {
             fchown(&file, Some(uid), Some(gid)).context("chown")?;
@@ -211,7 +229,7 @@ impl<'a> Layer<'a> {
         };
         let missing = || refuse(format!("hard link to {}, which is not in this layer", target.display()));
         let directory = open_inside(self.root, target.parent().unwrap_or(Path::new(""))).map_err(|_| missing())?;
-        match replacing(parent, name, || linkat(&directory, target_name, parent, name, AtFlags::empty())) {
+        match self.replacing(parent, name, || linkat(&directory, target_name, parent, name, AtFlags::empty())) {
             Err(Errno::NOENT) => Err(missing()),
             result => result.with_context(|| format!("link to {}", target.display())),
         }
@@ -227,11 +245,59 @@ impl<'a> Layer<'a> {
         let header = entry.header();
         let device = match kind {
             FileType::Fifo => 0,
-            _ => makedev(header.device_major()?.unwrap_or(0), header.device_minor()?.unwrap_or(0)),
+            _ => {
+                let number = |number: std::io::Result<Option<u32>>| number.map_err(|error| damaged("device", &error));
+                makedev(number(header.device_major())?.unwrap_or(0), number(header.device_minor())?.unwrap_or(0))
+            }
         };
-        replacing(parent, name, || mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, device))?;
+        self.replacing(parent, name, || mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, device))?;
         let mode = attributes(entry)?.2;
         finish_node(entry, parent, name, Some(mode))
+    }
+
+    /// Runs `make`; what an earlier entry put under the name goes first.
+    fn replacing<T>(
+        &self,
+        parent: &OwnedFd,
+        name: &OsStr,
+        make: impl Fn() -> rustix::io::Result<T>,
+    ) -> rustix::io::Result<T> {
+        match make() {
+            Err(Errno::EXIST) => {
+                // What the tar says of it is nowhere any more.
+                self.tape.end();
+                match unlinkat(parent, name, AtFlags::empty()) {
+                    Err(Errno::ISDIR) => unlinkat(parent, name, AtFlags::REMOVEDIR)?,
+                    result => result?,
+                }
+                make()
+            }
+            result => result,
+        }
+    }
+
+    /// A directory where a whiteout was hides what is below it.
+    fn make_directory(&self, parent: &OwnedFd, name: &OsStr) -> anyhow::Result<OwnedFd> {
+        let mut opaque = false;
+        match mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
+            Err(Errno::EXIST) => {
+                let found = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).context("stat")?;
+                let kind = FileType::from_raw_mode(found.st_mode);
+                if kind != FileType::Directory {
+                    self.tape.end();
+                    opaque = kind == FileType::CharacterDevice && found.st_rdev == 0;
+                    unlinkat(parent, name, AtFlags::empty()).context("replace")?;
+                    mkdirat(parent, name, Mode::from_raw_mode(0o755)).context("make directory")?;
+                }
+            }
+            result => result.context("make directory")?,
+        }
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = openat(parent, name, flags, Mode::empty()).context("open directory")?;
+        if opaque {
+            make_opaque(&directory)?;
+        }
+        Ok(directory)
     }
 
     pub(super) fn set_times(&self) -> anyhow::Result<()> {
@@ -253,43 +319,6 @@ fn open_inside(root: impl AsFd, path: &Path) -> rustix::io::Result<OwnedFd> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
     openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
-}
-
-/// Runs `make`; what an earlier entry put under the name goes first.
-fn replacing<T>(parent: &OwnedFd, name: &OsStr, make: impl Fn() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
-    match make() {
-        Err(Errno::EXIST) => {
-            match unlinkat(parent, name, AtFlags::empty()) {
-                Err(Errno::ISDIR) => unlinkat(parent, name, AtFlags::REMOVEDIR)?,
-                result => result?,
-            }
-            make()
-        }
-        result => result,
-    }
-}
-
-/// A directory where a whiteout was hides what is below it.
-fn make_directory(parent: &OwnedFd, name: &OsStr) -> anyhow::Result<OwnedFd> {
-    let mut opaque = false;
-    match mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
-        Err(Errno::EXIST) => {
-            let found = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).context("stat")?;
-            let kind = FileType::from_raw_mode(found.st_mode);
-            if kind != FileType::Directory {
-                opaque = kind == FileType::CharacterDevice && found.st_rdev == 0;
-                unlinkat(parent, name, AtFlags::empty()).context("replace")?;
-                mkdirat(parent, name, Mode::from_raw_mode(0o755)).context("make directory")?;
-            }
-        }
-        result => result.context("make directory")?,
-    }
-    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory = openat(parent, name, flags, Mode::empty()).context("open directory")?;
-    if opaque {
-        make_opaque(&directory)?;
-    }
-    Ok(directory)
 }
 
 fn make_opaque(directory: &OwnedFd) -> anyhow::Result<()> {
@@ -348,21 +377,27 @@ fn attributes<R: Read>(entry: &Entry<'_, R>) -> anyhow::Result<(Uid, Gid, Mode)>
     let id = |id: u64| {
         u32::try_from(id).ok().filter(|id| *id != u32::MAX).ok_or_else(|| refuse(format!("owner {id} is out of range")))
     };
-    let mode = Mode::from_raw_mode(header.mode().context("mode")? & 0o7777);
-    Ok((Uid::from_raw(id(header.uid().context("uid")?)?), Gid::from_raw(id(header.gid().context("gid")?)?), mode))
+    let mode = Mode::from_raw_mode(header.mode().map_err(|error| damaged("mode", &error))? & 0o7777);
+    Ok((
+        Uid::from_raw(id(header.uid().map_err(|error| damaged("uid", &error))?)?),
+        Gid::from_raw(id(header.gid().map_err(|error| damaged("gid", &error))?)?),
+        mode,
+    ))
 }
 
 fn modified<R: Read>(entry: &Entry<'_, R>) -> anyhow::Result<Timespec> {
-    let seconds = entry.header().mtime().context("mtime")?;
+    let seconds = entry.header().mtime().map_err(|error| damaged("mtime", &error))?;
     Ok(Timespec { tv_sec: i64::try_from(seconds).unwrap_or(0), tv_nsec: 0 })
 }
 
 /// Extended attributes of PAX headers, but not those that overlayfs would obey.
 fn extended<R: Read>(entry: &mut Entry<'_, R>) -> anyhow::Result<Vec<(OsString, Vec<u8>)>> {
-    let Some(extensions) = entry.pax_extensions().context("PAX header")? else { return Ok(Vec::new()) };
+    let Some(extensions) = entry.pax_extensions().map_err(|error| damaged("PAX header", &error))? else {
+        return Ok(Vec::new());
+    };
     let mut attributes = Vec::new();
     for extension in extensions {
-        let extension = extension.context("PAX header")?;
+        let extension = extension.map_err(|error| damaged("PAX header", &error))?;
         let Some(name) = extension.key_bytes().strip_prefix(b"SCHILY.xattr.") else { continue };
         if !name.starts_with(b"trusted.") && !name.starts_with(b"user.overlay.") {
             attributes.push((OsStr::from_bytes(name).to_owned(), extension.value_bytes().to_vec()));

@@ -5,6 +5,7 @@
 //! header, and a record per directory.
 
 mod layer;
+mod tape;
 
 use std::{
     cell::Cell,
@@ -21,14 +22,21 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use sha2::{Digest as _, Sha256};
 use tar::Archive;
 
-use self::layer::Layer;
+pub(crate) use self::tape::Rebuilt;
+use self::{layer::Layer, tape::Tape};
 use super::reference::Digest;
 use crate::error::{Error, Kind, Result};
 
+/// Where a layer's files are, below its own directory.
+pub(crate) const FILES: &str = "fs";
+/// The rest of its tar.
+const TAPE: &str = "tar.zst";
 const BUFFER: usize = 128 << 10;
 const QUEUE: usize = 8;
 /// Of one entry: names, links and extended attributes together.
 const MAX_HEADER: u64 = 1 << 20;
+const TAR_BLOCK: u64 = 512;
+
 /// What a layer turned out to be.
 #[derive(Debug)]
 pub(crate) struct Unpacked {
@@ -42,19 +50,21 @@ pub(crate) struct Unpacked {
     pub implied: Vec<PathBuf>,
 }
 
-/// Unpacks a layer into the directory `target`, which exists and is empty. Blocks; reads `source` to its end.
+/// Unpacks a layer into `FILES` in `directory`, which exists and is empty. Blocks; reads `source` to its end.
 ///
 /// # Errors
 /// `FailedPrecondition` for a tar that does what no layer may, `ResourceExhausted` for a full disk, the source's own error.
-pub(crate) fn unpack(source: &mut (dyn Source + Send), target: &Path) -> Result<Unpacked> {
-    let root = openat(CWD, target, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+pub(crate) fn unpack(source: &mut (dyn Source + Send), directory: &Path) -> Result<Unpacked> {
+    let target = directory.join(FILES);
+    let tape = directory.join(TAPE);
+    let root = openat(CWD, &target, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .with_context(|| format!("open {}", target.display()))?;
     let (sender, receiver) = sync_channel(QUEUE);
     thread::scope(|scope| {
         let inflater =
             thread::Builder::new().name("inflate".into()).spawn_scoped(scope, move || inflate(source, &sender));
         let inflater = inflater.context("start a thread")?;
-        let extracted = extract(receiver, &root);
+        let extracted = extract(receiver, &root, tape);
         let inflated = inflater.join().map_err(|_| Error::new(Kind::Internal, "the inflating thread panicked"))?;
         // What went wrong first counts: without a tar to read the extraction fails too.
         let (blob, diff_id) = inflated?;
@@ -157,6 +167,9 @@ struct Buffers {
     receiver: Receiver<Vec<u8>>,
     current: io::Cursor<Vec<u8>>,
     budget: Rc<Cell<u64>>,
+    tape: Rc<Tape>,
+    /// Bytes that came, and those that were added to fill the last block.
+    length: u64,
 }
 
 impl Read for Buffers {
@@ -166,11 +179,21 @@ impl Read for Buffers {
             if length > 0 {
                 let left = self.budget.get().checked_sub(length as u64);
                 self.budget.set(left.ok_or_else(|| io::Error::other("a header of more than 1 MiB"))?);
+                self.tape.pass(&buffer[..length]);
+                self.length += length as u64;
                 return Ok(length);
             }
             match self.receiver.recv() {
                 Ok(next) => self.current = io::Cursor::new(next),
-                Err(_) => return Ok(0),
+                Err(_) if self.tape.is_in_content() => return Ok(0),
+                // Some tools leave out what fills the last block of the last file (umoci 0.4).
+                Err(_) => {
+                    let missing = self.length.next_multiple_of(TAR_BLOCK) - self.length;
+                    let length = buffer.len().min(missing as usize);
+                    buffer[..length].fill(0);
+                    self.length += length as u64;
+                    return Ok(length);
+                }
             }
         }
     }
@@ -183,10 +206,12 @@ struct Extracted {
 }
 
 /// Thread two: entries to files.
-fn extract(receiver: Receiver<Vec<u8>>, root: &OwnedFd) -> Result<Extracted> {
-    let budget = Rc::new(Cell::new(MAX_HEADER));
-    let mut archive = Archive::new(Buffers { receiver, current: io::Cursor::default(), budget: budget.clone() });
-    let mut layer = Layer::new(root.as_fd());
+fn extract(receiver: Receiver<Vec<u8>>, root: &OwnedFd, tape: PathBuf) -> Result<Extracted> {
+    let (budget, tape) = (Rc::new(Cell::new(MAX_HEADER)), Rc::new(Tape::start(tape)?));
+    let current = io::Cursor::default();
+    let mut archive =
+        Archive::new(Buffers { receiver, current, budget: budget.clone(), tape: tape.clone(), length: 0 });
+    let mut layer = Layer::new(root.as_fd(), &tape);
     for entry in archive.entries().context("read tar")? {
         let mut entry = entry.map_err(|error| Error::precondition(format!("read tar: {error}")))?;
         budget.set(u64::MAX);
@@ -200,5 +225,8 @@ fn extract(receiver: Receiver<Vec<u8>>, root: &OwnedFd) -> Result<Extracted> {
     // Padding after the end is part of the digest.
     io::copy(&mut archive.into_inner(), &mut io::sink()).context("read tar")?;
     layer.set_times()?;
+    if let Some(length) = tape.finish() {
+        layer.count(length);
+    }
     Ok(Extracted { bytes: layer.bytes, inodes: layer.inodes, implied: layer.implied.into_iter().collect() })
 }
