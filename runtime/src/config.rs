@@ -35,6 +35,8 @@ bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
 config_path = "/etc/berth/certs.d"
 # Docker's config.json, credential helpers included, for pulls that bring no credentials; it may be absent.
 auth_file = "/var/lib/kubelet/config.json"
+# The kubelet's credential plugins, by what its --image-credential-provider-config and -bin-dir say; asked where auth_file has nothing.
+# credential_providers = { config = "/etc/kubernetes/credential-providers.yaml", bin_dir = "/opt/credential-providers" }
 # A pull that gets less than 1 KiB a second for so long tries anew, from the next endpoint if there is one; the third time it fails.
 stall_seconds = 30
 # Which signatures pulled images must bear: a file as containers-policy.json(5) describes it. Without it, none.
@@ -81,9 +83,18 @@ pub(crate) struct Cni {
 pub(crate) struct Registry {
     pub config_path: PathBuf,
     pub auth_file: PathBuf,
+    pub credential_providers: Option<CredentialProviders>,
     pub stall_seconds: NonZeroU64,
     #[serde(deserialize_with = "absolute")]
     pub signature_policy: Option<PathBuf>,
+}
+
+/// Plugins of the kubelet.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CredentialProviders {
+    pub config: PathBuf,
+    pub bin_dir: PathBuf,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -153,6 +164,7 @@ impl Default for Registry {
         Self {
             config_path: "/etc/berth/certs.d".into(),
             auth_file: "/var/lib/kubelet/config.json".into(),
+            credential_providers: None,
             stall_seconds: const { NonZeroU64::new(30).expect("not zero") },
             signature_policy: None,
         }

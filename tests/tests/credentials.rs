@@ -139,3 +139,46 @@ async fn a_node_shows_its_certificate_to_a_registry_that_asks_for_one() {
         cri.remove_image(&name).await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn plugins_of_the_kubelet_are_asked_where_the_node_has_nothing_else() {
+    let mut machine = Machine::new();
+    let (config, programs) = (machine.path("providers.yaml"), machine.path("providers"));
+    machine.config = format!("credential_providers = {{ config = {config:?}, bin_dir = {programs:?} }}");
+    let daemon = machine.start().await;
+    let cri = daemon.cri();
+    let registry = basic(&machine);
+    let name = |path: &str| format!("{}/{path}:1", registry.host);
+    let missing = cri.pull(&name("a")).await.unwrap_err();
+    assert!(missing.code() == Code::FailedPrecondition && missing.message().contains("providers.yaml"), "{missing}");
+    let write = |program: &str, patterns: &str| {
+        let text = format!(
+            "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders:\n\
+             - name: {program}\n  matchImages: [{patterns}]\n  defaultCacheDuration: 12h\n  args: [get]\n  \
+             apiVersion: credentialprovider.kubelet.k8s.io/v1\n  env: [{{ name: WORD, value: p }}]\n"
+        );
+        fs::write(&config, text).unwrap();
+    };
+    fs::create_dir(&programs).unwrap();
+    let script = format!(
+        r#"#!/bin/sh
+[ "$1" = get ] || exit 2
+grep -q '"image":"{}"' || {{ echo "which image?" >&2; exit 3; }}
+echo '{{"kind":"CredentialProviderResponse","cacheKeyType":"Registry","auth":{{"127.0.0.*:{}":{{"username":"u","password":"'$WORD'"}}}}}}'
+"#,
+        name("a"),
+        registry.host.split(':').nth(1).unwrap()
+    );
+    let program = programs.join("good");
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    write("good", "\"*.example.com\"");
+    assert_eq!(cri.pull(&name("a")).await.unwrap_err().code(), Code::Unauthenticated);
+    write("good", "\"127.*.0.1:*\"");
+    cri.pull(&name("a")).await.unwrap();
+    for (program, what) in [("good", "which image?"), ("absent", "absent"), ("../good", "not the name")] {
+        write(program, "\"127.*.0.1:*\"");
+        let error = cri.pull(&name("other")).await.unwrap_err();
+        assert!(error.message().contains(what), "{program}: {error}");
+    }
+}

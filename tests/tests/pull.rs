@@ -11,7 +11,9 @@ use std::{
     time::Duration,
 };
 
-use berth_tests::{Answer, Asked, Cri, Daemon, FakeRegistry, Image, Layer, Machine, digest, eventually, gzip};
+use berth_tests::{
+    Answer, Asked, Cri, Daemon, FakeRegistry, Image, Layer, Machine, digest, eventually, gzip, in_guest,
+};
 use serde_json::{Value, json};
 use tonic::Code;
 
@@ -354,4 +356,31 @@ async fn an_image_of_120_layers_and_a_layer_of_100_000_files() {
     eventually("the files gone", async || machine.output("sh", &[&trash[0], &trash[1]]).is_empty()).await;
     drop(daemon);
     machine.output("umount", &[root.to_str().unwrap()]);
+}
+
+#[tokio::test]
+async fn a_layer_of_a_gigabyte_is_unpacked_and_one_that_only_claims_to_be_small_is_not() {
+    if in_guest() {
+        eprintln!("skipped: memory for layers of a gigabyte is on the host");
+        return;
+    }
+    let (machine, daemon, cri) = start().await;
+    let block = noise(1, 16 << 10);
+    let content = block.repeat(64 << 10);
+    let tar = Layer::new().file("large", &content).bytes();
+    let packed = gzip(&tar);
+    let image = Image::new(&[(tar, packed)], &json!({}));
+    let registry = FakeRegistry::start(&machine, image, |_| None);
+    cri.pull(&format!("{}/large:1", registry.host)).await.unwrap();
+    let peak = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let peak = peak.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak < 100 << 10, "the daemon had {peak} KiB in memory");
+
+    let bomb = Layer::new().file("zeros", &vec![0; (1 << 30) + (200 << 20)]).bytes();
+    let packed = zstd::encode_all(bomb.as_slice(), 3).unwrap();
+    let image = Image::new(&[(bomb, packed)], &json!({}));
+    let registry = FakeRegistry::start(&machine, image, |_| None);
+    let error = cri.pull(&format!("{}/bomb:1", registry.host)).await.unwrap_err();
+    assert!(error.code() == Code::FailedPrecondition && error.message().contains("became more than"), "{error}");
 }

@@ -1,6 +1,12 @@
 //! Credentials of the node, for pulls that bring none: docker's `config.json`, and the helpers that it names.
 
-use std::{collections::BTreeMap, fs, io, path::Path, process::Stdio, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::Path,
+    process::{Output, Stdio},
+    time::Duration,
+};
 
 use anyhow::Context;
 use serde::Deserialize;
@@ -8,6 +14,7 @@ use tokio::{io::AsyncWriteExt, process::Command};
 
 use super::{
     auth::{Credentials, Given, server_host},
+    fits,
     reference::Reference,
 };
 use crate::error::{Error, Kind, Result};
@@ -75,14 +82,14 @@ pub(super) async fn find(path: &Path, reference: &Reference) -> Result<Credentia
     }
 }
 
-/// The entry whose key fits best: a host, in which a label may be `*`, with or without the start of a repository's path.
-fn best<'a, T>(entries: &'a BTreeMap<String, T>, reference: &Reference) -> Option<&'a T> {
+/// The entry whose key fits best: a host, in whose labels a `*` is any text, with or without the start of a repository's path.
+pub(super) fn best<'a, T>(entries: &'a BTreeMap<String, T>, reference: &Reference) -> Option<&'a T> {
     let fitting = entries.iter().filter_map(|(key, entry)| Some((fit(key, reference)?, entry)));
     fitting.max_by_key(|(fit, _)| *fit).map(|(_, entry)| entry)
 }
 
 /// How well: by the length of the path, then a host without `*`.
-fn fit(key: &str, reference: &Reference) -> Option<(usize, bool)> {
+pub(super) fn fit(key: &str, reference: &Reference) -> Option<(usize, bool)> {
     let plain = key.split_once("://").map_or(key, |(_, rest)| rest);
     let (_, path) = plain.split_once('/').unwrap_or((plain, ""));
     let path = path.trim_matches('/');
@@ -90,8 +97,7 @@ fn fit(key: &str, reference: &Reference) -> Option<(usize, bool)> {
     let host = server_host(key);
     let labels = |host: &str| host.split('.').map(str::to_owned).collect::<Vec<_>>();
     let (wanted, actual) = (labels(host), labels(&reference.host));
-    let same =
-        wanted.len() == actual.len() && wanted.iter().zip(&actual).all(|(one, other)| one == "*" || one == other);
+    let same = wanted.len() == actual.len() && wanted.iter().zip(&actual).all(|(pattern, label)| fits(pattern, label));
     let below = path.is_empty()
         || reference.repository.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
     (same && below).then_some((path.len(), !host.contains('*')))
@@ -104,16 +110,9 @@ async fn ask(name: &str, host: &str) -> Result<Option<Given>> {
         return Err(Error::precondition(format!("{name:?} is not the name of a credential helper")));
     }
     let mut command = Command::new(&program);
-    let piped = command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = piped.kill_on_drop(true).spawn().with_context(|| format!("execute {program}"))?;
+    command.arg("get");
     let server = if host == "docker.io" { DOCKER_HUB } else { host };
-    if let Some(mut stdin) = child.stdin.take() {
-        // One that does not read it will say what it misses.
-        let _ = stdin.write_all(server.as_bytes()).await;
-    }
-    let late = |_| Error::new(Kind::DeadlineExceeded, format!("{program}: no answer within {} s", TIMEOUT.as_secs()));
-    let output = tokio::time::timeout(TIMEOUT, child.wait_with_output()).await.map_err(late)?;
-    let output = output.with_context(|| format!("execute {program}"))?;
+    let output = converse(&program, command, server.as_bytes()).await?;
     if !output.status.success() {
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said).trim().to_owned();
@@ -131,14 +130,34 @@ async fn ask(name: &str, host: &str) -> Result<Option<Given>> {
     }))
 }
 
+/// Runs a program that answers what it is told.
+pub(super) async fn converse(name: &str, mut command: Command, input: &[u8]) -> Result<Output> {
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.kill_on_drop(true).spawn().with_context(|| format!("execute {name}"))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that does not read it will say what it misses.
+        let _ = stdin.write_all(input).await;
+    }
+    let late = |_| Error::new(Kind::DeadlineExceeded, format!("{name}: no answer within {} s", TIMEOUT.as_secs()));
+    let output = tokio::time::timeout(TIMEOUT, child.wait_with_output()).await.map_err(late)?;
+    Ok(output.with_context(|| format!("execute {name}"))?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_closest_entry_counts() {
-        let keys =
-            ["https://index.docker.io/v1/", "*.example.com", "a.example.com", "a.example.com/team", "b.io:5000/v2/"];
+        let keys = [
+            "https://index.docker.io/v1/",
+            "*.example.com",
+            "a.example.com",
+            "a.example.com/team",
+            "b.io:5000/v2/",
+            "*.ecr.*.cloud.com",
+            "app*.k8s.io",
+        ];
         let entries: BTreeMap<String, &str> = keys.into_iter().map(|key| (key.to_owned(), key)).collect();
         for (name, expected) in [
             ("busybox", Some("https://index.docker.io/v1/")),
@@ -147,6 +166,9 @@ mod tests {
             ("a.example.com/teams/app", Some("a.example.com")),
             ("b.example.com/team/app", Some("*.example.com")),
             ("x.b.example.com/app", None),
+            ("1.ecr.eu.cloud.com/app", Some("*.ecr.*.cloud.com")),
+            ("app7.k8s.io/x", Some("app*.k8s.io")),
+            ("apps.x.k8s.io/x", None),
             ("b.io:5000/app", Some("b.io:5000/v2/")),
             ("b.io/app", None),
         ] {

@@ -8,6 +8,7 @@ mod export;
 mod hosts;
 mod keychain;
 mod manifest;
+mod providers;
 mod pull;
 mod reference;
 mod registry;
@@ -33,10 +34,11 @@ pub(crate) use unpack::FILES;
 pub(crate) use view::contains;
 
 use crate::{
-    config::Config,
+    config::{self, Config},
     error::{Error, Result},
     layout::Layout,
 };
+use auth::Credentials;
 use check::Verdict;
 use export::Exported;
 use pull::Puller;
@@ -66,7 +68,7 @@ pub(crate) enum Health {
 pub(crate) struct Images {
     store: Arc<Store>,
     puller: Puller,
-    auth_file: PathBuf,
+    registry: config::Registry,
     /// Patterns of names.
     pinned: Vec<String>,
     /// Of `images_dir`.
@@ -80,7 +82,7 @@ impl Images {
         Ok(Self {
             puller: Puller::new(store.clone(), unfinished, &config.registry),
             store,
-            auth_file: config.registry.auth_file.clone(),
+            registry: config.registry.clone(),
             pinned: config.pinned_images.clone(),
             preloaded: Mutex::default(),
         })
@@ -90,10 +92,18 @@ impl Images {
     pub(crate) async fn pull(&self, name: &str, given: Given) -> Result<Digest> {
         let reference = Reference::parse(name)?;
         let credentials = match given.is_empty() {
-            true => keychain::find(&self.auth_file, &reference).await?,
+            true => self.of_the_node(&reference).await?,
             false => given.for_host(&reference.host)?,
         };
         self.puller.pull(reference, credentials).await
+    }
+
+    /// Credentials that the node has by itself.
+    async fn of_the_node(&self, reference: &Reference) -> Result<Credentials> {
+        match (keychain::find(&self.registry.auth_file, reference).await?, &self.registry.credential_providers) {
+            (Credentials::Anonymous, Some(plugins)) => providers::find(plugins, reference).await,
+            (found, _) => Ok(found),
+        }
     }
 
     /// Adds the images in the archive at `path`, whose names they have or, where there is none, `name`: of each its id and its tags.

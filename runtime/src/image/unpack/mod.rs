@@ -36,6 +36,9 @@ const QUEUE: usize = 8;
 /// Of one entry: names, links and extended attributes together.
 const MAX_HEADER: u64 = 1 << 20;
 const TAR_BLOCK: u64 = 512;
+/// A layer that has grown by so much in decompression is a bomb, once it is so large. gzip cannot do more than 1032.
+const BOMB_RATIO: u64 = 1000;
+const BOMB_FROM: u64 = 1 << 30;
 
 /// What a layer turned out to be.
 #[derive(Debug)]
@@ -84,6 +87,7 @@ struct Blob<'a> {
     source: &'a mut (dyn Source + Send),
     chunk: bytes::Bytes,
     hash: Sha256,
+    received: Rc<Cell<u64>>,
     failed: Option<Error>,
 }
 
@@ -93,6 +97,7 @@ impl Read for Blob<'_> {
             match self.source.next() {
                 Ok(Some(chunk)) => {
                     self.hash.update(&chunk);
+                    self.received.set(self.received.get() + chunk.len() as u64);
                     self.chunk = chunk;
                 }
                 Ok(None) => return Ok(0),
@@ -111,7 +116,8 @@ impl Read for Blob<'_> {
 
 /// Thread one: the digests of the blob and of the tar inside.
 fn inflate(source: &mut (dyn Source + Send), sender: &SyncSender<Vec<u8>>) -> Result<(Digest, Digest)> {
-    let mut blob = Blob { source, chunk: bytes::Bytes::new(), hash: Sha256::new(), failed: None };
+    let mut blob =
+        Blob { source, chunk: bytes::Bytes::new(), hash: Sha256::new(), received: Rc::default(), failed: None };
     let result = inflate_into(&mut blob, sender);
     if let Some(error) = blob.failed {
         return Err(error);
@@ -121,6 +127,7 @@ fn inflate(source: &mut (dyn Source + Send), sender: &SyncSender<Vec<u8>>) -> Re
 }
 
 fn inflate_into(blob: &mut Blob<'_>, sender: &SyncSender<Vec<u8>>) -> io::Result<Digest> {
+    let received = blob.received.clone();
     let mut reader = BufReader::with_capacity(BUFFER, &mut *blob);
     // Media types lie about compression often enough that nobody goes by them.
     let magic = reader.fill_buf()?;
@@ -132,6 +139,7 @@ fn inflate_into(blob: &mut Blob<'_>, sender: &SyncSender<Vec<u8>>) -> io::Result
         _ => Box::new(&mut reader),
     };
     let mut hash = Sha256::new();
+    let mut unpacked = 0;
     loop {
         let mut buffer = vec![0; BUFFER];
         let length = fill(&mut tar, &mut buffer)?;
@@ -140,6 +148,10 @@ fn inflate_into(blob: &mut Blob<'_>, sender: &SyncSender<Vec<u8>>) -> io::Result
         }
         buffer.truncate(length);
         hash.update(&buffer);
+        unpacked += length as u64;
+        if unpacked > BOMB_FROM && unpacked / BOMB_RATIO > received.get() {
+            return Err(io::Error::other(format!("{} bytes became more than {unpacked}", received.get())));
+        }
         // A receiver that is gone has its own error to tell.
         if sender.send(buffer).is_err() {
             break;
