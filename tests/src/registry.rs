@@ -167,8 +167,8 @@ pub struct Answer {
     pub body: Vec<u8>,
     /// Close the connection after so many bytes of the body.
     pub cut_after: Option<usize>,
-    /// Only a byte of the body now and then.
-    pub trickles: bool,
+    /// So many bytes of the body every 20 ms.
+    pub pace: Option<usize>,
 }
 
 /// A request, as far as tests look at it.
@@ -256,14 +256,14 @@ fn serve(stream: &TcpStream, seen: &Mutex<Vec<Asked>>, rule: &Arc<Override>, ima
     answer.headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
     let mut writer = stream;
     writer.write_all((head + "\r\n").as_bytes())?;
-    if answer.trickles {
-        for byte in &answer.body {
-            writer.write_all(std::slice::from_ref(byte))?;
+    let body = &answer.body[..answer.cut_after.unwrap_or(answer.body.len()).min(answer.body.len())];
+    for part in body.chunks(answer.pace.unwrap_or(usize::MAX)) {
+        writer.write_all(part)?;
+        if answer.pace.is_some() {
             #[expect(clippy::disallowed_methods, reason = "this is what a slow server does")]
             thread::sleep(std::time::Duration::from_millis(20));
         }
     }
-    writer.write_all(&answer.body[..answer.cut_after.unwrap_or(answer.body.len()).min(answer.body.len())])?;
     if answer.cut_after.is_some() {
         stream.shutdown(std::net::Shutdown::Both)?;
     }

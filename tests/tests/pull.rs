@@ -112,34 +112,38 @@ async fn a_large_blob_comes_in_several_ranges_at_once() {
     let (machine, _daemon, cri) = start().await;
     let made = made(&[41 * MIB, MIB]);
     let large = digest(&made.image.blobs[0]);
-    // Nobody is answered before four ask: a client with one connection would never get anything.
+    // One stream is slow, and no range is answered before three are asked for: a client with one connection would get nowhere.
     let waiting = Arc::new((Mutex::new(0), Condvar::new()));
-    let path = large.clone();
-    let blob = made.image.blobs[0].clone();
-    let cut = AtomicUsize::new(0);
+    let (path, blob) = (large.clone(), made.image.blobs[0].clone());
     let registry = FakeRegistry::start(&machine, made.image.clone(), move |asked| {
-        let (start, end) = asked.range(usize::MAX).filter(|_| asked.path.ends_with(&path))?;
-        let (count, more) = &*waiting;
-        if start > 0 {
-            *count.lock().unwrap() += 1;
-            more.notify_all();
-            let enough = |count: &mut i32| *count < 3;
-            let waited = more.wait_timeout_while(count.lock().unwrap(), Duration::from_secs(10), enough).unwrap();
-            assert!(!waited.1.timed_out(), "fewer than three ranges at once");
+        if !asked.path.ends_with(&path) {
+            return None;
         }
+        let Some((start, end)) = asked.range(blob.len()) else {
+            let headers = vec![("accept-ranges".to_owned(), "bytes".to_owned())];
+            return Some(Answer {
+                status: 200,
+                headers,
+                body: blob.clone(),
+                pace: Some(160 << 10),
+                ..Answer::default()
+            });
+        };
+        let (count, more) = &*waiting;
+        let mut asked_for = count.lock().unwrap();
+        *asked_for += 1;
+        let own = *asked_for;
+        more.notify_all();
+        let waited = more.wait_timeout_while(asked_for, Duration::from_secs(10), |count| *count < 3).unwrap();
+        assert!(!waited.1.timed_out(), "fewer than three ranges at once");
         // One of them breaks.
-        let body = blob[start..end.min(blob.len())].to_vec();
-        (start > 0 && cut.fetch_add(1, Ordering::SeqCst) == 2).then(|| Answer {
-            status: 206,
-            body,
-            cut_after: Some(MIB),
-            ..Answer::default()
-        })
+        let cut_after = (own == 3).then_some(MIB);
+        Some(Answer { status: 206, body: blob[start..end].to_vec(), cut_after, ..Answer::default() })
     });
     cri.pull(&format!("{}/a:1", registry.host)).await.unwrap();
     made.assert_whole(&machine);
     let ranges = asked_for(&registry, &large);
-    assert!(ranges.len() >= 11 && ranges.iter().all(Option::is_some), "{ranges:?}");
+    assert!(ranges.len() >= 9 && ranges.iter().skip(1).all(Option::is_some), "{ranges:?}");
     assert_all_named(&machine);
     assert!(names(&machine, "images/pulls").is_empty() && names(&machine, "images/partial").is_empty());
 }
@@ -167,7 +171,7 @@ async fn a_mirror_that_only_trickles_is_left_for_the_next_and_alone_it_is_an_err
         asked.path.ends_with(&path).then(|| Answer {
             status: 200,
             body: blob.clone(),
-            trickles: true,
+            pace: Some(1),
             ..Answer::default()
         })
     });
@@ -193,10 +197,14 @@ async fn what_an_unfinished_pull_has_is_not_pulled_again() {
     let blob = made.image.blobs[1].clone();
     let down = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let (path, is_down) = (large.clone(), down.clone());
+    // It goes away in the middle of the large one.
     let registry = FakeRegistry::start(&machine, made.image.clone(), move |asked: &Asked| {
-        let (start, _) = asked.range(usize::MAX).filter(|_| asked.path.ends_with(&path))?;
-        let up = !is_down.load(Ordering::SeqCst) || start + (4 << 20) <= blob.len() / 2;
-        (!up).then(|| Answer { status: 503, ..Answer::default() })
+        let fails = asked.path.ends_with(&path) && is_down.load(Ordering::SeqCst);
+        let (start, _) = asked.range(blob.len()).unwrap_or_default();
+        fails.then(|| match start < 20 * MIB {
+            true => Answer { status: 200, body: blob.clone(), cut_after: Some(20 * MIB), ..Answer::default() },
+            false => Answer { status: 503, ..Answer::default() },
+        })
     });
     let name = format!("{}/a:1", registry.host);
     let error = cri.pull(&name).await.unwrap_err();
@@ -216,7 +224,7 @@ async fn what_an_unfinished_pull_has_is_not_pulled_again() {
     made.assert_whole(&machine);
     assert_eq!(asked_for(&registry, &small).len(), 1, "the small layer was pulled twice");
     let first = asked_for(&registry, &large)[before].clone().unwrap();
-    assert!(first.starts_with(&format!("bytes={kept}-")), "{first}, and {kept} bytes were there");
+    assert_eq!(first, format!("bytes={kept}-"));
     assert!(names(&machine, "images/pulls").is_empty() && names(&machine, "images/partial").is_empty());
 
     // Bytes of another boot may be anything: they are not used.

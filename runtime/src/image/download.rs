@@ -1,6 +1,7 @@
-//! One blob's bytes, in order: a stream that goes on where it broke, and for a large blob several ranges at once.
+//! One blob's bytes, in order: a stream that goes on where it broke, and in several ranges at once where the network is what holds it up.
 //!
-//! Memory: a stream has `CHUNKS` chunks of up to 64 KiB in flight; ranges of all downloads together have `PIECES` pieces of `PIECE` bytes.
+//! Memory: a stream has `CHUNKS` chunks in flight, each what one read of the network gave, up to 400 KiB; ranges of all downloads
+//! together have `PIECES` pieces of `PIECE` bytes.
 
 use std::{
     collections::VecDeque,
@@ -17,18 +18,24 @@ use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 
 use super::{
     reference::Digest,
-    registry::{Answer, Registry, root_cause, unavailable},
+    registry::{Registry, root_cause, unavailable},
 };
 use crate::error::{Error, Kind, Result};
 
 /// Chunks between the network and the inflating thread.
-pub(super) const CHUNKS: usize = 16;
+pub(super) const CHUNKS: usize = 8;
+/// Of a piece.
+const CHUNK: usize = 64 << 10;
 const PIECE: u64 = 4 << 20;
-const PIECES: usize = 8;
-/// Of one blob. A single connection to an object store is often slower than the unpacking.
+const PIECES: usize = 4;
+/// Of one blob.
 const PARALLEL: usize = 4;
-/// A smaller blob is one stream.
+/// Where less is to come, a stream is not left for ranges.
 const IN_PIECES_FROM: u64 = 4 * PIECE;
+/// When the network holds a stream up: after so many bytes, so long waited for them, and hardly for anything else. A single connection
+/// to an object store is often slower than the unpacking.
+const SLOW_AFTER: u64 = 4 << 20;
+const SLOW_WAIT: Duration = Duration::from_millis(500);
 /// Breaks in a row with hardly a byte in between before a download counts as failed.
 const MAX_BREAKS: u32 = 3;
 /// Less than that between two breaks is no progress.
@@ -61,7 +68,8 @@ pub(super) struct Download {
 /// Where bytes go.
 enum Sink<'a> {
     Channel(&'a mpsc::Sender<Result<Bytes>>),
-    Memory(&'a mut Vec<Bytes>),
+    /// In one piece: a chunk of the network's may be a small part of a large buffer.
+    Memory(&'a mut Vec<u8>),
 }
 
 impl Sink<'_> {
@@ -69,20 +77,71 @@ impl Sink<'_> {
     async fn take(&mut self, chunk: Bytes) -> bool {
         match self {
             Self::Channel(sender) => sender.send(Ok(chunk)).await.is_ok(),
-            Self::Memory(chunks) => {
-                chunks.push(chunk);
+            Self::Memory(bytes) => {
+                bytes.extend_from_slice(&chunk);
                 true
             }
         }
     }
 }
 
-/// Watches one answer: waiting is counted only while the network is waited for, and bytes of the pull's other downloads count too,
-/// so that one that others starve is not taken for dead.
+/// How a range ended, if not in an error.
+enum Outcome {
+    Ended,
+    HeldUp { at: u64 },
+}
+
+/// How an answer ended.
+enum Answered {
+    Whole,
+    NobodyListens,
+    HeldUp,
+}
+
+/// Watches one answer. Waiting is counted only while the network is waited for, and bytes of the pull's other downloads count too, so
+/// that one that others starve is not taken for dead.
 struct Watch {
+    begun: Instant,
     waited: Duration,
     own: u64,
-    all_before: u64,
+    /// Since the last look for a stall.
+    checked: Mark,
+}
+
+struct Mark {
+    waited: Duration,
+    own: u64,
+    all: u64,
+}
+
+impl Watch {
+    fn new(all: u64) -> Self {
+        let checked = Mark { waited: Duration::ZERO, own: 0, all };
+        Self { begun: Instant::now(), waited: Duration::ZERO, own: 0, checked }
+    }
+
+    async fn wait<T>(&mut self, network: impl Future<Output = T>) -> T {
+        let asked = Instant::now();
+        let result = network.await;
+        self.waited += asked.elapsed();
+        result
+    }
+
+    fn is_held_up(&self) -> bool {
+        self.own >= SLOW_AFTER && self.waited >= SLOW_WAIT && self.waited * 4 >= self.begun.elapsed() * 3
+    }
+
+    /// Whether hardly anything came in `window`; `all` is what the pull has received.
+    fn is_stalled(&mut self, window: Duration, all: u64) -> bool {
+        let waited = self.waited - self.checked.waited;
+        if waited < window {
+            return false;
+        }
+        let enough = SLOWEST * waited.as_secs().max(1);
+        let stalled = self.own - self.checked.own < enough && all - self.checked.all < enough;
+        self.checked = Mark { waited: self.waited, own: self.own, all };
+        stalled
+    }
 }
 
 impl Download {
@@ -95,33 +154,27 @@ impl Download {
     }
 
     async fn run(&self, start: u64, sender: &mpsc::Sender<Result<Bytes>>) -> Result<()> {
-        let mut opened = None;
-        if self.size - start >= IN_PIECES_FROM {
-            let answer = self.registry.blob(&self.blob, &(start..start + PIECE), self.size).await?;
-            if answer.starts_at == start && answer.partial {
-                return self.in_pieces(start, answer, sender).await;
+        match self.read(start..self.size, true, Sink::Channel(sender)).await? {
+            Outcome::Ended => Ok(()),
+            Outcome::HeldUp { at } => {
+                tracing::debug!(blob = %self.blob, at, "the network holds it up: several ranges at once");
+                self.in_pieces(at, sender).await
             }
-            opened = Some(answer);
         }
-        self.read(start..self.size, opened, Sink::Channel(sender)).await
     }
 
-    async fn in_pieces(&self, start: u64, answer: Answer, sender: &mpsc::Sender<Result<Bytes>>) -> Result<()> {
-        let first = stream::iter([(start..start + PIECE, Some(answer))]);
-        let others = (start + PIECE..self.size).step_by(PIECE as usize);
-        let others = others.map(|at| (at..(at + PIECE).min(self.size), None));
-        let pieces = first.chain(stream::iter(others)).map(|(range, opened)| self.piece(range, opened));
+    async fn in_pieces(&self, start: u64, sender: &mpsc::Sender<Result<Bytes>>) -> Result<()> {
+        let ranges = (start..self.size).step_by(PIECE as usize).map(|at| at..(at + PIECE).min(self.size));
+        let pieces = stream::iter(ranges).map(|range| self.piece(range));
         let mut pieces = pin!(pieces.buffered(PARALLEL).fuse());
-        let mut ready: VecDeque<(SemaphorePermit<'_>, VecDeque<Bytes>)> = VecDeque::new();
+        let mut ready: VecDeque<(SemaphorePermit<'_>, Bytes)> = VecDeque::new();
         loop {
             tokio::select! {
                 Some(piece) = pieces.next() => ready.push_back(piece?),
                 room = sender.reserve(), if !ready.is_empty() => {
-                    let (Ok(room), Some((_, chunks))) = (room, ready.front_mut()) else { return Ok(()) };
-                    if let Some(chunk) = chunks.pop_front() {
-                        room.send(Ok(chunk));
-                    }
-                    if chunks.is_empty() {
+                    let (Ok(room), Some((_, piece))) = (room, ready.front_mut()) else { return Ok(()) };
+                    room.send(Ok(piece.split_to(CHUNK.min(piece.len()))));
+                    if piece.is_empty() {
                         ready.pop_front();
                     }
                 }
@@ -131,23 +184,24 @@ impl Download {
     }
 
     /// A range in memory, and the right to have it there.
-    async fn piece(&self, range: Range<u64>, opened: Option<Answer>) -> Result<(SemaphorePermit<'_>, VecDeque<Bytes>)> {
+    async fn piece(&self, range: Range<u64>) -> Result<(SemaphorePermit<'_>, Bytes)> {
         let permit = self.limits.pieces.acquire().await.context("pieces are never closed")?;
-        let mut chunks = Vec::new();
-        self.read(range, opened, Sink::Memory(&mut chunks)).await?;
-        Ok((permit, chunks.into()))
+        let mut bytes = Vec::with_capacity((range.end - range.start) as usize);
+        self.read(range, false, Sink::Memory(&mut bytes)).await?;
+        Ok((permit, bytes.into()))
     }
 
-    /// Reads all of `range`. After a break it goes on where it was.
-    async fn read(&self, range: Range<u64>, mut opened: Option<Answer>, mut sink: Sink<'_>) -> Result<()> {
+    /// Reads all of `range`. After a break it goes on where it was. With `impatient` it ends early when the network holds it up.
+    async fn read(&self, range: Range<u64>, impatient: bool, mut sink: Sink<'_>) -> Result<Outcome> {
         let mut at = range.start;
         let mut breaks = 0;
         while at < range.end {
             let before = at;
-            let broken = match self.read_once(&mut at, range.end, opened.take(), &mut sink).await {
-                Ok(true) if at == range.end => return Ok(()),
-                Ok(true) => unavailable(format!("truncated: {at} of {} bytes", self.size)),
-                Ok(false) => return Ok(()),
+            let impatient = impatient && range.end - at >= IN_PIECES_FROM;
+            let broken = match self.read_once(&mut at, range.end, impatient, &mut sink).await {
+                Ok(Answered::Whole) if at < range.end => unavailable(format!("truncated: {at} of {} bytes", self.size)),
+                Ok(Answered::Whole | Answered::NobodyListens) => return Ok(Outcome::Ended),
+                Ok(Answered::HeldUp) => return Ok(Outcome::HeldUp { at }),
                 Err(error) => error,
             };
             breaks = if at - before >= PROGRESS { 0 } else { breaks + 1 };
@@ -156,32 +210,25 @@ impl Download {
             }
             tracing::info!(blob = %self.blob, received = at, size = self.size, error = %broken, "download broke, resuming");
         }
-        Ok(())
+        Ok(Outcome::Ended)
     }
 
-    /// Reads one answer to its end; whether anybody still takes the bytes.
-    async fn read_once(&self, at: &mut u64, end: u64, opened: Option<Answer>, sink: &mut Sink<'_>) -> Result<bool> {
-        let mut answer = match opened {
-            Some(answer) => answer,
-            None => self.registry.blob(&self.blob, &(*at..end), self.size).await?,
-        };
+    /// Reads one answer.
+    async fn read_once(&self, at: &mut u64, end: u64, impatient: bool, sink: &mut Sink<'_>) -> Result<Answered> {
+        let mut answer = self.registry.blob(&self.blob, &(*at..end), self.size).await?;
         // A registry that knows no ranges begins anew: what is there already is read once more.
-        let mut skip =
-            at.checked_sub(answer.starts_at).ok_or_else(|| unavailable("a range that was not asked for".to_owned()))?;
-        let mut watch = Watch { waited: Duration::ZERO, own: 0, all_before: self.received() };
+        let skip = at.checked_sub(answer.starts_at);
+        let mut skip = skip.ok_or_else(|| unavailable("a range that was not asked for".to_owned()))?;
+        let mut watch = Watch::new(self.received());
         loop {
-            let asked = Instant::now();
-            let chunk = answer.response.chunk().await.map_err(|error| unavailable(root_cause(&error)))?;
-            watch.waited += asked.elapsed();
-            let Some(mut chunk) = chunk else { return Ok(true) };
+            let chunk = watch.wait(answer.response.chunk()).await.map_err(|error| unavailable(root_cause(&error)))?;
+            let Some(mut chunk) = chunk else { return Ok(Answered::Whole) };
             self.registry.progress.received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             watch.own += chunk.len() as u64;
-            if self.is_stalled(&mut watch) {
+            if watch.is_stalled(self.limits.stall, self.received()) {
                 self.registry.avoid(answer.endpoint);
-                return Err(unavailable(format!(
-                    "stalled: less than {SLOWEST} bytes a second for {:?}",
-                    self.limits.stall
-                )));
+                let told = format!("stalled: less than {SLOWEST} bytes a second for {:?}", self.limits.stall);
+                return Err(unavailable(told));
             }
             let skipped = skip.min(chunk.len() as u64);
             skip -= skipped;
@@ -195,10 +242,13 @@ impl Download {
             }
             *at += chunk.len() as u64;
             if !chunk.is_empty() && !sink.take(chunk).await {
-                return Ok(false);
+                return Ok(Answered::NobodyListens);
             }
             if *at == end && end < self.size && !answer.partial {
-                return Ok(true);
+                return Ok(Answered::Whole);
+            }
+            if impatient && answer.knows_ranges && watch.is_held_up() {
+                return Ok(Answered::HeldUp);
             }
         }
     }
@@ -206,16 +256,5 @@ impl Download {
     /// By the whole pull.
     fn received(&self) -> u64 {
         self.registry.progress.received.load(Ordering::Relaxed)
-    }
-
-    fn is_stalled(&self, watch: &mut Watch) -> bool {
-        if watch.waited < self.limits.stall {
-            return false;
-        }
-        let enough = SLOWEST * watch.waited.as_secs().max(1);
-        let all = self.received();
-        let stalled = watch.own < enough && all - watch.all_before < enough;
-        *watch = Watch { waited: Duration::ZERO, own: 0, all_before: all };
-        stalled
     }
 }

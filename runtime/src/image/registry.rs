@@ -76,6 +76,7 @@ pub(crate) struct Answer {
     pub response: Response,
     /// Whether it is a range, and not all of the blob.
     pub partial: bool,
+    pub knows_ranges: bool,
     pub starts_at: u64,
     /// For `Registry::avoid`.
     pub endpoint: usize,
@@ -164,7 +165,9 @@ impl Registry {
             .get(header::CONTENT_RANGE)
             .and_then(|value| value.to_str().ok()?.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
         let starts_at = if partial { said.unwrap_or(range.start) } else { 0 };
-        Ok(Answer { response, partial, starts_at, endpoint })
+        let knows_ranges =
+            partial || response.headers().get(header::ACCEPT_RANGES).is_some_and(|units| units == "bytes");
+        Ok(Answer { response, partial, knows_ranges, starts_at, endpoint })
     }
 
     /// From now on asks an endpoint that turned out to be slow only when all others fail.
