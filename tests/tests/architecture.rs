@@ -82,7 +82,7 @@ fn shim_and_plugin_know_neither_each_other_nor_the_daemon() {
 
 /// Highest first: a module may use what is below it.
 const LAYERS: [&[&str]; 10] = [
-    &["main"],
+    &["main", "lib"],
     &["server", "client", "recover"],
     &["node"],
     &["container"],

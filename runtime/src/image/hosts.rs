@@ -135,7 +135,7 @@ impl Client {
     }
 }
 
-fn parse(text: &str, directory: &Path, host: &str) -> anyhow::Result<Vec<Endpoint>> {
+pub(super) fn parse(text: &str, directory: &Path, host: &str) -> anyhow::Result<Vec<Endpoint>> {
     let hosts: Hosts = toml::from_str(text)?;
     let mut endpoints = Vec::new();
     for (url, table) in order(text, &hosts.host) {

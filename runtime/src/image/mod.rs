@@ -5,6 +5,8 @@ mod auth;
 mod check;
 mod download;
 mod export;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod hosts;
 mod keychain;
 mod manifest;

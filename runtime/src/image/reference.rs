@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 
 const DEFAULT_HOST: &str = "docker.io";
 const DEFAULT_TAG: &str = "latest";
-/// Without tag and digest; the limit of the grammar.
+/// Of a repository; the limit of the grammar.
 const MAX_NAME: usize = 255;
 const MAX_TAG: usize = 128;
 
@@ -87,8 +87,8 @@ impl Reference {
             None => (DEFAULT_HOST, format!("library/{name}")),
         };
         let host = if host == "index.docker.io" { DEFAULT_HOST } else { host };
-        if name.len() > MAX_NAME {
-            return Err(wrong("the name is longer than 255 characters"));
+        if repository.len() > MAX_NAME {
+            return Err(wrong("the repository is longer than 255 characters"));
         }
         if !is_valid_host(host) {
             return Err(wrong("bad registry host"));

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     error::Error,
     fs,
+    io::Write,
     path::{Path, PathBuf},
     process::{Child, Stdio},
     time::{Duration, Instant},
@@ -63,6 +64,8 @@ struct Target {
     times: Times,
     /// Of the daemon, where it is ours to look at.
     pid: Option<u32>,
+    /// KiB of the daemon above what it had before a pull.
+    peaks: Vec<f64>,
 }
 
 /// A peer: killed at the end, with the shims of a run that failed.
@@ -93,9 +96,16 @@ async fn main() -> Outcome<()> {
     let registry = DockerRegistry::start(&machine).await;
     let small = registry.push(&machine, "busybox", "1", &Image::busybox());
     registry.push(&machine, "pause", "1", &Image::simple(busybox(), &["/bin/sleep", "1000000"]));
-    let (large, bytes) = tree()?;
-    let large = registry.push(&machine, "tree", "1", &large);
-    say(&format!("image for PullImage: {} MB of this machine's /usr in 3 gzip layers", bytes >> 20));
+    let tree = tree()?;
+    let large = registry.push(&machine, "tree", "1", &tree.image);
+    let many = registry.push(&machine, "many", "1", &many());
+    let compressed: usize = tree.image.blobs.iter().map(Vec::len).sum();
+    let (bytes, layers) = (tree.tars.iter().map(Vec::len).sum::<usize>(), tree.tars.len());
+    say(&format!(
+        "PullImage: {} MB of this machine's /usr in {layers} layers, the first half of it, {} MB as gzip",
+        bytes >> 20,
+        compressed >> 20
+    ));
 
     let daemon = machine.start().await;
     let own = Target {
@@ -103,14 +113,27 @@ async fn main() -> Outcome<()> {
         cri: daemon.cri(),
         times: Times::new(),
         pid: Some(u32::try_from(daemon.pid())?),
+        peaks: Vec::new(),
     };
     let mut targets = vec![own];
     let mut _containerd = None;
     if let Some(socket) = &options.peer {
-        targets.push(Target { name: "peer".into(), cri: Cri::connect(socket), times: Times::new(), pid: None });
+        targets.push(Target {
+            name: "peer".into(),
+            cri: Cri::connect(socket),
+            times: Times::new(),
+            pid: None,
+            peaks: Vec::new(),
+        });
     } else if !options.alone {
         let (running, cri) = containerd(&machine).await?;
-        targets.push(Target { name: "containerd".into(), cri, times: Times::new(), pid: Some(running.0.id()) });
+        targets.push(Target {
+            name: "containerd".into(),
+            cri,
+            times: Times::new(),
+            pid: Some(running.0.id()),
+            peaks: Vec::new(),
+        });
         _containerd = Some(running);
     }
     for target in &targets {
@@ -123,12 +146,14 @@ async fn main() -> Outcome<()> {
     }
     for _ in 0..options.pulls {
         for target in &mut targets {
-            pull(target, &large).await?;
+            pull(target, &large, ["PullImage", "RemoveImage"]).await?;
+            pull(target, &many, ["Pull, 40 layers", ""]).await?;
         }
     }
+    let limits = limits(&machine, &tree)?;
     let memory = memory(&machine, &mut targets, &small).await?;
     table(&targets);
-    memory.iter().for_each(|line| say(line));
+    limits.iter().chain(&memory).for_each(|line| say(line));
     Ok(())
 }
 
@@ -208,14 +233,51 @@ async fn create(cri: &Cri, sandbox: &str, pod: &v1::PodSandboxConfig, config: v1
     Ok(Box::pin(cri.runtime.clone().create_container(request)).await?.into_inner().container_id)
 }
 
-async fn pull(target: &mut Target, image: &str) -> Outcome<()> {
+async fn pull(target: &mut Target, image: &str, names: [&'static str; 2]) -> Outcome<()> {
+    let before = target.pid.map(|pid| {
+        // proc_pid_clear_refs(5): the peak is from now on.
+        let _ = fs::write(format!("/proc/{pid}/clear_refs"), "5");
+        smaps(pid, "Rss:")
+    });
     let begun = Instant::now();
     target.cri.pull(image).await?;
     let pulled = begun.elapsed();
+    if let (Some(pid), Some(before)) = (target.pid, before) {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let peak =
+            status.lines().find_map(|line| line.strip_prefix("VmHWM:")).and_then(|rest| rest.split_whitespace().next());
+        target.peaks.push(peak.unwrap_or_default().parse::<f64>()? - before as f64);
+    }
     let begun = Instant::now();
     target.cri.remove_image(image).await?;
-    record(target, 100, vec![("PullImage", pulled), ("RemoveImage", begun.elapsed())]);
+    let mut measured = vec![(names[0], pulled), (names[1], begun.elapsed())];
+    measured.retain(|(name, _)| !name.is_empty());
+    record(target, if names[1].is_empty() { 102 } else { 100 }, measured);
     Ok(())
+}
+
+/// What a pull cannot be faster than: its parts, each alone.
+fn limits(machine: &Machine, tree: &Tree) -> Outcome<Vec<String>> {
+    let mut lines = vec!["\nparts of PullImage, each alone, ms".to_owned()];
+    let mut inflate = Vec::new();
+    for blob in &tree.image.blobs[..tree.tars.len()] {
+        let begun = Instant::now();
+        std::io::copy(&mut flate2::bufread::MultiGzDecoder::new(blob.as_slice()), &mut std::io::sink())?;
+        inflate.push(begun.elapsed().as_secs_f64() * 1000.0);
+    }
+    let longest = inflate.iter().copied().fold(0.0, f64::max);
+    lines.push(format!("  inflate {:.0}, of the largest layer {longest:.0}", inflate.iter().sum::<f64>()));
+    let target = machine.path("tar");
+    fs::create_dir_all(&target)?;
+    let begun = Instant::now();
+    for tar in &tree.tars {
+        let mut child = std::process::Command::new("tar").arg("-xC").arg(&target).stdin(Stdio::piped()).spawn()?;
+        child.stdin.take().ok_or("piped")?.write_all(tar)?;
+        child.wait()?;
+    }
+    lines.push(format!("  tar -x of all layers, one by one, {:.0}", begun.elapsed().as_secs_f64() * 1000.0));
+    fs::remove_dir_all(&target)?;
+    Ok(lines)
 }
 
 fn record(target: &mut Target, first: usize, measured: Vec<(&'static str, Duration)>) {
@@ -258,10 +320,11 @@ async fn memory(machine: &Machine, targets: &mut [Target], image: &str) -> Outco
         let marker = machine.dir.path().display().to_string();
         let daemon = target.pid.map_or(0, |pid| smaps(pid, "Rss:"));
         let shims = shims(&marker, if target.name == "berth" { "berth-shim" } else { "containerd-shim" });
+        let peak = target.peaks.iter().copied().fold(0.0, f64::max);
         let private: f64 = median(&shims.iter().map(|pid| private(*pid)).collect::<Vec<_>>());
         let rss = median(&shims.iter().map(|pid| smaps(*pid, "Rss:") as f64).collect::<Vec<_>>());
         lines.push(format!(
-            "  {:<12} daemon RSS {daemon}, shim RSS {rss:.0}, private {private:.0} (median of {})",
+            "  {:<12} daemon RSS {daemon}, {peak:.0} more while pulling, shim RSS {rss:.0}, private {private:.0} (median of {})",
             target.name,
             shims.len()
         ));
@@ -333,32 +396,46 @@ async fn containerd(machine: &Machine) -> Outcome<(Running, Cri)> {
     Ok((running, cri))
 }
 
-/// Files of this machine, as three layers of some 70 MB.
-fn tree() -> Outcome<(Image, u64)> {
-    const LAYER: u64 = 70 << 20;
-    let mut total = 0;
-    let mut layers = Vec::new();
+struct Tree {
+    image: Image,
+    tars: Vec<Vec<u8>>,
+}
+
+/// Files of this machine: a large layer and four small ones.
+fn tree() -> Outcome<Tree> {
+    let mut tars = Vec::new();
     let mut files = Vec::new();
     collect(Path::new("/usr/lib"), &mut files);
     collect(Path::new("/usr/share"), &mut files);
     let mut files = files.into_iter();
-    for _ in 0..3 {
+    for limit in [200 << 20, 50 << 20, 50 << 20, 50 << 20, 50 << 20] {
         let (mut layer, mut size) = (Layer::new(), 0);
-        while size < LAYER {
+        while size < limit {
             let Some(path) = files.next() else { break };
             let name = path.strip_prefix("/")?.display().to_string();
             let Ok(content) = fs::read(&path) else { continue };
             // Longer names need another kind of header, and there are enough without.
             if name.len() < 100 {
-                size += content.len() as u64;
+                size += content.len();
                 layer = layer.file(&name, &content);
             }
         }
-        total += size;
-        let tar = layer.bytes();
-        layers.push((tar.clone(), gzip(&tar)));
+        tars.push(layer.bytes());
     }
-    Ok((Image::new(&layers, &json!({ "Cmd": ["true"] })), total))
+    Ok(Tree { image: packed(&tars), tars })
+}
+
+/// Forty layers of a few files.
+fn many() -> Image {
+    let content = vec![b'x'; 20_000];
+    let layer =
+        |layer: usize| (0..10).fold(Layer::new(), |tar, file| tar.file(&format!("layer{layer}/file{file}"), &content));
+    packed(&(0..40).map(|number| layer(number).bytes()).collect::<Vec<_>>())
+}
+
+fn packed(tars: &[Vec<u8>]) -> Image {
+    let layers: Vec<_> = tars.iter().map(|tar| (tar.clone(), gzip(tar))).collect();
+    Image::new(&layers, &json!({ "Cmd": ["true"] }))
 }
 
 fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
