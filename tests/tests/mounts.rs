@@ -4,7 +4,7 @@
 use std::{fs, time::Instant};
 
 use berth_proto::v1;
-use berth_tests::{Entry, Image, Layer, busybox, container, gzip, pod, ready};
+use berth_tests::{DockerRegistry, Entry, Image, Layer, busybox, container, digest, gzip, pod, ready};
 use serde_json::json;
 use tonic::Code;
 
@@ -194,4 +194,69 @@ async fn a_volume_that_does_not_answer_is_named_and_blocks_nobody_else() {
     assert!(machine.command("umount").arg("-l").arg(&dead).status().unwrap().success());
     machine.assert_clean().await;
     drop(daemon);
+}
+
+/// What `oras push` makes of files.
+fn artifact(files: &[(Option<&str>, &[u8])]) -> Image {
+    let config = b"{}".to_vec();
+    let describe =
+        |media_type: &str, blob: &[u8]| json!({ "mediaType": media_type, "digest": digest(blob), "size": blob.len() });
+    let layers = files.iter().map(|(title, content)| {
+        let mut layer = describe("application/octet-stream", content);
+        if let Some(title) = title {
+            layer["annotations"] = json!({ "org.opencontainers.image.title": title });
+        }
+        layer
+    });
+    let media_type = "application/vnd.oci.image.manifest.v1+json".to_owned();
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": media_type, "artifactType": "application/vnd.example.model",
+        "config": describe("application/vnd.oci.empty.v1+json", &config), "layers": layers.collect::<Vec<_>>(),
+    });
+    let blobs = files.iter().map(|(_, content)| content.to_vec()).chain([config.clone()]).collect();
+    Image { blobs, manifest: manifest.to_string().into_bytes(), media_type, id: digest(&config) }
+}
+
+#[tokio::test]
+async fn files_of_an_artifact_are_mounted_as_those_of_an_image() {
+    let (machine, daemon, cri, busybox) = ready().await;
+    let registry = DockerRegistry::start(&machine).await;
+    // One of them is a tar, and stays one.
+    let tar = Layer::new().file("inside", b"x").bytes();
+    let files = [(Some("model/weights.bin"), &b"weights"[..]), (Some("README"), b"read me"), (None, tar.as_slice())];
+    let name = registry.push(&machine, "models/small", "1", &artifact(&files));
+    let id = cri.pull(&name).await.unwrap();
+    let other = registry.push(&machine, "models/other", "1", &artifact(&[(Some("README"), b"read me too")]));
+    assert_ne!(cri.pull(&other).await.unwrap(), id, "artifacts with the same empty config are not the same");
+    // An image whose layer is that very tar, unpacked.
+    let unpacked = registry.push(&machine, "unpacked", "1", &Image::new(&[(tar.clone(), tar.clone())], &json!({})));
+    cri.pull(&unpacked).await.unwrap();
+
+    let sandbox = cri.run_pod(pod(&machine, "p")).await.unwrap();
+    let mount = |image: &str, target: &str, sub_path: &str| v1::Mount {
+        container_path: target.to_owned(),
+        image: Some(v1::ImageSpec { image: image.to_owned(), ..Default::default() }),
+        image_sub_path: sub_path.to_owned(),
+        readonly: true,
+        ..v1::Mount::default()
+    };
+    let mounts =
+        vec![mount(&name, "/whole", ""), mount(&name, "/weights", "model/weights.bin"), mount(&unpacked, "/tar", "")];
+    let container = cri.run(&sandbox, with(container("c", &busybox, "sleep 1000"), mounts)).await.unwrap();
+    let blob = &digest(&tar)["sha256:".len()..];
+    let script = format!("cat /weights /whole/model/weights.bin /whole/README /tar/inside; wc -c < /whole/{blob}");
+    assert_eq!(cri.sh(&container, &script).await, format!("weightsweightsread mex{}\n", tar.len()));
+
+    daemon.kill();
+    let _daemon = machine.start().await;
+    let status = cri.image_status(&name).await.unwrap().unwrap();
+    let by_digest = format!("127.0.0.1:5000/models/small@{}", digest(&artifact(&files).manifest));
+    assert_eq!((status.id, status.repo_digests), (id, vec![by_digest]));
+    for title in ["/etc/passwd", "../../x"] {
+        let name = registry.push(&machine, "bad", "1", &artifact(&[(Some(title), b"x")]));
+        let error = cri.pull(&name).await.unwrap_err();
+        assert!(error.code() == Code::FailedPrecondition && error.message().contains(title), "{error}");
+    }
+    cri.remove_pod(&sandbox).await.unwrap();
+    machine.assert_clean().await;
 }

@@ -12,7 +12,7 @@ const BUFFER: usize = 128 << 10;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     Whole,
-    /// Its tar was not recorded, or has one name twice: there is nothing to compare.
+    /// It is the file of an artifact, or its tar has one name twice: there is nothing to compare.
     Unknown,
     /// What is wrong.
     Damaged(String),

@@ -63,7 +63,7 @@ pub(super) fn fits(descriptor: &Descriptor) -> bool {
     platform.is_none_or(|p| p.os().to_string() == "linux" && p.architecture().to_string() == architecture())
 }
 
-fn architecture() -> &'static str {
+pub(super) fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

@@ -1,10 +1,12 @@
 //! Images: list, status, pull, remove.
 
 mod archive;
+mod artifact;
 mod auth;
 mod check;
 mod download;
 mod export;
+mod fetch;
 #[cfg(fuzzing)]
 pub mod fuzz;
 mod hosts;
@@ -187,7 +189,7 @@ impl Images {
                 match &verdicts[&key] {
                     Verdict::Whole => {}
                     Verdict::Unknown => {
-                        problems.push(format!("layer {diff_id} cannot be verified: its tar has one name twice"))
+                        problems.push(format!("layer {diff_id} cannot be verified: its tar cannot be made again"))
                     }
                     Verdict::Damaged(what) => {
                         problems.push(format!("layer {diff_id}: {what}"));

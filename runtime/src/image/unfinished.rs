@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{
+    fetch::Wanted,
     reference::Digest,
     store::{Lease, Store},
 };
@@ -89,14 +90,10 @@ impl Unfinished {
     }
 
     /// Notes what the pull of `name` needs.
-    pub(super) fn begin(
-        self: &Arc<Self>,
-        name: &str,
-        layers: &[[String; 2]],
-        blobs: &[Digest],
-    ) -> anyhow::Result<Attempt> {
-        let blobs = blobs.iter().map(|blob| blob.hex().to_owned()).collect();
-        let record = Record { name: name.to_owned(), boot_id: self.boot_id.clone(), layers: layers.to_vec(), blobs };
+    pub(super) fn begin(self: &Arc<Self>, name: &str, wanted: &[Wanted]) -> anyhow::Result<Attempt> {
+        let layers = wanted.iter().map(|layer| layer.keys.clone()).collect();
+        let blobs = wanted.iter().map(|layer| layer.blob.hex().to_owned()).collect();
+        let record = Record { name: name.to_owned(), boot_id: self.boot_id.clone(), layers, blobs };
         record::write(&self.path(name), &record).context("note the pull")?;
         Ok(Attempt { unfinished: self.clone(), record })
     }

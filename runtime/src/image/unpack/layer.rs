@@ -60,7 +60,10 @@ fn damaged(field: &str, error: &std::io::Error) -> anyhow::Error {
 }
 
 /// A name of a tar as components that can only go down.
-fn inside(name: &[u8]) -> anyhow::Result<PathBuf> {
+///
+/// # Errors
+/// `FailedPrecondition` for one that is absolute, or has `..`.
+pub(crate) fn inside(name: &[u8]) -> anyhow::Result<PathBuf> {
     let mut path = PathBuf::new();
     for component in Path::new(OsStr::from_bytes(name)).components() {
         match component {

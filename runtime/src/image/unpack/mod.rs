@@ -4,6 +4,7 @@
 //! it is refused; headers and totals are bounded. Memory in flight: `QUEUE` buffers of `BUFFER` bytes, a decompressor, one tar
 //! header, and a record per directory.
 
+mod file;
 mod layer;
 mod tape;
 
@@ -22,7 +23,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use sha2::{Digest as _, Sha256};
 use tar::Archive;
 
-pub(crate) use self::tape::Rebuilt;
+pub(crate) use self::{file::unpack_file, layer::inside, tape::Rebuilt};
 use self::{layer::Layer, tape::Tape};
 use super::reference::Digest;
 use crate::error::{Error, Kind, Result};
