@@ -10,6 +10,9 @@ use crate::id::{ContainerId, SandboxId};
 /// Where `ip netns` and the agents of CNI plugins look.
 const NETNS: &str = "/var/run/netns";
 
+/// Of what is below the root; another number when an older daemon would misread it.
+pub(crate) const VERSION: &str = "1";
+
 /// Extension of a directory that is not renamed yet.
 pub(crate) const HALF_MADE: &str = "tmp";
 
@@ -23,6 +26,11 @@ impl Layout {
     /// Locked for as long as a daemon uses this root.
     pub(crate) fn lock(&self) -> PathBuf {
         self.root.join("lock")
+    }
+
+    /// Which `VERSION` the root has.
+    pub(crate) fn version(&self) -> PathBuf {
+        self.root.join("version")
     }
 
     /// Renamed here, then deleted at leisure.

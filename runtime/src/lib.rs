@@ -26,7 +26,7 @@ mod trash;
 pub use image::fuzz;
 
 use std::{
-    fs,
+    fs, io,
     os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -251,8 +251,28 @@ fn prepare(layout: &Layout) -> anyhow::Result<OwnedFd> {
     if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
         bail!("another berthd uses {}: stop it, or choose another --root", layout.root.display());
     }
+    check_version(layout)?;
     trash::empty(layout).context("empty the trash")?;
     Ok(lock)
+}
+
+/// Refuses a root that a newer berthd has written in a way of its own.
+fn check_version(layout: &Layout) -> anyhow::Result<()> {
+    let path = layout.version();
+    let found = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        found => found.with_context(|| format!("read {}", path.display()))?,
+    };
+    match found.trim() {
+        layout::VERSION => Ok(()),
+        // New, or a power loss took what was in it.
+        "" => fs::write(&path, layout::VERSION).with_context(|| format!("write {}", path.display())),
+        found => bail!(
+            "{} is of layout {found:?}, and this berthd knows {:?}: use the berthd that wrote it, or another --root",
+            layout.root.display(),
+            layout::VERSION
+        ),
+    }
 }
 
 async fn serve(config: &Config) -> anyhow::Result<()> {

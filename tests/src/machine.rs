@@ -26,6 +26,8 @@ pub struct Machine {
     holder: Child,
     /// For pods' `cgroup_parent`, without a leading slash.
     pub cgroup_parent: String,
+    /// More of the daemon's environment.
+    pub environment: Vec<(String, String)>,
     /// More of the daemon's configuration: keys of `[registry]`, then other sections.
     pub config: String,
 }
@@ -62,7 +64,7 @@ impl Machine {
             // A dash in a slice's name is a level of its own.
             cgroup_parent = format!("{}.slice", cgroup_parent.replace('-', ""));
         }
-        Self { dir, holder, cgroup_parent, config: String::new() }
+        Self { dir, holder, cgroup_parent, environment: Vec::new(), config: String::new() }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -133,6 +135,7 @@ impl Machine {
             .args(arguments)
             // Programs of the test's own.
             .env("PATH", format!("{}:{}", self.path("bin").display(), std::env::var("PATH").unwrap_or_default()))
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stderr(file)
             .spawn()

@@ -61,3 +61,21 @@ async fn logs_are_json_on_demand() {
         assert!(serde_json::from_str::<serde_json::Value>(line).unwrap()["level"].is_string(), "{line}");
     }
 }
+
+#[tokio::test]
+async fn a_root_of_another_layout_is_left_alone() {
+    let machine = Machine::new();
+    machine.start().await.kill();
+    let version = machine.path("root/version");
+    let own = fs::read_to_string(&version).unwrap();
+    fs::write(&version, "99").unwrap();
+    let (daemon, _) = machine.launch(&[]);
+    let log = machine.path("berthd.log");
+    assert!(!daemon.wait().success());
+    let said = fs::read_to_string(&log).unwrap();
+    assert!(said.contains("is of layout \"99\"") && said.contains("another --root"), "{said}");
+    // What a power loss leaves is no reason to refuse.
+    fs::write(&version, "").unwrap();
+    machine.start().await.kill();
+    assert_eq!(fs::read_to_string(&version).unwrap(), own);
+}

@@ -14,7 +14,7 @@ use std::{
 use berth_proto::v1;
 use berth_tests::{
     Answer, Cri, Daemon, DockerRegistry, Entry, FakeRegistry, Image, Layer, Machine, busybox, container, digest,
-    eventually, gzip, pod,
+    eventually, gzip, in_guest, pod,
 };
 use serde_json::json;
 use tar::EntryType;
@@ -485,10 +485,18 @@ async fn a_full_disk_and_a_read_only_one_are_told_and_leave_nothing() {
     let machine = Machine::new();
     let (root, state): (PathBuf, PathBuf) = (machine.path("root"), machine.path("state"));
     fs::create_dir_all(&root).unwrap();
-    machine.output("mount", &["-t", "tmpfs", "-o", "size=6m", "tmpfs", root.to_str().unwrap()]);
+    if in_guest() {
+        // Its kernel has no loop devices.
+        machine.output("mount", &["-t", "tmpfs", "-o", "size=200m", "tmpfs", root.to_str().unwrap()]);
+    } else {
+        let disk = machine.path("disk");
+        fs::File::create(&disk).unwrap().set_len(200 << 20).unwrap();
+        machine.output("mkfs.ext4", &["-q", disk.to_str().unwrap()]);
+        machine.output("mount", &["-o", "loop", disk.to_str().unwrap(), root.to_str().unwrap()]);
+    }
     let daemon = machine.start().await;
     let cri = daemon.cri();
-    let large = Image::simple(busybox().file("big", &vec![7; 12 << 20]), &["true"]);
+    let large = Image::simple(busybox().file("big", &vec![7; 220 << 20]), &["true"]);
     let registry = FakeRegistry::start(&machine, large, |_| None);
     let full = cri.pull(&format!("{}/big:1", registry.host)).await.unwrap_err();
     assert!(full.code() == Code::ResourceExhausted && full.message().contains("No space left"), "{full}");
@@ -511,4 +519,49 @@ async fn a_full_disk_and_a_read_only_one_are_told_and_leave_nothing() {
     drop(daemon);
     machine.output("umount", &[root.to_str().unwrap()]);
     assert!(fs::read_dir(state.join("sandboxes")).unwrap().next().is_none());
+}
+
+#[tokio::test]
+async fn what_is_too_large_is_refused_by_its_limit() {
+    let (machine, _daemon, cri) = ready().await;
+    let layer = |name: &str| Layer::new().file(name, b"x").bytes();
+    let tars: Vec<Vec<u8>> = (0..128).map(|number| layer(&format!("f{number}"))).collect();
+    let many = Image::new(&tars.iter().map(|tar| (tar.clone(), gzip(tar))).collect::<Vec<_>>(), &json!({}));
+    // A name of 256 bytes comes by GNU's extra entry.
+    let long = Entry { kind: EntryType::GNULongName, name: "././@LongLink", content: &[b'n'; 256], ..Entry::default() };
+    let long = Image::simple(Layer::new().entry(&long).file("n", b"x"), &["x"]);
+    let large = Image::new(&[], &json!({ "Labels": { "l": "x".repeat(5 << 20) } }));
+    let mut padded = Image::busybox();
+    padded.manifest.extend(vec![b' '; 5 << 20]);
+    for (image, what) in [
+        (many, "128 layers; 127 is the limit"),
+        (long, "File name too long"),
+        (large, "larger than 4 MiB"),
+        (padded, "larger than 4 MiB"),
+    ] {
+        let registry = FakeRegistry::start(&machine, image, |_| None);
+        let error = cri.pull(&format!("{}/a:1", registry.host)).await.unwrap_err();
+        assert!(error.message().contains(what), "{what}: {error}");
+        assert_no_image(&machine);
+    }
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn proxies_of_the_environment_are_used() {
+    let mut machine = Machine::new();
+    let proxy = FakeRegistry::start(&machine, Image::busybox(), |_| None);
+    let directory = machine.path("certs.d/registry.example");
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(directory.join("hosts.toml"), "server = \"http://registry.example\"\n").unwrap();
+    machine.environment =
+        vec![("HTTP_PROXY".into(), format!("http://{}", proxy.host)), ("NO_PROXY".into(), "127.0.0.1".into())];
+    let daemon = machine.start().await;
+    let cri = daemon.cri();
+    cri.pull("registry.example/a:1").await.unwrap();
+    let asked: Vec<String> = proxy.asked().into_iter().map(|asked| asked.path).collect();
+    assert!(asked.iter().all(|path| path.starts_with("http://registry.example/v2/")), "{asked:?}");
+    let direct = FakeRegistry::start(&machine, Image::busybox(), |_| None);
+    cri.pull(&format!("{}/a:1", direct.host)).await.unwrap();
+    assert!(direct.asked().iter().all(|asked| asked.path.starts_with("/v2/")));
 }

@@ -33,8 +33,9 @@ const PARALLEL: usize = 4;
 /// Where less is to come, a stream is not left for ranges.
 const IN_PIECES_FROM: u64 = 4 * PIECE;
 /// When the network holds a stream up: after so many bytes, so long waited for them, and hardly for anything else. A single connection
-/// to an object store is often slower than the unpacking.
-const SLOW_AFTER: u64 = 4 << 20;
+/// to an object store is often slower than the unpacking. More bytes than fit in the channel: who has ranges in memory is being unpacked,
+/// and will give them back.
+const SLOW_AFTER: u64 = 8 << 20;
 const SLOW_WAIT: Duration = Duration::from_millis(500);
 /// Breaks in a row with hardly a byte in between before a download counts as failed.
 const MAX_BREAKS: u32 = 3;

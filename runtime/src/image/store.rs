@@ -270,7 +270,9 @@ impl Store {
     /// Makes a prepared directory the layer `key`, and holds it.
     pub(crate) fn commit(self: &Arc<Self>, prepared: &Path, key: &str, usage: Usage) -> anyhow::Result<Lease> {
         let record = LayerRecord { bytes: usage.bytes, inodes: usage.inodes, boot_id: Some(self.boot_id.clone()) };
-        record::write(&prepared.join(RECORD), &record).context("write the layer's record")?;
+        // Nobody sees it before the directory has its name.
+        let bytes = serde_json::to_vec(&record).context("the layer's record")?;
+        fs::write(prepared.join(RECORD), bytes).context("write the layer's record")?;
         let mut state = self.state();
         let path = self.layout.layers().join(key);
         match state.layers.get_mut(key) {
