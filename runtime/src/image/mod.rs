@@ -180,6 +180,8 @@ impl Images {
         let mut verdicts: HashMap<String, Verdict> = HashMap::new();
         for image in self.store.all() {
             let (mut problems, mut damaged) = (Vec::new(), Vec::new());
+            // What is removed meanwhile stays until it was looked at.
+            let lease = self.store.lease(&image.layers);
             for (diff_id, key) in layer_keys(&image)? {
                 if !verdicts.contains_key(&key) {
                     let (directory, diff_id) = (self.store.layer(&key), diff_id.clone());
@@ -196,6 +198,10 @@ impl Images {
                         damaged.push(key);
                     }
                 }
+            }
+            drop(lease);
+            if self.store.by_id(image.id.as_str())?.is_none() {
+                continue;
             }
             let documents = self.store.check_documents(&image.id);
             problems.extend(documents.as_ref().err().map(|error| format!("{error:#}")));
