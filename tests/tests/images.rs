@@ -9,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
 use berth_proto::v1;
@@ -285,14 +286,23 @@ async fn what_passes_is_tried_again_and_a_broken_download_resumes() {
     let (blob, tries) = (image.blobs[0].clone(), Arc::new(AtomicUsize::new(0)));
     let counted = tries.clone();
     let registry = FakeRegistry::start(&machine, image, move |asked| {
-        if asked.path.contains("/manifests/") && counted.fetch_add(1, Ordering::SeqCst) == 0 {
-            return Some(Answer { status: 503, ..Answer::default() });
+        if asked.path.contains("/manifests/") {
+            match counted.fetch_add(1, Ordering::SeqCst) {
+                0 => return Some(Answer { status: 503, ..Answer::default() }),
+                1 => {
+                    let headers = vec![("retry-after".to_owned(), "1".to_owned())];
+                    return Some(Answer { status: 429, headers, ..Answer::default() });
+                }
+                _ => {}
+            }
         }
         let whole = asked.path.ends_with(&layer) && asked.header("range").is_none();
         whole.then(|| Answer { status: 200, body: blob.clone(), cut_after: Some(half), ..Answer::default() })
     });
+    let begun = Instant::now();
     cri.pull(&format!("{}/a:1", registry.host)).await.unwrap();
-    assert!(tries.load(Ordering::SeqCst) >= 2);
+    assert!(begun.elapsed().as_secs() >= 1, "a registry that asks for a second gets it");
+    assert_eq!(tries.load(Ordering::SeqCst), 3);
     let ranges: Vec<String> =
         registry.asked().iter().filter_map(|asked| asked.header("range").map(str::to_owned)).collect();
     assert_eq!(ranges, [format!("bytes={half}-")]);
@@ -311,6 +321,11 @@ async fn wrong_and_truncated_content_is_refused_and_leaves_nothing() {
             "a truncated layer",
             layer.clone(),
             Answer { status: 200, body: image.blobs[0][..1000].to_vec(), ..Answer::default() },
+        ),
+        (
+            "a longer layer",
+            layer.clone(),
+            Answer { status: 200, body: [&image.blobs[0][..], b"more"].concat(), ..Answer::default() },
         ),
         ("garbage", layer.clone(), Answer { status: 200, body: vec![0x1f; image.blobs[0].len()], ..Answer::default() }),
         (
