@@ -518,7 +518,10 @@ async fn a_full_disk_and_a_read_only_one_are_told_and_leave_nothing() {
     let registry = FakeRegistry::start(&machine, Image::busybox(), |_| None);
     let name = format!("{}/a:1", registry.host);
     cri.pull(&name).await.expect("there is room again");
-    machine.output("mount", &["-o", "remount,ro", root.to_str().unwrap()]);
+    // Not before what the daemon does in the background is done.
+    let mut remount = machine.command("mount");
+    remount.args(["-o", "remount,ro"]).arg(&root);
+    eventually("a disk that nobody writes to", async || remount.output().unwrap().status.success()).await;
     for error in [
         cri.run_pod(pod(&machine, "p")).await.unwrap_err(),
         cri.pull("127.0.0.1:1/other").await.unwrap_err(),

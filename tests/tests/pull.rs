@@ -125,7 +125,7 @@ async fn a_large_blob_comes_in_several_ranges_at_once() {
                 status: 200,
                 headers,
                 body: blob.clone(),
-                pace: Some(240 << 10),
+                pace: Some(120 << 10),
                 ..Answer::default()
             });
         };
