@@ -123,7 +123,8 @@ async fn a_node_shows_its_certificate_to_a_registry_that_asks_for_one() {
     // Docker's layout.
     fs::copy(&authority, directory.join("ca.crt")).unwrap();
     let refused = cri.pull(&name).await.unwrap_err();
-    assert!(refused.code() == Code::Unknown && refused.message().contains("ertificate"), "{refused}");
+    // TLS 1.3 tells a client only after its handshake, if it still reads then.
+    assert!(refused.code() == Code::Unknown && refused.message().starts_with("RegistryUnavailable"), "{refused}");
     fs::copy(&own, directory.join("node.cert")).unwrap();
     let without_key = cri.pull(&name).await.unwrap_err();
     assert!(without_key.message().contains("node.key"), "{without_key}");
