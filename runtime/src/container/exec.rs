@@ -23,6 +23,8 @@ use crate::{
 
 /// Of each stream; the rest is read and thrown away, so that the process does not block.
 const MAX_OUTPUT: usize = 16 << 20;
+/// A killed process is gone within milliseconds, but on a machine that has much else to do.
+const DYING: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(crate) struct Output {
@@ -63,7 +65,7 @@ impl Container {
         let (out_reader, out) = io::pipe().context("pipe")?;
         let (err_reader, err) = io::pipe().context("pipe")?;
         let (out, err) = (OwnedFd::from(out), OwnedFd::from(err));
-        let exit = connection.exec_exit(&exec);
+        let mut exit = connection.exec_exit(&exec);
         connection
             .call(Call::Exec { exec: exec.clone() }, &[&null, &out, &err])
             .await
@@ -75,11 +77,13 @@ impl Container {
             async { tokio::join!(collect(out_reader.into(), end.clone()), collect(err_reader.into(), end.clone())) };
         let waiting = async {
             let code = match timeout {
-                None => Ok(exit.await),
-                Some(timeout) => tokio::time::timeout(timeout, exit).await,
+                None => Ok((&mut exit).await),
+                Some(timeout) => tokio::time::timeout(timeout, &mut exit).await,
             };
             if code.is_err() {
                 kill(&connection, exec).await;
+                // Who is told that it was killed does not find it any more, unless the kernel cannot end it.
+                let _ = tokio::time::timeout(DYING, exit).await;
             }
             ended.send_replace(true);
             code
