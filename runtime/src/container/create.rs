@@ -49,7 +49,10 @@ pub(crate) fn create(
     let layers: BTreeSet<&String> =
         image.layers.iter().chain(mounted.values().flat_map(|image| &image.layers)).collect();
     let layers: Vec<String> = layers.into_iter().cloned().collect();
-    let lease = machine.images.lease(&layers).ok_or_else(|| Error::not_found("an image of it is being removed"))?;
+    let lease = machine
+        .images
+        .lease(&layers)
+        .ok_or_else(|| Error::not_found("an image of it is damaged, or being removed: pull it again"))?;
     check_sub_paths(machine, &config, &mounted)?;
     let handler = machine.handlers.oci_runtime(&sandbox.meta.config.runtime_handler)?;
     let cgroup = machine

@@ -20,21 +20,19 @@ const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
-/// An artifact in the terms of an image.
+/// What stands in for documents of the registry.
 #[derive(Debug)]
 pub(super) struct Artifact {
-    /// A manifest of berth's own, which no registry has; its `top` is the artifact's.
-    pub manifest: Manifest,
     pub config: Vec<u8>,
     /// What each blob is called, in the order of the manifest.
     pub files: Vec<PathBuf>,
 }
 
-/// `None` for an image.
+/// An artifact in the terms of an image: a manifest of berth's own, which no registry has, but for its `top`. `None` for an image.
 ///
 /// # Errors
 /// `FailedPrecondition` for a title that leads out of the directory that it is in.
-pub(super) fn of(found: &Manifest) -> Result<Option<Artifact>> {
+pub(super) fn of(found: &Manifest) -> Result<Option<(Manifest, Artifact)>> {
     let config = found.manifest.config().media_type();
     if *config == MediaType::ImageConfig || config.to_string() == DOCKER_CONFIG {
         return Ok(None);
@@ -54,7 +52,7 @@ pub(super) fn of(found: &Manifest) -> Result<Option<Artifact>> {
         "config": { "mediaType": OCI_CONFIG, "digest": digest(&config).as_str(), "size": config.len() },
     });
     let manifest = Manifest::parse(found.top.clone(), OCI_MANIFEST, manifest.to_string().into_bytes())?;
-    Ok(Some(Artifact { manifest, config, files }))
+    Ok(Some((manifest, Artifact { config, files })))
 }
 
 /// A blob without a title is called by its digest.
@@ -111,7 +109,7 @@ mod tests {
 
     #[test]
     fn titles_stay_inside() {
-        let named = |title| of(&manifest("text/plain", title)).map(|artifact| artifact.unwrap().files.remove(0));
+        let named = |title| of(&manifest("text/plain", title)).map(|artifact| artifact.unwrap().1.files.remove(0));
         assert_eq!(named(Some("a/./b.txt")).unwrap(), Path::new("a/b.txt"));
         assert_eq!(named(None).unwrap(), Path::new(&"07".repeat(32)));
         for title in ["/etc/passwd", "../x", "a/../../x", "."] {

@@ -76,7 +76,7 @@ impl Puller {
         let origin = Origin::Registry(registry.clone());
         let (found, made) = match artifact::of(&found).map_err(during)? {
             None => (found, None),
-            Some(Artifact { manifest, config, files }) => (manifest, Some(Made { config, files })),
+            Some((manifest, made)) => (manifest, Some(made)),
         };
         let landing = self.land(&origin, &found, made, Some(reference));
         let landed = told(reference, &registry, landing).await.map_err(during)?;
@@ -115,12 +115,12 @@ impl Puller {
         &self,
         origin: &Origin,
         found: &Manifest,
-        made: Option<Made>,
+        made: Option<Artifact>,
         reference: Option<&Reference>,
     ) -> Result<Landed> {
         let digest = digest_of(found.manifest.config())?;
         let (config, files) = match made {
-            Some(Made { config, files }) => (config, files.into_iter().map(Some).collect()),
+            Some(Artifact { config, files }) => (config, files.into_iter().map(Some).collect()),
             None => (origin.document(&digest).await?, vec![None; found.manifest.layers().len()]),
         };
         let parsed: ImageConfiguration = serde_json::from_slice(&config)
@@ -199,12 +199,6 @@ async fn told<T>(reference: &Reference, registry: &Registry, work: impl Future<O
             [&registry.progress.received, &registry.progress.expected].map(|bytes| bytes.load(Ordering::Relaxed));
         tracing::info!(image = %reference, received, expected, "pulling");
     }
-}
-
-/// What stands in for documents of the registry, for an artifact.
-struct Made {
-    config: Vec<u8>,
-    files: Vec<PathBuf>,
 }
 
 /// An image without a name.

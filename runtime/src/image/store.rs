@@ -427,12 +427,13 @@ impl Store {
         }
         // What the index is now will be on disk afterwards, whatever takes its place meanwhile, or is written over it.
         let (index, syncing) = (self.layout.image_index(), self.layout.image_index().with_extension("json.syncing"));
-        if index.exists() {
+        let kept = index.exists();
+        if kept {
             fs::copy(&index, &syncing).context("keep the image index")?;
         }
         let root = fs::File::open(self.layout.layers()).context("open layers")?;
         rustix::fs::syncfs(&root).context("syncfs")?;
-        if syncing.exists() {
+        if kept {
             fs::rename(&syncing, index.with_extension(SYNCED)).context("keep the image index")?;
         }
         for (key, mut record) in pending {

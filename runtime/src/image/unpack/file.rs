@@ -10,13 +10,11 @@ use std::{
 use anyhow::Context;
 use sha2::{Digest as _, Sha256};
 
-use super::{FILES, Source, Unpacked};
+use super::{BLOCK, FILES, Source, Unpacked, occupied};
 use crate::{
     error::Result,
     image::{artifact, reference::Digest},
 };
-
-const BLOCK: u64 = 4096;
 
 /// Writes a blob as the file `name`, which has no `..`, into `FILES` in `directory`, which exists and is empty. Blocks.
 ///
@@ -40,7 +38,7 @@ pub(crate) fn unpack_file(source: &mut (dyn Source + Send), directory: &Path, na
     Ok(Unpacked {
         diff_id: artifact::diff_id(name, &blob),
         blob,
-        bytes: length.div_ceil(BLOCK) * BLOCK + (entries - 1) * BLOCK,
+        bytes: occupied(length) + (entries - 1) * BLOCK,
         inodes: entries,
         implied: Vec::new(),
     })

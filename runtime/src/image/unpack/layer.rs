@@ -23,15 +23,12 @@ use rustix::{
 };
 use tar::{Entry, EntryType};
 
-use super::{BUFFER, tape::Tape};
+use super::{BLOCK, BUFFER, occupied, tape::Tape};
 use crate::error::Error;
 
 /// Of one layer, unpacked.
 const MAX_BYTES: u64 = 64 << 30;
 const MAX_INODES: u64 = 4 << 20;
-/// What a file occupies at least; near enough to du(1) on the usual file systems.
-const BLOCK: u64 = 4096;
-
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// aufs' own books, which old images carry.
@@ -84,7 +81,7 @@ impl<'a> Layer<'a> {
 
     /// A file of so many bytes.
     pub(super) fn count(&mut self, length: u64) {
-        self.bytes += length.div_ceil(BLOCK) * BLOCK;
+        self.bytes += occupied(length);
         self.inodes += 1;
     }
 
@@ -214,7 +211,7 @@ impl<'a> Layer<'a> {
         if length != entry.size() {
             return Err(refuse("the tar ends within its content"));
         }
-        self.bytes += length.div_ceil(BLOCK) * BLOCK;
+        self.bytes += occupied(length);
         if !uid.is_root() || !gid.is_root() {
             fchown(&file, Some(uid), Some(gid)).context("chown")?;
         }

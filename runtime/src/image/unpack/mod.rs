@@ -37,6 +37,8 @@ const QUEUE: usize = 8;
 /// Of one entry: names, links and extended attributes together.
 const MAX_HEADER: u64 = 1 << 20;
 const TAR_BLOCK: u64 = 512;
+/// What a file occupies at least; near enough to du(1) on the usual file systems.
+const BLOCK: u64 = 4096;
 /// A layer that has grown by so much in decompression is a bomb, once it is so large. gzip cannot do more than 1032.
 const BOMB_RATIO: u64 = 1000;
 const BOMB_FROM: u64 = 1 << 30;
@@ -75,6 +77,11 @@ pub(crate) fn unpack(source: &mut (dyn Source + Send), directory: &Path) -> Resu
         let Extracted { bytes, inodes, implied } = extracted?;
         Ok(Unpacked { blob, diff_id, bytes, inodes, implied })
     })
+}
+
+/// Bytes on disk of a file with so many.
+fn occupied(length: u64) -> u64 {
+    length.div_ceil(BLOCK) * BLOCK
 }
 
 /// Bytes of a blob, with errors that know their kind.
