@@ -1,157 +1,181 @@
-//! Addresses: one file per reservation, `<data dir>/<network>/<address>`, holding container, interface and boot id.
-//!
-//! The file is the truth. It is made under a lock of the directory, and a reservation of another boot counts as free, so that
-//! neither a crash nor a reboot leaks an address for longer than until the next GC.
+//! Where a pod's addresses come from: the built-in reservations, or another program that speaks CNI.
 
 use std::{
-    fs::{self, File},
-    io,
-    net::Ipv4Addr,
+    env, fs,
+    io::Write,
+    net::IpAddr,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
 };
 
-use berth_cni::{Attachment, Error, code};
-use nix::fcntl::{Flock, FlockArg};
+use berth_cni::{Error, Ip, Route, Success, code};
+use ipnet::IpNet;
+use serde_json::{Value, json};
 
-use crate::conf::Conf;
+use crate::{
+    Args,
+    conf::{Conf, Ipam, Local},
+    reservations::Reservations,
+};
 
-/// The next search starts behind the address that was given last, so that a freed one rests for a while.
-const LAST: &str = "last";
-const LOCK: &str = "lock";
-
-/// The reservations of one network, locked for as long as this lives.
-#[derive(Debug)]
-pub(crate) struct Reservations {
-    directory: PathBuf,
-    boot_id: String,
-    _lock: Flock<File>,
+/// What an attachment was given.
+#[derive(Debug, Default)]
+pub(crate) struct Lease {
+    pub ips: Vec<Ip>,
+    pub routes: Vec<Route>,
+    pub dns: Value,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Reservation {
-    pub address: Ipv4Addr,
-    pub holder: Attachment,
-}
-
-impl Reservations {
-    pub(crate) fn open(conf: &Conf) -> Result<Self, Error> {
-        let directory = conf.ipam.data_dir.join(&conf.name);
-        let open = || -> io::Result<Self> {
-            fs::create_dir_all(&directory)?;
-            let file = File::create(directory.join(LOCK))?;
-            let lock = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| io::Error::from(errno))?;
-            let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
-            Ok(Self { directory: directory.clone(), boot_id, _lock: lock })
-        };
-        open().map_err(failed("open", &directory))
-    }
-
-    /// The address of `holder`, which is the same again when it asks again.
-    pub(crate) fn reserve(&self, conf: &Conf, holder: &Attachment) -> Result<Ipv4Addr, Error> {
-        let taken = self.list()?;
-        if let Some(own) = taken.iter().find(|reservation| reservation.holder == *holder) {
-            return Ok(own.address);
-        }
-        let is_free = |address: &Ipv4Addr| {
-            *address != conf.ipam.gateway() && !taken.iter().any(|reservation| reservation.address == *address)
-        };
-        let Some(address) = search(conf.ipam.first(), conf.ipam.last(), self.last()).find(is_free) else {
-            let msg = format!("no address left in {} ({} in use)", conf.ipam.subnet, taken.len());
-            return Err(Error::new(code::EXHAUSTED, msg));
-        };
-        let path = self.directory.join(address.to_string());
-        let record = format!("{}\n{}\n{}\n", holder.container_id, holder.ifname, self.boot_id);
-        fs::write(&path, record).map_err(failed("write", &path))?;
-        let last = self.directory.join(LAST);
-        fs::write(&last, address.to_string()).map_err(failed("write", &last))?;
-        Ok(address)
-    }
-
-    /// Frees what `holder` has.
-    pub(crate) fn release(&self, holder: &Attachment) -> Result<(), Error> {
-        for address in self.of(holder)? {
-            let path = self.directory.join(address.to_string());
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &path)(error)),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    pub(crate) fn of(&self, holder: &Attachment) -> Result<impl Iterator<Item = Ipv4Addr>, Error> {
-        let holder = holder.clone();
-        Ok(self
-            .list()?
-            .into_iter()
-            .filter(move |reservation| reservation.holder == holder)
-            .map(|reservation| reservation.address))
-    }
-
-    /// All reservations of this boot; those of another are removed on the way.
-    pub(crate) fn list(&self) -> Result<Vec<Reservation>, Error> {
-        let mut reservations = Vec::new();
-        for entry in fs::read_dir(&self.directory).map_err(failed("list", &self.directory))? {
-            let path = entry.map_err(failed("list", &self.directory))?.path();
-            let Some(address) = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok())
-            else {
-                continue;
+/// # Errors
+/// No address is left or the wanted one is in use; those of the delegate, in its words.
+pub(crate) fn add(conf: &Conf, args: &Args) -> Result<Lease, Error> {
+    match &conf.ipam {
+        Ipam::None => Ok(Lease::default()),
+        Ipam::Local(local) => {
+            let wanted = conf.wanted(args.wanted.as_deref())?;
+            let reservations = Reservations::open(&local.data_dir, &conf.name)?;
+            let given = reservations.reserve(&local.sets, &wanted, &args.attachment())?;
+            let ip = |(address, range): (IpAddr, crate::conf::Range)| Ip {
+                interface: None,
+                address: IpNet::new_assert(address, range.subnet.prefix_len()),
+                gateway: Some(range.gateway),
             };
-            let record = fs::read_to_string(&path).map_err(failed("read", &path))?;
-            match parse(&record, &self.boot_id) {
-                Some(holder) => reservations.push(Reservation { address, holder }),
-                None => fs::remove_file(&path).map_err(failed("remove", &path))?,
+            let dns = local.resolv_conf.as_deref().map(resolv_conf).transpose()?.unwrap_or_default();
+            Ok(Lease { ips: given.into_iter().map(ip).collect(), routes: local.routes.clone(), dns })
+        }
+        Ipam::Delegate(name) => {
+            let answer = delegate(name, args)?;
+            let success: Success = serde_json::from_slice(&answer)
+                .map_err(|error| Error::new(code::DECODE, format!("result of IPAM plugin {name}: {error}")))?;
+            if success.ips.is_empty() {
+                return Err(Error::new(code::INVALID_CONFIG, format!("IPAM plugin {name} gave no address")));
+            }
+            Ok(Lease { ips: success.ips, routes: success.routes, dns: success.dns })
+        }
+    }
+}
+
+/// Success when nothing was given.
+pub(crate) fn del(conf: &Conf, args: &Args) -> Result<(), Error> {
+    match &conf.ipam {
+        Ipam::None => Ok(()),
+        Ipam::Local(local) => open(local, conf)?.release(&args.attachment()),
+        Ipam::Delegate(name) => delegate(name, args).map(drop),
+    }
+}
+
+/// Compares what was given with what the pod has.
+pub(crate) fn check(conf: &Conf, args: &Args, ips: &[Ip]) -> Result<(), Error> {
+    match &conf.ipam {
+        Ipam::None => Ok(()),
+        Ipam::Local(local) => {
+            let reserved = open(local, conf)?.of(&args.attachment())?;
+            let missing = ips.iter().map(|ip| ip.address.addr()).find(|address| !reserved.contains(address));
+            match missing {
+                Some(address) => {
+                    Err(Error::new(code::DRIFT, format!("{address} is not reserved for {}", args.container_id)))
+                }
+                None if reserved.is_empty() => {
+                    Err(Error::new(code::DRIFT, format!("no address is reserved for {}", args.container_id)))
+                }
+                None => Ok(()),
             }
         }
-        Ok(reservations)
-    }
-
-    fn last(&self) -> Option<Ipv4Addr> {
-        fs::read_to_string(self.directory.join(LAST)).ok()?.parse().ok()
+        Ipam::Delegate(name) => delegate(name, args).map(drop),
     }
 }
 
-fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.display().to_string();
-    move |error| Error::new(code::IO, format!("{what} {path}: {error}"))
+/// What an attachment has, for a CHECK without `prevResult`.
+pub(crate) fn reserved(conf: &Conf, args: &Args) -> Result<Vec<Ip>, Error> {
+    let Ipam::Local(local) = &conf.ipam else { return Ok(Vec::new()) };
+    let range = |address: &IpAddr| local.sets.iter().flatten().find(|range| range.contains(address)).copied();
+    let ip = |address: IpAddr| {
+        let range = range(&address)?;
+        let address = IpNet::new_assert(address, range.subnet.prefix_len());
+        Some(Ip { interface: None, address, gateway: Some(range.gateway) })
+    };
+    Ok(open(local, conf)?.of(&args.attachment())?.into_iter().filter_map(ip).collect())
 }
 
-/// `None` when the record is of another boot, or was cut short by a crash.
-fn parse(record: &str, boot_id: &str) -> Option<Attachment> {
-    let mut lines = record.lines();
-    let holder = Attachment { container_id: lines.next()?.to_owned(), ifname: lines.next()?.to_owned() };
-    (lines.next()? == boot_id).then_some(holder)
-}
-
-/// Every address from `first` to `last`, beginning behind `previous`.
-fn search(first: Ipv4Addr, last: Ipv4Addr, previous: Option<Ipv4Addr>) -> impl Iterator<Item = Ipv4Addr> {
-    let (first, last) = (u32::from(first), u32::from(last));
-    let start = previous
-        .map(u32::from)
-        .filter(|previous| (first..last).contains(previous))
-        .map_or(first, |previous| previous + 1);
-    (start..=last).chain(first..start).map(Ipv4Addr::from)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_search_goes_round_once() {
-        let address = |last: u8| Ipv4Addr::new(10, 0, 0, last);
-        let all = |previous| search(address(2), address(4), previous).collect::<Vec<_>>();
-        assert_eq!(all(None), [address(2), address(3), address(4)]);
-        assert_eq!(all(Some(address(2))), [address(3), address(4), address(2)]);
-        assert_eq!(all(Some(address(4))), [address(2), address(3), address(4)]);
-        assert_eq!(all(Some(address(9))), [address(2), address(3), address(4)]);
+/// Whether there is an address left in every range set.
+pub(crate) fn status(conf: &Conf, args: &Args) -> Result<(), Error> {
+    match &conf.ipam {
+        Ipam::None => Ok(()),
+        Ipam::Local(local) => {
+            let taken = open(local, conf)?.taken()?;
+            for set in &local.sets {
+                let room = set.iter().fold(0_u128, |room, range| room.saturating_add(range.capacity()));
+                let used = taken.iter().filter(|address| set.iter().any(|range| range.contains(address))).count();
+                if used as u128 >= room {
+                    let msg = format!("all {room} addresses of {} are in use", set[0]);
+                    return Err(Error::new(code::NOT_AVAILABLE, msg));
+                }
+            }
+            Ok(())
+        }
+        Ipam::Delegate(name) => delegate(name, args).map(drop),
     }
+}
 
-    #[test]
-    fn records_of_another_boot_and_broken_ones_count_as_free() {
-        let holder = Attachment { container_id: "a".into(), ifname: "eth0".into() };
-        assert_eq!(parse("a\neth0\nboot\n", "boot"), Some(holder));
-        assert_eq!(parse("a\neth0\nboot\n", "other"), None);
-        assert_eq!(parse("a\neth", "boot"), None);
+/// Frees what belongs to nobody valid.
+pub(crate) fn collect_garbage(conf: &Conf, args: &Args) -> Result<(), Error> {
+    match &conf.ipam {
+        Ipam::None => Ok(()),
+        Ipam::Local(local) => {
+            let reservations = open(local, conf)?;
+            let stale = reservations.holders()?.into_iter().filter(|holder| !conf.valid_attachments.contains(holder));
+            stale.into_iter().try_for_each(|holder| reservations.release(&holder))
+        }
+        Ipam::Delegate(name) => delegate(name, args).map(drop),
     }
+}
+
+fn open(local: &Local, conf: &Conf) -> Result<Reservations, Error> {
+    Reservations::open(&local.data_dir, &conf.name)
+}
+
+/// The DNS part of a result, of a file that resolv.conf(5) describes.
+fn resolv_conf(path: &Path) -> Result<Value, Error> {
+    let text =
+        fs::read_to_string(path).map_err(|error| Error::new(code::IO, format!("{}: {error}", path.display())))?;
+    let of = |key: &str| -> Vec<String> {
+        let lines = text.lines().filter_map(|line| line.trim().strip_prefix(key));
+        let words = lines.filter(|rest| rest.starts_with(char::is_whitespace)).flat_map(str::split_whitespace);
+        words.map(str::to_owned).collect()
+    };
+    let domain = of("domain").pop().unwrap_or_default();
+    Ok(json!({ "nameservers": of("nameserver"), "domain": domain, "search": of("search"), "options": of("options") }))
+}
+
+/// Runs another plugin with the environment and the configuration of this one (SPEC.md, "Delegated plugins").
+fn delegate(name: &str, args: &Args) -> Result<Vec<u8>, Error> {
+    let failed = |what: String| Error::new(code::IO, format!("IPAM plugin {name}: {what}"));
+    let path = find(name).ok_or_else(|| failed("not in CNI_PATH".to_owned()))?;
+    let mut child = Command::new(path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .map_err(|error| failed(error.to_string()))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A plugin that does not read has its own answer.
+        let _ = stdin.write_all(args.stdin.as_bytes());
+    }
+    let output = child.wait_with_output().map_err(|error| failed(error.to_string()))?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    match serde_json::from_slice::<Error>(&output.stdout) {
+        // Plugins before 1.1.0 know no STATUS and no GC, and have nothing against them.
+        Ok(error) if error.code == code::INVALID_ENVIRONMENT && ["STATUS", "GC"].contains(&args.command.as_str()) => {
+            Ok(Vec::new())
+        }
+        Ok(error) => Err(Error { msg: format!("IPAM plugin {name}: {}", error.msg), ..error }),
+        Err(_) => Err(failed(format!("{}, and no error object", output.status))),
+    }
+}
+
+fn find(name: &str) -> Option<PathBuf> {
+    let places = env::var_os("CNI_PATH")?;
+    env::split_paths(&places).map(|directory| directory.join(name)).find(|path| path.is_file())
 }

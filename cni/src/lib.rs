@@ -28,6 +28,8 @@ pub mod code {
     pub const EXHAUSTED: u32 = 101;
     /// Own: CHECK found something other than what ADD made.
     pub const DRIFT: u32 = 102;
+    /// Own: a port of the host, or an address that was asked for, belongs to somebody else.
+    pub const IN_USE: u32 = 103;
 }
 
 /// What ADD answers, and what later calls get back as `prevResult`.
@@ -74,6 +76,55 @@ pub struct Route {
     pub dst: IpNet,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gw: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<u32>,
+    /// `mtu`, `advmss`, `scope`: not ours to read, and not to be lost.
+    #[serde(flatten)]
+    pub others: BTreeMap<String, Value>,
+}
+
+/// The capability `portMappings`: a port of the host that leads to one of the pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortMapping {
+    pub host_port: u16,
+    pub container_port: u16,
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// An address of the host; empty, `0.0.0.0` or `::` for all.
+    #[serde(rename = "hostIP", skip_serializing_if = "String::is_empty", default)]
+    pub host_ip: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    #[default]
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        })
+    }
+}
+
+/// The capability `bandwidth`: bits per second and bits, as the pod sees the directions; 0 for no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Bandwidth {
+    pub ingress_rate: u64,
+    pub ingress_burst: u64,
+    pub egress_rate: u64,
+    pub egress_burst: u64,
 }
 
 /// What a plugin prints when it fails, with an exit status other than 0.
@@ -133,17 +184,20 @@ impl ConfList {
     /// Not JSON, a required key is missing, a name outside `[a-zA-Z0-9][-_.a-zA-Z0-9]*`, or a plugin without `type`.
     pub fn parse(text: &str) -> Result<Self, String> {
         let value: BTreeMap<String, Value> = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        let list: Self = if value.contains_key("plugins") {
+        let mut list: Self = if value.contains_key("plugins") {
             serde_json::from_str(text).map_err(|error| error.to_string())?
         } else {
             let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
             let (name, cni_version) = (text("name"), text("cniVersion"));
-            let (cni_versions, disable_check, disable_gc) = (Vec::new(), false, false);
+            let cni_versions = value.get("cniVersions").cloned().map(serde_json::from_value).transpose();
+            let cni_versions = cni_versions.map_err(|error| format!("cniVersions: {error}"))?.unwrap_or_default();
+            let (disable_check, disable_gc) = (false, false);
             Self { name, cni_version, cni_versions, disable_check, disable_gc, plugins: vec![value] }
         };
         if !is_identifier(&list.name) {
             return Err(format!("\"{}\" is not a network name", list.name));
         }
+        list.cni_version = list.best_version()?;
         if list.plugins.is_empty() {
             return Err("no plugin in \"plugins\"".to_owned());
         }
@@ -152,6 +206,21 @@ impl ConfList {
             None => Ok(list),
         }
     }
+}
+
+impl ConfList {
+    /// The highest that both sides know, of `cniVersion` and `cniVersions`.
+    fn best_version(&self) -> Result<String, String> {
+        let named = self.cni_versions.iter().chain([&self.cni_version]);
+        let known = named.filter(|text| version(text) <= version(VERSION)).max_by_key(|text| version(text));
+        known.cloned().ok_or_else(|| format!("cniVersion {} is newer than {VERSION}", self.cni_version))
+    }
+}
+
+/// A version as numbers that compare; what is no number counts as 0.
+pub fn version(text: &str) -> [u32; 3] {
+    let mut parts = text.split('.').map(|part| part.parse().unwrap_or(0));
+    [(); 3].map(|()| parts.next().unwrap_or(0))
 }
 
 /// What network names and container ids may look like.
@@ -176,6 +245,19 @@ mod tests {
     }
 
     #[test]
+    fn the_highest_common_version_is_taken() {
+        for (versions, best) in [
+            (r#""cniVersion":"0.4.0""#, "0.4.0"),
+            (r#""cniVersion":"0.4.0","cniVersions":["1.0.0","0.3.1"]"#, "1.0.0"),
+            (r#""cniVersion":"1.2.0","cniVersions":["1.2.0","1.1.0"]"#, "1.1.0"),
+        ] {
+            let text = format!(r#"{{{versions},"name":"a","plugins":[{{"type":"b"}}]}}"#);
+            assert_eq!(ConfList::parse(&text).unwrap().cni_version, best, "{versions}");
+        }
+        assert!(version("1.1.0") >= [1, 1, 0] && version("0.10.0") > version("0.4.0"));
+    }
+
+    #[test]
     fn conf_lists_are_checked() {
         let one = ConfList::parse(r#"{"cniVersion":"0.4.0","name":"a","type":"bridge"}"#).unwrap();
         assert_eq!((one.name.as_str(), one.plugins.len()), ("a", 1));
@@ -185,6 +267,7 @@ mod tests {
             (r#"{"cniVersion":"1.0.0","name":"x","plugins":[]}"#, "no plugin"),
             (r#"{"cniVersion":"1.0.0","name":"x","plugins":[{}]}"#, "plugin 0"),
             (r#"{"name":"x","plugins":[{"type":"a"}]}"#, "cniVersion"),
+            (r#"{"cniVersion":"2.0.0","name":"x","plugins":[{"type":"a"}]}"#, "newer"),
         ] {
             assert!(ConfList::parse(text).unwrap_err().contains(what), "{text}");
         }

@@ -1,11 +1,17 @@
-//! `berth-bridge`: pods on a Linux bridge, with addresses and masquerading built in. A CNI 1.1.0 plugin.
+//! `berth-bridge`: pods on a Linux bridge, with addresses, masquerading, ports of the host and limits of bandwidth built in. A CNI
+//! 1.1.0 plugin.
 
 mod bridge;
 mod conf;
+mod guard;
 mod ipam;
 mod link;
-mod masquerade;
 mod netns;
+mod nft;
+mod portmap;
+mod reservations;
+mod rules;
+mod shaper;
 
 use std::{
     env,
@@ -20,23 +26,34 @@ use crate::conf::Conf;
 
 const USAGE: &str = "\
 berth-bridge is a CNI plugin: it takes its orders from CNI_COMMAND and its configuration from standard input.
-Commands: ADD, DEL, CHECK, STATUS, GC, VERSION (CNI 0.4.0 to 1.1.0).
+Commands: ADD, DEL, CHECK, STATUS, GC, VERSION (CNI 0.3.0 to 1.1.0).
+
+It is the upstream plugins bridge, host-local, portmap, bandwidth in one: a network for pods, with ports of the host, is
+  { \"cniVersion\": \"1.1.0\", \"name\": \"pods\", \"plugins\": [ {
+      \"type\": \"berth-bridge\", \"isDefaultGateway\": true, \"ipMasq\": true,
+      \"capabilities\": { \"portMappings\": true, \"bandwidth\": true },
+      \"ipam\": { \"type\": \"host-local\", \"ranges\": [[{ \"subnet\": \"10.88.0.0/16\" }], [{ \"subnet\": \"fd00:88::/64\" }]] } } ] }
 
 example: CNI_COMMAND=VERSION berth-bridge < /dev/null
 ";
 
-/// Versions whose results differ in nothing that this plugin prints, but for `ips[].version` of 0.4.0.
-const SUPPORTED: [&str; 3] = ["0.4.0", "1.0.0", "1.1.0"];
+/// Versions whose results differ in nothing that this plugin prints, but for `ips[].version` before 1.0.0.
+const SUPPORTED: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// Larger configurations are not read to the end.
 const MAX_CONF: u64 = 1 << 20;
 
-/// The environment of a call.
-#[derive(Debug)]
+/// A call: its environment, and its input for a plugin that is asked in turn.
+#[derive(Clone, Debug, Default)]
 struct Args {
+    command: String,
+    stdin: String,
     container_id: String,
     netns: Option<String>,
     ifname: String,
+    /// `IP=` and `MAC=` of CNI_ARGS: what the interface is to have.
+    wanted: Option<String>,
+    mac: Option<String>,
     /// The runtime deletes the namespace right after this DEL (`BERTH_NETNS_ENDS=1` in CNI_ARGS).
     netns_ends: bool,
 }
@@ -47,7 +64,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     // Everything is one conversation with the kernel: no second thread, so that entering a namespace and leaving it is safe.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime
         .map_err(|error| Error::new(code::IO, format!("start: {error}")))
         .and_then(|runtime| runtime.block_on(run(&command)));
@@ -73,56 +90,67 @@ async fn run(command: &str) -> Result<Value, Error> {
     if command == "VERSION" {
         return Ok(json!({"cniVersion": VERSION, "supportedVersions": SUPPORTED}));
     }
-    let conf = read_conf()?;
-    match command {
-        "ADD" => {
-            let success = bridge::add(&conf, &Args::read(true)?).await?;
-            Ok(versioned(json!(success), &conf.cni_version))
-        }
-        "DEL" => bridge::del(&conf, &Args::read(false)?).await.map(|()| Value::Null),
-        "CHECK" => bridge::check(&conf, &Args::read(true)?).await.map(|()| Value::Null),
-        "STATUS" => bridge::status(&conf).map(|()| Value::Null),
-        "GC" => bridge::collect_garbage(&conf).await.map(|()| Value::Null),
-        other => Err(Error::new(code::INVALID_ENVIRONMENT, format!("unknown CNI_COMMAND {other}"))),
-    }
-}
-
-fn read_conf() -> Result<Conf, Error> {
-    let mut text = String::new();
-    let read = std::io::stdin().take(MAX_CONF).read_to_string(&mut text);
-    read.map_err(|error| Error::new(code::IO, format!("read the configuration: {error}")))?;
-    let conf: Conf =
-        serde_json::from_str(&text).map_err(|error| Error::new(code::DECODE, format!("configuration: {error}")))?;
+    let stdin = read_stdin()?;
+    let conf = Conf::parse(&stdin)?;
     if !SUPPORTED.contains(&conf.cni_version.as_str()) {
         let msg = format!("cniVersion {} is not one of {}", conf.cni_version, SUPPORTED.join(", "));
         return Err(Error::new(code::INCOMPATIBLE_VERSION, msg));
     }
-    conf.check()?;
-    Ok(conf)
+    // STATUS and GC are about the network and not about a container.
+    let node = Args { command: command.to_owned(), stdin, ..Args::default() };
+    match command {
+        "ADD" => {
+            let success = bridge::add(&conf, &node.read(true)?).await?;
+            Ok(versioned(json!(success), &conf.cni_version))
+        }
+        "DEL" => bridge::del(&conf, &node.read(false)?).await.map(|()| Value::Null),
+        "CHECK" => bridge::check(&conf, &node.read(true)?).await.map(|()| Value::Null),
+        "STATUS" => ipam::status(&conf, &node).map(|()| Value::Null),
+        "GC" => bridge::collect_garbage(&conf, &node).await.map(|()| Value::Null),
+        other => Err(Error::new(code::INVALID_ENVIRONMENT, format!("unknown CNI_COMMAND {other}"))),
+    }
 }
 
-/// 0.4.0 wants the IP version beside each address.
+fn read_stdin() -> Result<String, Error> {
+    let mut text = String::new();
+    let read = std::io::stdin().take(MAX_CONF).read_to_string(&mut text);
+    read.map_err(|error| Error::new(code::IO, format!("read the configuration: {error}")))?;
+    Ok(text)
+}
+
+/// Versions before 1.0.0 want the IP version beside each address.
 fn versioned(mut success: Value, version: &str) -> Value {
     success["cniVersion"] = version.into();
-    if version == "0.4.0" {
+    if version.starts_with("0.") {
         for ip in success["ips"].as_array_mut().into_iter().flatten() {
-            ip["version"] = "4".into();
+            let is_v6 = ip["address"].as_str().is_some_and(|address| address.contains(':'));
+            ip["version"] = if is_v6 { "6" } else { "4" }.into();
         }
     }
     success
 }
 
 impl Args {
-    fn read(needs_netns: bool) -> Result<Self, Error> {
+    /// With what a command about a container finds in its environment.
+    fn read(self, needs_netns: bool) -> Result<Self, Error> {
         let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
         let missing = |name: &str| Error::new(code::INVALID_ENVIRONMENT, format!("{name} is not set"));
+        let cni_args = variable("CNI_ARGS").unwrap_or_default();
+        let argument = |name: &str| {
+            let mut pairs = cni_args.split(';').filter_map(|pair| pair.split_once('='));
+            pairs.find(|(key, _)| *key == name).map(|(_, value)| value.to_owned())
+        };
         let args = Self {
             container_id: variable("CNI_CONTAINERID").ok_or_else(|| missing("CNI_CONTAINERID"))?,
             netns: variable("CNI_NETNS"),
             ifname: variable("CNI_IFNAME").ok_or_else(|| missing("CNI_IFNAME"))?,
-            netns_ends: variable("CNI_ARGS").is_some_and(|args| args.split(';').any(|arg| arg == "BERTH_NETNS_ENDS=1")),
+            wanted: argument("IP"),
+            mac: argument("MAC"),
+            netns_ends: argument("BERTH_NETNS_ENDS").is_some_and(|value| value == "1"),
+            ..self
         };
-        if !is_identifier(&args.container_id) {
+        // Both are part of a rule's comment, which has 255 bytes.
+        if !is_identifier(&args.container_id) || args.container_id.len() > 128 {
             return Err(Error::new(code::INVALID_ENVIRONMENT, format!("bad CNI_CONTAINERID {}", args.container_id)));
         }
         if args.ifname.len() > 15 || args.ifname.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) {
