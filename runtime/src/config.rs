@@ -29,6 +29,12 @@ pinned_images = []
 conf_dir = "/etc/cni/net.d"
 # Where plugins are looked up, in this order.
 bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]
+# Where CNI's own tools look for what plugins answered; berthd has a link there for each pod.
+cache_dir = "/var/lib/cni/results"
+# A plugin that takes longer is killed.
+timeout_seconds = 60
+# Without files in conf_dir, and once the kubelet has told the pods' network: a conf list with {{.PodCIDR}} and its like, as containerd's.
+# conf_template = "/etc/cni/template.conflist"
 
 [registry]
 # <host>/hosts.toml below it says how to reach a registry, _default/hosts.toml all others.
@@ -76,6 +82,10 @@ pub(crate) struct Config {
 pub(crate) struct Cni {
     pub conf_dir: PathBuf,
     pub bin_dirs: Vec<PathBuf>,
+    pub cache_dir: PathBuf,
+    pub timeout_seconds: NonZeroU64,
+    #[serde(deserialize_with = "absolute")]
+    pub conf_template: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -155,7 +165,13 @@ impl Default for Config {
 
 impl Default for Cni {
     fn default() -> Self {
-        Self { conf_dir: "/etc/cni/net.d".into(), bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()] }
+        Self {
+            conf_dir: "/etc/cni/net.d".into(),
+            bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            cache_dir: "/var/lib/cni/results".into(),
+            timeout_seconds: const { NonZeroU64::new(60).expect("not zero") },
+            conf_template: None,
+        }
     }
 }
 

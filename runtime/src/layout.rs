@@ -120,6 +120,20 @@ impl Layout {
         Path::new(NETNS).join(name)
     }
 
+    /// Of pods to the network, by sandbox: there for as long as a DEL is owed.
+    pub(crate) fn attachments(&self) -> PathBuf {
+        self.root.join("networks")
+    }
+
+    pub(crate) fn attachment(&self, sandbox: &str) -> PathBuf {
+        self.attachments().join(sandbox)
+    }
+
+    /// The pods' networks, as the kubelet told them last.
+    pub(crate) fn pod_cidr(&self) -> PathBuf {
+        self.root.join("pod-cidr")
+    }
+
     pub(crate) fn ipam(&self) -> PathBuf {
         self.state.join("ipam")
     }
@@ -132,8 +146,6 @@ pub(crate) mod sandbox {
     pub(crate) const READY: &str = "ready.json";
     /// There once it was stopped.
     pub(crate) const STOPPED: &str = "stopped";
-    /// What a CNI plugin answered to ADD; the intent is the netns in META.
-    pub(crate) const NETWORK: &str = "network.json";
     pub(crate) const HOSTS: &str = "hosts";
     pub(crate) const RESOLV_CONF: &str = "resolv.conf";
     pub(crate) const HOSTNAME: &str = "hostname";

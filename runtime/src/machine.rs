@@ -27,7 +27,7 @@ pub(crate) struct Machine {
     pub selinux: SeLinux,
     pub handlers: Handlers,
     pub cdi_dirs: Vec<PathBuf>,
-    pub networks: Networks,
+    pub networks: Arc<Networks>,
     pub images: Arc<Images>,
     /// Whether pods can have user namespaces of their own.
     pub user_namespaces: bool,

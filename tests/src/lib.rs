@@ -8,7 +8,7 @@ mod registry;
 
 pub use client::{Cri, container, pod};
 pub use image::{Entry, Image, Layer, busybox, digest, gzip};
-pub use machine::{Daemon, Machine, binary, in_guest};
+pub use machine::{Daemon, Machine, binary, in_guest, upstream_network};
 pub use registry::{Answer, Asked, DockerRegistry, FakeRegistry, certificate, upload};
 
 /// A machine with a daemon that serves, and the name of an image with busybox that it has.

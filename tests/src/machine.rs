@@ -15,6 +15,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::client::Cri;
@@ -71,6 +72,16 @@ impl Machine {
         self.dir.path().join(name)
     }
 
+    /// The network of the pods from now on: a conf list.
+    pub fn write_network(&self, list: &Value) {
+        let directory = self.path("net.d");
+        fs::create_dir_all(&directory).expect("make a directory");
+        // Complete at once: the daemon may be reading.
+        let draft = directory.join("draft");
+        fs::write(&draft, list.to_string()).expect("write the network");
+        fs::rename(draft, directory.join("00-test.conflist")).expect("write the network");
+    }
+
     /// `program` in the machine's namespaces; its pid is its own.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
@@ -80,7 +91,16 @@ impl Machine {
 
     /// Runs `work` in the machine's network namespace: its sockets stay in it.
     pub fn in_network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let namespace = File::open(format!("/proc/{}/ns/net", self.holder.id())).expect("the holder lives");
+        Self::inside(Path::new(&format!("/proc/{}/ns/net", self.holder.id())), work)
+    }
+
+    /// Runs `work` in a network namespace that is pinned in the machine: a pod's, or one of `ip netns add`.
+    pub fn in_netns<T: Send>(&self, name: &str, work: impl FnOnce() -> T + Send) -> T {
+        Self::inside(Path::new(&format!("/proc/{}/root/run/netns/{name}", self.holder.id())), work)
+    }
+
+    fn inside<T: Send>(namespace: &Path, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = File::open(namespace).expect("open the namespace");
         let result = thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET).expect("setns");
@@ -107,9 +127,10 @@ impl Machine {
         let config = self.path("config.toml");
         if !config.exists() {
             let text = format!(
-                "images_dir = {:?}\npinned_images = [\"*/pinned/*\"]\n[cni]\nconf_dir = {:?}\n[cdi]\nspec_dirs = [{:?}]\n[registry]\nconfig_path = {:?}\nauth_file = {:?}\nstall_seconds = 2\n{}\n",
+                "images_dir = {:?}\npinned_images = [\"*/pinned/*\"]\n[cni]\nconf_dir = {:?}\ncache_dir = {:?}\n[cdi]\nspec_dirs = [{:?}]\n[registry]\nconfig_path = {:?}\nauth_file = {:?}\nstall_seconds = 2\n{}\n",
                 self.path("images").display().to_string(),
                 self.path("net.d").display().to_string(),
+                self.path("cni-results").display().to_string(),
                 self.path("cdi").display().to_string(),
                 self.path("certs.d").display().to_string(),
                 self.path("auth.json").display().to_string(),
@@ -169,9 +190,16 @@ impl Machine {
                 .filter(|line| line.contains(&own) || line.contains("/netns/"))
                 .map(|line| format!("mount {line}")),
         );
-        for directory in
-            ["root/sandboxes", "root/containers", "root/trash", "state/sandboxes", "state/containers", "state/oci"]
-        {
+        for directory in [
+            "root/sandboxes",
+            "root/containers",
+            "root/trash",
+            "root/networks",
+            "cni-results",
+            "state/sandboxes",
+            "state/containers",
+            "state/oci",
+        ] {
             // Hidden ones are what other runtimes keep for all of their containers.
             let names = names(&self.path(directory)).into_iter().filter(|name| !name.starts_with('.'));
             left.extend(names.map(|name| format!("{directory}/{name}")));
@@ -179,16 +207,17 @@ impl Machine {
         left.extend(
             names(Path::new(&format!("/proc/{holder}/root/run/netns"))).into_iter().map(|name| format!("netns {name}")),
         );
-        let reserved = names(&self.path("state/ipam/berth"));
-        left.extend(reserved.into_iter().filter(|name| name.contains('.')).map(|name| format!("address {name}")));
+        let reserved = names(&self.path("state/ipam/berth")).into_iter();
+        let of_all = |name: &String| ["lock", "boot"].contains(&name.as_str()) || name.starts_with("last_");
+        left.extend(reserved.filter(|name| !of_all(name)).map(|name| format!("address {name}")));
         let known = |name: &str| name.is_empty() || ["lo", "berth0"].contains(&name);
         let links = self.output("ip", &["-o", "link"]);
         let link =
             |line: &str| line.split(": ").nth(1).unwrap_or_default().split('@').next().unwrap_or_default().to_owned();
         left.extend(links.lines().map(link).filter(|name| !known(name)).map(|name| format!("link {name}")));
         let rules = if in_guest() { String::new() } else { self.output("nft", &["list", "ruleset"]) };
-        // The pods' network is masqueraded once and for all; nothing is there for a single pod.
-        let single = |line: &&str| line.contains("elements") && !line.contains("{ 10.88.0.0/16 }");
+        // The pods' networks are known once and for all; nothing is there for a single pod.
+        let single = |line: &&str| line.contains("elements") && !line.contains("{ 10.88.0.0/16");
         left.extend(rules.lines().filter(single).map(|line| format!("nft {}", line.trim())));
         left.extend(cgroups(&self.cgroup_parent).into_iter().map(|path| format!("cgroup {}", path.display())));
         left.extend(self.shims().into_iter().map(|(pid, command)| format!("process {pid} {command}")));
@@ -303,6 +332,19 @@ const GUEST_NETWORK: &str = r#"{ "cniVersion": "1.1.0", "name": "berth", "plugin
     { "type": "berth-bridge", "bridge": "berth0", "isDefaultGateway": true, "ipMasq": false,
       "ipam": { "type": "berth-local", "subnet": "10.88.0.0/16", "dataDir": "$STATE/ipam" } }
 ] }"#;
+
+/// What a cluster of before has: upstream's bridge, host-local, portmap, firewall, bandwidth and tuning, as Debian packages them.
+pub fn upstream_network(machine: &Machine) -> Value {
+    let ipam = json!({ "type": "host-local", "ranges": [[{ "subnet": "10.89.0.0/16" }]], "routes": [{ "dst": "0.0.0.0/0" }],
+        "dataDir": machine.path("host-local") });
+    json!({ "cniVersion": "1.0.0", "name": "upstream", "plugins": [
+        { "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true, "ipam": ipam },
+        { "type": "portmap", "capabilities": { "portMappings": true } },
+        { "type": "firewall" },
+        { "type": "bandwidth", "capabilities": { "bandwidth": true } },
+        { "type": "tuning", "sysctl": { "net.core.somaxconn": "500" } },
+    ] })
+}
 
 /// One of the three that `hack/build` makes, or of BERTH_BIN.
 ///

@@ -5,7 +5,7 @@ mod remove;
 mod run;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -13,11 +13,13 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
+use berth_cni::PortMapping;
 use berth_shim::{
     record::{self, Found},
     spec::{IdMapping, UserNamespace},
 };
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 pub(crate) use remove::{remove, stop};
 pub(crate) use run::run;
@@ -28,7 +30,7 @@ use crate::{
     id::SandboxId,
     layout::{self, Layout},
     machine::Machine,
-    network::{Attached, Pod, PortMapping},
+    network::{Networks, Pod},
     selinux,
     shim::{self, Connection},
 };
@@ -164,15 +166,20 @@ impl Meta {
         self.config.namespaces.user.map(namespace)
     }
 
-    fn pod(&self) -> Pod {
-        Pod {
+    /// `None` with the host's network.
+    fn pod(&self) -> Option<Pod> {
+        let dns = |dns: &Dns| json!({ "servers": dns.servers, "searches": dns.searches, "options": dns.options });
+        Some(Pod {
             id: self.id.to_string(),
             name: self.config.name.clone(),
             namespace: self.config.namespace.clone(),
             uid: self.config.uid.clone(),
-            netns: self.netns().filter(|path| path.exists()),
+            netns: self.netns()?,
             ports: self.config.ports.clone(),
-        }
+            annotations: self.config.annotations.clone(),
+            dns: self.config.dns.as_ref().map(dns),
+            cgroup_parent: self.config.cgroup_parent.clone(),
+        })
     }
 }
 
@@ -246,8 +253,8 @@ impl Sandbox {
         let pause_lost = meta.config.namespaces.pid == NamespaceMode::Pod
             && !shim::is_alive(&directory.join(layout::sandbox::PAUSE))?;
         let state = if pause_lost { State::NotReady } else { state };
-        let attached = record::read::<Attached>(&directory.join(layout::sandbox::NETWORK))?.record();
-        Ok(Some(Self::new(machine, meta, state, attached.map_or_else(Vec::new, |attached| attached.addresses()))))
+        let attachment = Networks::attachment(&machine.layout, id.as_str())?;
+        Ok(Some(Self::new(machine, meta, state, attachment.map_or_else(Vec::new, |attachment| attachment.addresses()))))
     }
 
     /// What an undo could not undo: there to be stopped and removed again.
@@ -285,18 +292,17 @@ impl Sandbox {
 
     /// For the verbose status: what the CNI plugins answered.
     pub(crate) fn cni_result(&self, layout: &Layout) -> serde_json::Value {
-        let path = layout.sandbox(&self.meta.id).join(layout::sandbox::NETWORK);
-        let attached = record::read::<Attached>(&path).ok().and_then(Found::record);
-        serde_json::json!(attached.as_ref().and_then(Attached::result))
+        let attachment = Networks::attachment(layout, self.meta.id.as_str());
+        json!(attachment.ok().flatten().and_then(|attachment| attachment.result))
     }
 }
 
-/// Ids of the sandboxes that have, or may have, an attachment to the network, and are to keep it.
-pub(crate) fn attached(layout: &Layout) -> anyhow::Result<Vec<String>> {
+/// Ids of the sandboxes that keep their attachment to the network.
+pub(crate) fn attached(layout: &Layout) -> anyhow::Result<BTreeSet<String>> {
     let directory = layout.sandboxes();
     let entries = fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))?.flatten();
     let keeps =
-        |path: &Path| path.join(layout::sandbox::NETWORK).exists() && !path.join(layout::sandbox::STOPPED).exists();
+        |path: &Path| path.join(layout::sandbox::META).exists() && !path.join(layout::sandbox::STOPPED).exists();
     Ok(entries
         .filter(|entry| keeps(&entry.path()))
         .map(|entry| entry.file_name().to_string_lossy().into_owned())

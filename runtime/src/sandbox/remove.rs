@@ -28,21 +28,16 @@ impl Sandbox {
 }
 
 /// Ends the pause process, detaches the network and unpins the namespaces. Containers are the caller's business, before.
-///
-/// A failing DEL stays owed and is logged: Stop succeeds when processes are dead and the namespaces are unpinned.
 pub(crate) async fn stop(machine: &Machine, sandbox: &Sandbox) -> Result<()> {
     let directory = machine.layout.sandbox(&sandbox.meta.id);
-    if let Err(error) = tear_down(machine, &sandbox.meta, &directory).await? {
-        tracing::warn!(sandbox = %sandbox.meta.id, "detach the network, to be tried again: {error:#}");
-    }
-    Ok(())
+    Ok(tear_down(machine, &sandbox.meta, &directory).await?)
 }
 
 /// Removes all of a sandbox. Success when there is nothing.
 pub(crate) async fn remove(machine: &Machine, id: &SandboxId) -> Result<()> {
     let directory = machine.layout.sandbox(id);
     match record::read::<Meta>(&directory.join(layout::sandbox::META)).context("read the sandbox's record")? {
-        Found::Record(meta) => tear_down(machine, &meta, &directory).await??,
+        Found::Record(meta) => tear_down(machine, &meta, &directory).await?,
         // Without its first file nothing else was made.
         Found::Absent | Found::Damaged => {}
     }
@@ -56,18 +51,15 @@ pub(crate) async fn remove(machine: &Machine, id: &SandboxId) -> Result<()> {
     Ok(trash::discard(&machine.layout, &directory).with_context(|| format!("remove {}", directory.display()))?)
 }
 
-/// The outer result is of what must succeed, the inner one of the network.
-async fn tear_down(machine: &Machine, meta: &Meta, directory: &Path) -> anyhow::Result<anyhow::Result<()>> {
+async fn tear_down(machine: &Machine, meta: &Meta, directory: &Path) -> anyhow::Result<()> {
     end_pause(machine, meta, directory).await.context("end the pod's pause process")?;
-    // With the namespace still there, so that plugins find what is in it.
-    let network = directory.join(layout::sandbox::NETWORK);
-    let detached = machine.networks.detach(&meta.pod(), &network).await;
+    // With the namespace still there, so that plugins find what is in it. A failing DEL stays owed, and nobody waits for it.
+    machine.networks.detach(meta.id.as_str()).await;
     let pins = Pins::of(&machine.layout, &meta.id);
     for path in [pins.ipc, pins.uts, pins.pid, pins.user].into_iter().chain(meta.netns()) {
         unpin(&path)?;
     }
-    unmount(&pins.shm)?;
-    Ok(detached)
+    unmount(&pins.shm)
 }
 
 async fn end_pause(machine: &Machine, meta: &Meta, directory: &Path) -> anyhow::Result<()> {

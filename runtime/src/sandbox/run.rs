@@ -76,11 +76,10 @@ async fn make(
     fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
     record::write(&directory.join(layout::sandbox::META), &meta).context("write the sandbox's record")?;
     pin(machine, &meta, &directory, sysctls).await?;
-    let attached = match &meta.netns {
-        Some(_) => Some(machine.networks.attach(&meta.pod(), &directory.join(layout::sandbox::NETWORK)).await?),
-        None => None,
+    let addresses = match meta.pod() {
+        Some(pod) => machine.networks.attach(&pod).await?.addresses(),
+        None => Vec::new(),
     };
-    let addresses = attached.map_or_else(Vec::new, |attached| attached.addresses());
     files::write(&directory, &meta, &addresses)?;
     if meta.config.namespaces.pid == NamespaceMode::Pod {
         launch_pause(machine, &meta, &directory).await.context("start the pod's pause process")?;

@@ -6,7 +6,7 @@ use berth_proto::v1::{self, runtime_service_server::RuntimeService};
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
 use super::{convert, pieces, status};
-use crate::{config::Driver, container, node::Node};
+use crate::{config::Driver, container, error::Error, node::Node};
 
 #[derive(Debug)]
 pub(super) struct Runtime {
@@ -43,8 +43,11 @@ impl RuntimeService for Runtime {
         request: Request<v1::UpdateRuntimeConfigRequest>,
     ) -> Answer<v1::UpdateRuntimeConfigResponse> {
         let network = request.into_inner().runtime_config.and_then(|config| config.network_config).unwrap_or_default();
-        // Conf lists say where addresses come from; there is no template to fill in.
-        tracing::info!(pod_cidr = network.pod_cidr, "the kubelet tells the pods' range");
+        if !network.pod_cidr.is_empty() {
+            let set = self.node.machine.networks.set_pod_cidr(&network.pod_cidr);
+            set.map_err(|error| Error::invalid(format!("{error:#}")))?;
+            tracing::info!(pod_cidr = network.pod_cidr, "the kubelet tells the pods' network");
+        }
         ok(v1::UpdateRuntimeConfigResponse {})
     }
 

@@ -61,15 +61,10 @@ fn one(key: &str, value: &serde_json::Value) -> HashMap<String, String> {
 
 fn info(node: &Node) -> HashMap<String, String> {
     let layout = &node.machine.layout;
-    let conf = node.machine.networks.conf_list();
-    let network = match &conf {
-        Ok(list) => json!({ "confList": list }),
-        Err(error) => json!({ "error": format!("{error:#}") }),
-    };
     let config = json!({ "rootDir": layout.root, "stateDir": layout.state, "cgroupVersion": if node.machine.cgroups.is_v2 { 2 } else { 1 } });
     let counts = json!({ "sandboxes": node.sandboxes.all().len(), "containers": node.containers.all().len() });
     let mut info = one("config", &config);
-    info.extend(one("cniconfig", &network));
+    info.extend(one("cniconfig", &node.machine.networks.info()));
     info.extend(one("objects", &counts));
     info
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+use berth_cni::{PortMapping, Protocol};
 use berth_proto::v1;
 use berth_shim::spec::{IdMapping, Propagation};
 
@@ -12,7 +13,6 @@ use crate::{
     container::{self, MountSource, Seccomp, Security},
     error::{Error, Result},
     image,
-    network::PortMapping,
     sandbox::{self, Dns, NamespaceMode, NamespaceModes, UserMapping},
     selinux,
 };
@@ -81,16 +81,16 @@ pub(in crate::server) fn sandbox_config(
 
 fn port(port: v1::PortMapping) -> Result<PortMapping> {
     let protocol = match port.protocol() {
-        v1::Protocol::Tcp => "tcp",
-        v1::Protocol::Udp => "udp",
-        v1::Protocol::Sctp => "sctp",
+        v1::Protocol::Tcp => Protocol::Tcp,
+        v1::Protocol::Udp => Protocol::Udp,
+        v1::Protocol::Sctp => Protocol::Sctp,
     };
     let number =
         |number: i32| u16::try_from(number).map_err(|_| Error::invalid(format!("port {number} is out of range")));
     Ok(PortMapping {
         host_port: number(port.host_port)?,
         container_port: number(port.container_port)?,
-        protocol: protocol.to_owned(),
+        protocol,
         host_ip: port.host_ip,
     })
 }
