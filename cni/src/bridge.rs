@@ -234,6 +234,7 @@ pub(crate) async fn check(conf: &Conf, args: &Args) -> Result<(), Error> {
         Some(result) => (result.ips.clone(), result.routes.clone()),
         None => (ipam::reserved(conf, args)?, Vec::new()),
     };
+    let netns = open_netns(args)?;
     ipam::check(conf, args, &ips)?;
     let host = netns::here()?;
     let bridge = link::find(&host, &conf.bridge).await?.filter(|link| link.is_bridge && link.is_up);
@@ -252,7 +253,7 @@ pub(crate) async fn check(conf: &Conf, args: &Args) -> Result<(), Error> {
     if port.controller != Some(bridge.index) {
         return Err(drift(format!("{name} is not a port of {}", conf.bridge)));
     }
-    let inside = netns::inside(&open_netns(args)?)?;
+    let inside = netns::inside(&netns)?;
     let interface = link::find(&inside, &args.ifname).await?;
     let interface = interface.filter(|link| link.is_up || conf.disable_container_interface);
     let interface = interface.ok_or_else(|| drift(format!("{} is missing or down", args.ifname)))?;

@@ -60,7 +60,7 @@ struct Args {
 
 fn main() -> ExitCode {
     let Ok(command) = env::var("CNI_COMMAND") else {
-        print(USAGE);
+        let _ = print(USAGE);
         return ExitCode::from(2);
     };
     // Everything is one conversation with the kernel: no second thread, so that entering a namespace and leaving it is safe.
@@ -68,22 +68,24 @@ fn main() -> ExitCode {
     let result = runtime
         .map_err(|error| Error::new(code::IO, format!("start: {error}")))
         .and_then(|runtime| runtime.block_on(run(&command)));
+    // A runtime that closed the pipe has given up already.
     match result {
         Ok(Value::Null) => ExitCode::SUCCESS,
         Ok(answer) => {
-            print(&answer.to_string());
+            let _ = print(&answer.to_string());
             ExitCode::SUCCESS
         }
         Err(error) => {
-            print(&json!(error).to_string());
+            let _ = print(&json!(error).to_string());
             ExitCode::FAILURE
         }
     }
 }
 
-fn print(text: &str) {
-    // A runtime that closed the pipe has given up already.
-    let _ = std::io::stdout().write_all(text.as_bytes());
+fn print(text: &str) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
 }
 
 async fn run(command: &str) -> Result<Value, Error> {
@@ -100,8 +102,13 @@ async fn run(command: &str) -> Result<Value, Error> {
     let node = Args { command: command.to_owned(), stdin, ..Args::default() };
     match command {
         "ADD" => {
-            let success = bridge::add(&conf, &node.read(true)?).await?;
-            Ok(versioned(json!(success), &conf.cni_version))
+            let args = node.read(true)?;
+            let success = bridge::add(&conf, &args).await?;
+            if print(&versioned(json!(success), &conf.cni_version).to_string()).is_err() {
+                // The runtime is gone, and may have undone this before it was done.
+                bridge::del(&conf, &Args { netns_ends: false, ..args }).await?;
+            }
+            Ok(Value::Null)
         }
         "DEL" => bridge::del(&conf, &node.read(false)?).await.map(|()| Value::Null),
         "CHECK" => bridge::check(&conf, &node.read(true)?).await.map(|()| Value::Null),

@@ -91,21 +91,12 @@ async fn recover_one(node: &Arc<Node>, id: &ContainerId) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What CNI plugins still hold for pods that are gone is freed, and the network of those that live is looked at; nobody waits for it.
+/// What CNI plugins still hold for pods that are gone is freed; nobody waits for it.
 fn collect_networks(node: &Arc<Node>) {
     let node = node.clone();
     tokio::spawn(async move {
-        let networks = &node.machine.networks;
-        if let Err(error) = networks.collect(|| sandbox::attached(&node.machine.layout)).await {
+        if let Err(error) = node.machine.networks.collect(|| sandbox::attached(&node.machine.layout)).await {
             tracing::warn!("garbage collection of pod networks: {error:#}");
-        }
-        for sandbox in node.sandboxes.all() {
-            if sandbox.state() != sandbox::State::Ready {
-                continue;
-            }
-            if let Err(error) = networks.check(sandbox.meta.id.as_str()).await {
-                tracing::warn!(sandbox = %sandbox.meta.id, "its network is not what it was: {error:#}");
-            }
         }
     });
 }

@@ -168,6 +168,20 @@ pub(crate) async fn await_end(dir: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// Waits for a pin of the pod of `dir` that outlived its daemon; none begins while the file lives that this returns.
+pub(crate) async fn claim_pin(dir: &Path) -> anyhow::Result<Option<fs::File>> {
+    let path = dir.join(layout::PIN);
+    let file = match fs::File::open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        file => file.with_context(|| format!("open {}", path.display()))?,
+    };
+    let locking = move || match flock(&file, FlockOperation::LockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(errno) => Err(errno),
+    };
+    tokio::task::spawn_blocking(locking).await?.with_context(|| format!("lock {}", path.display()))
+}
+
 /// Kills what the shim of `dir` keeps, if it lives, and waits until it has left.
 pub(crate) async fn end(dir: &Path, socket_dir: &Path) -> anyhow::Result<()> {
     while is_alive(dir)? {

@@ -1,8 +1,11 @@
 //! Makes the namespaces of a pod, binds them to files and leaves: a sandbox is not a process.
 
 use std::{
-    fs::{self, OpenOptions},
-    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
+    fs::{self, File, OpenOptions},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
     path::Path,
 };
 
@@ -16,7 +19,10 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
     unistd::{Pid, sethostname},
 };
-use rustix::net::{AddressFamily, SocketType};
+use rustix::{
+    fs::FlockOperation,
+    net::{AddressFamily, SocketType},
+};
 
 use crate::{
     error::{Result, Step, failure},
@@ -27,6 +33,7 @@ use crate::{
 /// Reads `pin.json` of `dir` and pins what it names.
 pub(crate) fn run(dir: &Path) -> Result<()> {
     let path = dir.join(layout::PIN);
+    let _claim = claim(&path)?;
     let Found::Record(pin) = berth_shim::record::read::<Pin>(&path).step_on("read", &path)? else {
         return Err(failure("missing or damaged", &path));
     };
@@ -63,6 +70,18 @@ pub(crate) fn run(dir: &Path) -> Result<()> {
         mount(Some("shm"), path, Some("tmpfs"), flags, Some(options.as_str())).step_on("mount tmpfs on", path)?;
     }
     Ok(())
+}
+
+/// Locks `pin.json` for as long as this process lives. Who removes the pod holds the same lock, so that a pin whose daemon was killed
+/// has either ended before, or finds nothing to pin.
+fn claim(path: &Path) -> Result<File> {
+    let file = File::open(path).step_on("open", path)?;
+    rustix::fs::flock(&file, FlockOperation::LockExclusive).step_on("lock", path)?;
+    let (own, there) = (file.metadata().step_on("look at", path)?, fs::metadata(path).step_on("look at", path)?);
+    if own.ino() != there.ino() {
+        return Err(failure("the pod was removed, and made anew:", path));
+    }
+    Ok(file)
 }
 
 /// Makes a user namespace and the others in it, so that it owns them, and enters all but itself: this process stays root of the

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::Read,
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -82,6 +82,16 @@ impl Machine {
         fs::rename(draft, directory.join("00-test.conflist")).expect("write the network");
     }
 
+    /// A CNI plugin that is a shell script, replaced at once if it is there.
+    pub fn write_plugin(&self, name: &str, script: &str) {
+        let directory = self.path("cni-bin");
+        fs::create_dir_all(&directory).expect("make a directory");
+        let draft = directory.join("draft");
+        fs::write(&draft, format!("#!/bin/sh\n{script}\n")).expect("write a plugin");
+        fs::set_permissions(&draft, fs::Permissions::from_mode(0o755)).expect("make it a program");
+        fs::rename(draft, directory.join(name)).expect("write a plugin");
+    }
+
     /// `program` in the machine's namespaces; its pid is its own.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
@@ -127,10 +137,11 @@ impl Machine {
         let config = self.path("config.toml");
         if !config.exists() {
             let text = format!(
-                "images_dir = {:?}\npinned_images = [\"*/pinned/*\"]\n[cni]\nconf_dir = {:?}\ncache_dir = {:?}\n[cdi]\nspec_dirs = [{:?}]\n[registry]\nconfig_path = {:?}\nauth_file = {:?}\nstall_seconds = 2\n{}\n",
+                "images_dir = {:?}\npinned_images = [\"*/pinned/*\"]\n[cni]\nconf_dir = {:?}\ncache_dir = {:?}\nbin_dirs = [{:?}, \"/usr/lib/cni\"]\ntimeout_seconds = 2\n[cdi]\nspec_dirs = [{:?}]\n[registry]\nconfig_path = {:?}\nauth_file = {:?}\nstall_seconds = 2\n{}\n",
                 self.path("images").display().to_string(),
                 self.path("net.d").display().to_string(),
                 self.path("cni-results").display().to_string(),
+                self.path("cni-bin").display().to_string(),
                 self.path("cdi").display().to_string(),
                 self.path("certs.d").display().to_string(),
                 self.path("auth.json").display().to_string(),

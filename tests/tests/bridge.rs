@@ -308,6 +308,30 @@ fn nobody_outside_talks_to_what_listens_on_localhost() {
 }
 
 #[test]
+fn an_add_whose_runtime_is_gone_undoes_itself() {
+    let host = Host::new();
+    host.pod("one");
+    let mut child = host
+        .machine
+        .command(binary("berth-bridge"))
+        .envs([
+            ("CNI_COMMAND", "ADD"),
+            ("CNI_CONTAINERID", "one"),
+            ("CNI_NETNS", "/run/netns/one"),
+            ("CNI_IFNAME", "eth0"),
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    child.stdin.take().unwrap().write_all(host.conf.to_string().as_bytes()).unwrap();
+    child.wait().unwrap();
+    assert!(fs::exists(host.machine.path("ipam/pods/last_reserved_ip.0")).unwrap(), "it had begun");
+    host.assert_empty();
+}
+
+#[test]
 fn what_cannot_be_is_refused_with_its_reason_and_leaves_nothing() {
     let host = Host::new();
     let fails = |id: &str, conf: &Value, code: u32, what: &str| {

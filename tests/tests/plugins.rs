@@ -1,32 +1,40 @@
-//! CNI plugins that misbehave: each a clear error, the sandbox undone.
+//! CNI plugins that misbehave: each a clear error, the sandbox undone, and no pod held up.
 #![allow(clippy::unwrap_used, reason = "a test that panics fails")]
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
-    path::PathBuf,
+    path::Path,
     time::{Duration, Instant},
 };
 
-use berth_tests::{Machine, pod};
+use berth_proto::v1;
+use berth_tests::{Machine, eventually, pod};
+use serde_json::{Value, json};
+use tonic::Code;
 
-/// A machine whose network is one plugin, and where that is to be.
-fn with_plugin(name: &str) -> (Machine, PathBuf) {
+/// A machine whose network is these plugins.
+fn with_plugins(names: &[&str]) -> Machine {
     let machine = Machine::new();
-    for directory in ["bin", "net.d"] {
-        fs::create_dir(machine.path(directory)).unwrap();
-    }
-    let [net, bin] = ["net.d", "bin"].map(|name| machine.path(name).display().to_string());
-    fs::write(machine.path("config.toml"), format!("[cni]\nconf_dir = {net:?}\nbin_dirs = [{bin:?}]\n")).unwrap();
-    let conf = format!(r#"{{ "cniVersion": "1.0.0", "name": "test", "plugins": [{{ "type": "{name}" }}] }}"#);
-    fs::write(machine.path("net.d/10-test.conflist"), conf).unwrap();
-    let plugin = machine.path("bin").join(name);
-    (machine, plugin)
+    fs::create_dir_all(machine.path("cni-bin")).unwrap();
+    let plugins: Vec<Value> = names.iter().map(|name| json!({ "type": name })).collect();
+    machine.write_network(&json!({ "cniVersion": "1.1.0", "name": "test", "plugins": plugins }));
+    machine
 }
+
+/// Whether a process has this command line.
+fn runs(command: &str) -> bool {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .into_iter()
+        .any(|entry| fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == command.as_bytes()))
+}
+
+/// What a good ADD answers.
+const ANSWER: &str = r#"{"cniVersion":"1.1.0","ips":[{"address":"10.1.0.5/16"}]}"#;
 
 #[tokio::test]
 async fn plugins_that_misbehave_are_told_apart_and_undone() {
-    let (machine, plugin) = with_plugin("bad");
+    let machine = with_plugins(&["bad"]);
     let daemon = machine.start().await;
     let cri = daemon.cri();
     for (script, what) in [
@@ -38,21 +46,24 @@ async fn plugins_that_misbehave_are_told_apart_and_undone() {
         ("exec yes", "more than 1 MiB"),
         ("yes >&2", "more than 1 MiB"),
         ("echo '{}'", "no address"),
+        ("sleep 1234; true", "CNI plugin bad ADD: no answer in 2 s: killed"),
     ] {
         // DEL answers, so that only ADD is at fault.
-        fs::write(&plugin, format!("#!/bin/sh\n[ \"$CNI_COMMAND\" = ADD ] || exit 0\n{script}\n")).unwrap();
-        fs::set_permissions(&plugin, fs::Permissions::from_mode(0o755)).unwrap();
+        machine.write_plugin("bad", &format!("[ \"$CNI_COMMAND\" = ADD ] || exit 0\n{script}"));
         let begun = Instant::now();
         let refused = cri.run_pod(pod(&machine, "p")).await.unwrap_err();
         assert!(refused.message().contains(what), "{script}: {refused}");
         assert!(begun.elapsed().as_secs() < 20, "{script}");
+        // With what it started.
+        assert!(!runs("sleep\u{0}1234\u{0}"), "{script}");
         machine.assert_clean().await;
     }
 }
 
 #[tokio::test]
 async fn a_plugin_that_is_being_installed_is_waited_for() {
-    let (machine, plugin) = with_plugin("late");
+    let machine = with_plugins(&["late"]);
+    let plugin = machine.path("cni-bin/late");
     // A program that is open for writing cannot be executed.
     fs::copy("/bin/true", &plugin).unwrap();
     let writer = fs::File::options().write(true).open(&plugin).unwrap();
@@ -66,5 +77,169 @@ async fn a_plugin_that_is_being_installed_is_waited_for() {
     let (refused, ()) = tokio::join!(run, finish);
     // It ran: /bin/true says nothing.
     assert!(refused.unwrap_err().message().contains("result of plugin late"));
+    machine.assert_clean().await;
+}
+
+/// A plugin that writes down what it is asked, and does as `script` says.
+fn recorder(log: &Path, script: &str) -> String {
+    let log = log.display();
+    format!(
+        "conf=$(cat)\necho \"$CNI_COMMAND ${{0##*/}} netns=$CNI_NETNS args=$CNI_ARGS conf=$conf\" >> {log}\n{script}"
+    )
+}
+
+#[tokio::test]
+async fn plugins_hear_what_libcni_would_tell_them() {
+    let machine = with_plugins(&[]);
+    machine.write_network(
+        &json!({ "cniVersion": "0.4.0", "cniVersions": ["1.0.0", "0.4.0"], "name": "test", "plugins": [
+        { "type": "first", "own": 1 },
+        { "type": "second", "capabilities": { "portMappings": true, "bandwidth": true, "dns": true, "cgroupPath": true,
+            "io.kubernetes.cri.pod-annotations": true, "mac": true } },
+    ] }),
+    );
+    let log = machine.path("plugins.log");
+    machine.write_plugin("first", &recorder(&log, &format!("[ $CNI_COMMAND = ADD ] && echo '{ANSWER}'; exit 0")));
+    let second = r#"{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"x"},{"name":"net1","sandbox":"x"}],
+        "ips":[{"interface":0,"address":"fd00::5/64"},{"interface":1,"address":"192.0.2.1/24"},{"interface":0,"address":"10.1.0.5/16"}]}"#;
+    let second = second.replace('\n', "");
+    machine.write_plugin("second", &recorder(&log, &format!("[ $CNI_COMMAND = ADD ] && echo '{second}'; exit 0")));
+    let daemon = machine.start().await;
+    let cri = daemon.cri();
+    let mut config = pod(&machine, "p");
+    config.annotations = [("kubernetes.io/ingress-bandwidth".to_owned(), "10M".to_owned())].into();
+    config.dns_config = Some(v1::DnsConfig { servers: vec!["10.0.0.10".to_owned()], ..Default::default() });
+    config.port_mappings =
+        vec![v1::PortMapping { host_port: 8080, container_port: 80, protocol: 1, ..Default::default() }];
+    let id = cri.run_pod(config).await.unwrap();
+
+    let status = cri.pod_status(&id).await.unwrap().network.unwrap();
+    let more: Vec<&str> = status.additional_ips.iter().map(|ip| ip.ip.as_str()).collect();
+    assert_eq!((status.ip.as_str(), more), ("10.1.0.5", vec!["fd00::5"]), "of eth0, IPv4 first");
+
+    // Where libcni looks, and in its form.
+    let cached = fs::read_to_string(machine.path(&format!("cni-results/test-{id}-eth0"))).unwrap();
+    let cached: Value = serde_json::from_str(&cached).unwrap();
+    assert_eq!(
+        (&cached["kind"], &cached["ifName"], &cached["networkName"]),
+        (&json!("cniCacheV1"), &json!("eth0"), &json!("test"))
+    );
+    assert_eq!(cached["cniArgs"][0], json!(["IgnoreUnknown", "1"]));
+    assert_eq!(cached["result"]["ips"][0]["address"], "fd00::5/64");
+
+    cri.remove_pod(&id).await.unwrap();
+    let said = fs::read_to_string(&log).unwrap();
+    let calls: Vec<(&str, Value)> = said
+        .lines()
+        .map(|line| line.split_once(" conf=").unwrap())
+        .map(|(call, conf)| (call, serde_json::from_str(conf).unwrap()))
+        .collect();
+    let verbs: Vec<String> =
+        calls.iter().map(|(call, _)| call.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(verbs, ["ADD first", "ADD second", "DEL second", "DEL first"]);
+    let args = format!(
+        "args=IgnoreUnknown=1;K8S_POD_NAMESPACE=test;K8S_POD_NAME=p;K8S_POD_INFRA_CONTAINER_ID={id};K8S_POD_UID=uid-p"
+    );
+    assert!(calls.iter().all(|(call, _)| call.contains(&args) && call.contains("netns=/var/run/netns/cni-")), "{said}");
+    let (_, first) = &calls[0];
+    assert_eq!(*first, json!({ "type": "first", "own": 1, "name": "test", "cniVersion": "1.0.0" }));
+    let (_, second) = &calls[1];
+    assert_eq!(second["prevResult"]["ips"][0]["address"], "10.1.0.5/16");
+    assert_eq!(
+        second["runtimeConfig"],
+        json!({
+            "portMappings": [{ "hostPort": 8080, "containerPort": 80, "protocol": "udp" }],
+            "bandwidth": { "ingressRate": 10_000_000, "ingressBurst": 10_000_000, "egressRate": 0, "egressBurst": 0 },
+            "dns": { "servers": ["10.0.0.10"], "searches": [], "options": [] },
+            "cgroupPath": format!("/{}", machine.cgroup_parent),
+            "io.kubernetes.cri.pod-annotations": { "kubernetes.io/ingress-bandwidth": "10M" },
+        })
+    );
+    let (_, del) = &calls[3];
+    assert_eq!(del["prevResult"]["ips"][0]["address"], "fd00::5/64", "DEL hears the result of all");
+    machine.assert_clean().await;
+
+    let mut config = pod(&machine, "q");
+    config.annotations = [("kubernetes.io/egress-bandwidth".to_owned(), "fast".to_owned())].into();
+    let refused = cri.run_pod(config).await.unwrap_err();
+    assert!(refused.message().contains("\"fast\" is not a quantity"), "{refused}");
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_failing_or_hanging_del_holds_no_pod_up_and_is_tried_until_it_succeeds() {
+    let machine = with_plugins(&["bad"]);
+    let log = machine.path("plugins.log");
+    let fails = |how: &str| {
+        let script = format!(
+            "[ $CNI_COMMAND = ADD ] && echo '{ANSWER}' && exit 0\n[ $CNI_COMMAND = DEL ] && {{ {how}; }}\nexit 0"
+        );
+        machine.write_plugin("bad", &recorder(&log, &script));
+    };
+    fails(r#"echo '{"cniVersion":"1.1.0","code":11,"msg":"the fabric is down"}'; exit 1"#);
+    let daemon = machine.start().await;
+    let cri = daemon.cri();
+    let owed = |cri: berth_tests::Cri| async move {
+        let status = cri.runtime.clone().status(v1::StatusRequest { verbose: true }).await.unwrap().into_inner();
+        serde_json::from_str::<Value>(&status.info["cniconfig"]).unwrap()["owedDetachments"].as_u64().unwrap()
+    };
+    let one = cri.run_pod(pod(&machine, "one")).await.unwrap();
+    cri.stop_pod(&one).await.unwrap();
+    assert_eq!(cri.pod_status(&one).await.unwrap().state(), v1::PodSandboxState::SandboxNotready);
+    assert_eq!(owed(cri.clone()).await, 1);
+    cri.stop_pod(&one).await.unwrap();
+    cri.remove_pod(&one).await.unwrap();
+    assert_eq!(cri.pod_status(&one).await.unwrap_err().code(), Code::NotFound);
+    assert!(daemon.log().contains("the fabric is down"), "{}", daemon.log());
+
+    // One that hangs is killed, and waited for no longer than that.
+    fails("exec sleep 20");
+    let two = cri.run_pod(pod(&machine, "two")).await.unwrap();
+    let begun = Instant::now();
+    cri.remove_pod(&two).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+
+    // What is owed outlives the daemon.
+    daemon.kill();
+    fails("true");
+    let daemon = machine.start().await;
+    let cri = daemon.cri();
+    eventually("every DEL", async || fs::read_dir(machine.path("root/networks")).unwrap().next().is_none()).await;
+    for id in [&one, &two] {
+        let said = fs::read_to_string(&log).unwrap();
+        let last = said.lines().rfind(|line| line.starts_with("DEL") && line.contains(id.as_str())).unwrap();
+        assert!(last.contains("netns= "), "its namespace is gone: {last}");
+    }
+    assert_eq!(owed(cri).await, 0);
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_broken_edit_of_the_network_stops_nobody_and_its_loss_is_told() {
+    let machine = with_plugins(&["good"]);
+    machine.write_plugin("good", &format!("[ $CNI_COMMAND = ADD ] && echo '{ANSWER}'; exit 0"));
+    let daemon = machine.start().await;
+    let cri = daemon.cri();
+    let network = |cri: berth_tests::Cri| async move {
+        let status = cri.runtime.clone().status(v1::StatusRequest { verbose: true }).await.unwrap().into_inner();
+        let conditions = status.status.unwrap().conditions;
+        let ready = conditions.into_iter().find(|condition| condition.r#type == "NetworkReady").unwrap();
+        let info: Value = serde_json::from_str(&status.info["cniconfig"]).unwrap();
+        (ready.status, ready.message, info["lastCNILoadStatus"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(network(cri.clone()).await, (true, String::new(), "OK".to_owned()));
+    fs::write(machine.path("net.d/00-test.conflist"), "{ \"cniVersion\": ").unwrap();
+    let (ready, _, wrong) = network(cri.clone()).await;
+    assert!(ready && wrong.contains("00-test.conflist") && wrong.contains("EOF"), "{wrong}");
+    let id = cri.run_pod(pod(&machine, "p")).await.unwrap();
+    fs::remove_file(machine.path("net.d/00-test.conflist")).unwrap();
+    // Of the guest's own.
+    let _ = fs::remove_file(machine.path("net.d/10-guest.conflist"));
+    let (ready, message, _) = network(cri.clone()).await;
+    assert!(!ready && message.contains("network \"test\" is gone"), "{message}");
+    let refused = cri.run_pod(pod(&machine, "q")).await.unwrap_err();
+    assert!(refused.message().contains("is gone"), "{refused}");
+    // The DEL is that of the network as it was.
+    cri.remove_pod(&id).await.unwrap();
     machine.assert_clean().await;
 }

@@ -34,7 +34,7 @@ use crate::{config, layout::Layout};
 
 /// The interface of the pod that Kubernetes looks at.
 const INTERFACE: &str = "eth0";
-/// How long the end of a pod waits for its DEL.
+/// How long the end of a pod waits for plugins.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between the attempts of a DEL, doubling from the first to the last.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
@@ -227,7 +227,14 @@ impl Networks {
     }
 
     /// CHECK of every plugin: whether the network of a pod is what ADD made. Success where plugins or their configuration know no CHECK.
+    ///
+    /// # Errors
+    /// The plugin's name and own words; or that they take too long, because nobody stops the pod meanwhile.
     pub(crate) async fn check(&self, id: &str) -> anyhow::Result<()> {
+        tokio::time::timeout(PATIENCE, self.run_checks(id)).await.context("CHECK takes too long")?
+    }
+
+    async fn run_checks(&self, id: &str) -> anyhow::Result<()> {
         let _running = self.collecting.read().await;
         let file = self.layout.attachment(id);
         let Some(attachment) = record::read::<Attachment>(&file)?.record() else { return Ok(()) };

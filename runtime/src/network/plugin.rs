@@ -10,6 +10,10 @@ use std::{
 
 use anyhow::{Context, anyhow, bail};
 use berth_cni::code;
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
@@ -71,8 +75,9 @@ impl Plugins {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .kill_on_drop(true);
+            .process_group(0);
         let mut child = spawn(&mut plugin).await.with_context(during)?;
+        let group = Group(child.id());
         let request = serde_json::to_vec(conf)?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let conversation = async {
@@ -90,7 +95,27 @@ impl Plugins {
             .map_err(|_| anyhow!("no answer in {} s: killed", self.timeout.as_secs()))
             .and_then(|result| result)
             .with_context(during)?;
+        group.keep();
         answer(command, output).with_context(during)
+    }
+}
+
+/// A plugin and what it started: killed when dropped, because it hung, said too much, or nobody waits for it any more.
+struct Group(Option<u32>);
+
+impl Group {
+    /// It has ended by itself; what it left running is meant to.
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0 {
+            // Not there any more is as good.
+            let _ = killpg(Pid::from_raw(pid as i32), Signal::SIGKILL);
+        }
     }
 }
 

@@ -290,6 +290,16 @@ impl Sandbox {
         self.snapshot().addresses.clone()
     }
 
+    /// For the verbose status: whether the CNI plugins still find what they made.
+    pub(crate) async fn check_network(&self, machine: &Machine) -> anyhow::Result<&'static str> {
+        // No plugin is run twice at once for a pod.
+        let Ok(_busy) = self.busy.try_lock() else { return Ok("not asked: the pod is being changed") };
+        if self.state() != State::Ready || self.meta.netns.is_none() {
+            return Ok("not asked: the pod has no network of its own");
+        }
+        machine.networks.check(self.meta.id.as_str()).await.map(|()| "OK")
+    }
+
     /// For the verbose status: what the CNI plugins answered.
     pub(crate) fn cni_result(&self, layout: &Layout) -> serde_json::Value {
         let attachment = Networks::attachment(layout, self.meta.id.as_str());

@@ -36,6 +36,7 @@ pub(crate) async fn stop(machine: &Machine, sandbox: &Sandbox) -> Result<()> {
 /// Removes all of a sandbox. Success when there is nothing.
 pub(crate) async fn remove(machine: &Machine, id: &SandboxId) -> Result<()> {
     let directory = machine.layout.sandbox(id);
+    let _claim = shim::claim_pin(&directory).await?;
     match record::read::<Meta>(&directory.join(layout::sandbox::META)).context("read the sandbox's record")? {
         Found::Record(meta) => tear_down(machine, &meta, &directory).await?,
         // Without its first file nothing else was made.

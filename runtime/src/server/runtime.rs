@@ -80,7 +80,7 @@ impl RuntimeService for Runtime {
     ) -> Answer<v1::PodSandboxStatusResponse> {
         let request = request.into_inner();
         let sandbox = self.node.sandboxes.find(&request.pod_sandbox_id)?;
-        let info = if request.verbose { status::sandbox_info(&self.node, &sandbox) } else { HashMap::new() };
+        let info = if request.verbose { status::sandbox_info(&self.node, &sandbox).await } else { HashMap::new() };
         ok(v1::PodSandboxStatusResponse { status: Some(convert::sandbox_status(&sandbox)), info, ..Default::default() })
     }
 

@@ -69,8 +69,9 @@ fn info(node: &Node) -> HashMap<String, String> {
     info
 }
 
-pub(super) fn sandbox_info(node: &Node, sandbox: &Sandbox) -> HashMap<String, String> {
+pub(super) async fn sandbox_info(node: &Node, sandbox: &Sandbox) -> HashMap<String, String> {
     let meta = &sandbox.meta;
+    let check = sandbox.check_network(&node.machine).await;
     let (overhead, resources) = sandbox.sizes();
     one(
         "info",
@@ -79,6 +80,7 @@ pub(super) fn sandbox_info(node: &Node, sandbox: &Sandbox) -> HashMap<String, St
             "resources": resources,
             "netNamespace": meta.netns(),
             "cniResult": sandbox.cni_result(&node.machine.layout),
+            "cniCheck": check.map_or_else(|error| format!("{error:#}"), str::to_owned),
             "runtimeHandler": meta.config.runtime_handler,
             "config": meta.config,
         }),
