@@ -197,7 +197,7 @@ fn success(conf: &Conf, args: &Args, lease: Lease, routes: Vec<Route>, links: &[
     let interfaces = names.into_iter().zip(sandboxes).zip(links);
     let gateway =
         |ip: &Ip| ip.gateway.filter(|_| conf.serves_gateway() || !matches!(conf.ipam, crate::conf::Ipam::Local(_)));
-    let dns = [&conf.runtime_config.dns, &conf.dns].into_iter().flatten().find(|dns| has_entries(dns)).cloned();
+    let dns = conf.dns.clone().filter(has_entries).or(Some(lease.dns).filter(has_entries));
     Success {
         cni_version: conf.cni_version.clone(),
         interfaces: interfaces
@@ -205,7 +205,7 @@ fn success(conf: &Conf, args: &Args, lease: Lease, routes: Vec<Route>, links: &[
             .collect(),
         ips: lease.ips.iter().map(|ip| Ip { interface: Some(2), address: ip.address, gateway: gateway(ip) }).collect(),
         routes,
-        dns: dns.or(Some(lease.dns).filter(has_entries)).unwrap_or_else(|| json!({})),
+        dns: dns.unwrap_or_else(|| json!({})),
     }
 }
 

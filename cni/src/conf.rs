@@ -88,7 +88,6 @@ pub(crate) struct RuntimeConfig {
     ip_ranges: Vec<Vec<RawRange>>,
     pub port_mappings: Vec<PortMapping>,
     pub bandwidth: Option<Bandwidth>,
-    pub dns: Option<Value>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -156,10 +155,21 @@ struct RawLocal {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawRange {
+    // Those of containerd begin with a capital.
+    #[serde(alias = "Subnet")]
     subnet: IpNet,
+    #[serde(alias = "RangeStart", default, deserialize_with = "address")]
     range_start: Option<IpAddr>,
+    #[serde(alias = "RangeEnd", default, deserialize_with = "address")]
     range_end: Option<IpAddr>,
+    #[serde(alias = "Gateway", default, deserialize_with = "address")]
     gateway: Option<IpAddr>,
+}
+
+/// An empty one is none.
+fn address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?.filter(|text| !text.is_empty());
+    text.map(|text| text.parse().map_err(serde::de::Error::custom)).transpose()
 }
 
 fn default_bridge() -> String {
@@ -444,7 +454,7 @@ mod tests {
 
     #[test]
     fn ranges_of_the_runtime_come_first_and_both_families_are_served() {
-        let more = r#""runtimeConfig":{"ipRanges":[[{"subnet":"10.9.0.0/24"}]]},"#;
+        let more = r#""runtimeConfig":{"ipRanges":[[{"Subnet":"10.9.0.0/24","RangeStart":""}]]},"#;
         let conf = parse(r#"{"type":"host-local","ranges":[[{"subnet":"fd00::/64"}]]}"#, more).unwrap();
         let Ipam::Local(local) = conf.ipam else { panic!("not local") };
         let texts: Vec<String> = local.sets.iter().flatten().map(ToString::to_string).collect();

@@ -89,12 +89,15 @@ pub struct Route {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PortMapping {
+    // containerd writes all of these with a capital, which Go's decoder does not mind.
+    #[serde(alias = "HostPort")]
     pub host_port: u16,
+    #[serde(alias = "ContainerPort")]
     pub container_port: u16,
-    #[serde(default)]
+    #[serde(alias = "Protocol", default)]
     pub protocol: Protocol,
     /// An address of the host; empty, `0.0.0.0` or `::` for all.
-    #[serde(rename = "hostIP", skip_serializing_if = "String::is_empty", default)]
+    #[serde(rename = "hostIP", alias = "HostIP", skip_serializing_if = "String::is_empty", default)]
     pub host_ip: String,
 }
 
@@ -102,8 +105,11 @@ pub struct PortMapping {
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     #[default]
+    #[serde(alias = "TCP")]
     Tcp,
+    #[serde(alias = "UDP")]
     Udp,
+    #[serde(alias = "SCTP")]
     Sctp,
 }
 
@@ -121,9 +127,13 @@ impl fmt::Display for Protocol {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Bandwidth {
+    #[serde(alias = "IngressRate")]
     pub ingress_rate: u64,
+    #[serde(alias = "IngressBurst")]
     pub ingress_burst: u64,
+    #[serde(alias = "EgressRate")]
     pub egress_rate: u64,
+    #[serde(alias = "EgressBurst")]
     pub egress_burst: u64,
 }
 

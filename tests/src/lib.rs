@@ -2,11 +2,13 @@
 //! on its loopback, a CRI client, and a look at what is left afterwards.
 
 mod client;
+mod containerd;
 mod image;
 mod machine;
 mod registry;
 
 pub use client::{Cri, container, pod};
+pub use containerd::{Containerd, processes, tools};
 pub use image::{Entry, Image, Layer, busybox, digest, gzip};
 pub use machine::{Daemon, Machine, binary, in_guest, upstream_network};
 pub use registry::{Answer, Asked, DockerRegistry, FakeRegistry, certificate, upload};

@@ -210,6 +210,36 @@ async fn drift_is_told_to_who_asks_and_a_namespace_that_vanished_holds_nothing_u
     machine.assert_clean().await;
 }
 
+type Network = fn(&Machine) -> serde_json::Value;
+
+fn data(machine: &Machine) -> String {
+    machine.path("host-local").display().to_string()
+}
+
+fn ptp(machine: &Machine) -> serde_json::Value {
+    let ipam = json!({ "type": "host-local", "subnet": "10.91.0.0/24", "routes": [{ "dst": "0.0.0.0/0" }], "dataDir": data(machine) });
+    json!({ "cniVersion": "0.4.0", "name": "ptp", "plugins": [{ "type": "ptp", "ipMasq": true, "ipam": ipam }] })
+}
+
+fn macvlan(machine: &Machine) -> serde_json::Value {
+    machine.output("ip", &["link", "add", "wire", "type", "veth", "peer", "name", "other"]);
+    for link in ["wire", "other"] {
+        machine.output("ip", &["link", "set", link, "up"]);
+    }
+    machine.output("ip", &["addr", "add", "10.92.0.254/24", "dev", "other"]);
+    let ipam = json!({ "type": "host-local", "subnet": "10.92.0.0/24", "dataDir": data(machine) });
+    json!({ "cniVersion": "1.0.0", "name": "macvlan", "plugins": [{ "type": "macvlan", "master": "wire", "ipam": ipam }] })
+}
+
+fn own_with_portmap(machine: &Machine) -> serde_json::Value {
+    let ipam = json!({ "type": "host-local", "subnet": "10.93.0.0/24", "dataDir": data(machine) });
+    json!({ "cniVersion": "1.0.0", "name": "mixed", "plugins": [
+        { "type": "berth-bridge", "bridge": "mixed0", "isDefaultGateway": true, "hairpinMode": true, "ipMasq": true, "ipam": ipam },
+        { "type": "portmap", "snat": true, "capabilities": { "portMappings": true } },
+        { "type": "loopback" },
+    ] })
+}
+
 #[tokio::test]
 async fn pods_run_on_the_networks_of_upstreams_plugins() {
     if cannot_translate() {
@@ -218,34 +248,11 @@ async fn pods_run_on_the_networks_of_upstreams_plugins() {
     if !Path::new("/usr/lib/cni/bridge").exists() {
         panic!("Debian's containernetworking-plugins is not installed: hack/test does it");
     }
-    let data = |machine: &Machine| machine.path("host-local").display().to_string();
-    let chain = upstream_network;
-    let ptp = |machine: &Machine| {
-        let ipam = json!({ "type": "host-local", "subnet": "10.91.0.0/24", "routes": [{ "dst": "0.0.0.0/0" }], "dataDir": data(machine) });
-        json!({ "cniVersion": "0.4.0", "name": "ptp", "plugins": [{ "type": "ptp", "ipMasq": true, "ipam": ipam }] })
-    };
-    let macvlan = |machine: &Machine| {
-        machine.output("ip", &["link", "add", "wire", "type", "veth", "peer", "name", "other"]);
-        for link in ["wire", "other"] {
-            machine.output("ip", &["link", "set", link, "up"]);
-        }
-        machine.output("ip", &["addr", "add", "10.92.0.254/24", "dev", "other"]);
-        let ipam = json!({ "type": "host-local", "subnet": "10.92.0.0/24", "dataDir": data(machine) });
-        json!({ "cniVersion": "1.0.0", "name": "macvlan", "plugins": [{ "type": "macvlan", "master": "wire", "ipam": ipam }] })
-    };
-    let own_with_portmap = |machine: &Machine| {
-        let ipam = json!({ "type": "host-local", "subnet": "10.93.0.0/24", "dataDir": data(machine) });
-        json!({ "cniVersion": "1.0.0", "name": "mixed", "plugins": [
-            { "type": "berth-bridge", "bridge": "mixed0", "isDefaultGateway": true, "hairpinMode": true, "ipMasq": true, "ipam": ipam },
-            { "type": "portmap", "snat": true, "capabilities": { "portMappings": true } },
-            { "type": "loopback" },
-        ] })
-    };
-    let networks: [(&str, &dyn Fn(&Machine) -> serde_json::Value, bool); 4] = [
-        ("chain", &chain, true),
-        ("ptp", &ptp, false),
-        ("macvlan", &macvlan, false),
-        ("mixed", &own_with_portmap, true),
+    let networks: [(&str, Network, bool); 4] = [
+        ("chain", upstream_network, true),
+        ("ptp", ptp, false),
+        ("macvlan", macvlan, false),
+        ("mixed", own_with_portmap, true),
     ];
     for (name, network, maps_ports) in networks {
         let machine = Machine::new();

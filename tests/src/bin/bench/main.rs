@@ -1,17 +1,19 @@
 //! `hack/bench` after the build: berthd and a containerd on one machine, driven through CRI in turn, medians and their ratio.
 
+mod plugins;
+
 use std::{
     collections::BTreeMap,
     error::Error,
     fs,
     io::Write,
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
 use berth_proto::v1;
-use berth_tests::{Cri, DockerRegistry, Image, Layer, Machine, busybox, container, eventually, gzip, pod};
+use berth_tests::{Containerd, Cri, DockerRegistry, Image, Layer, Machine, busybox, container, gzip, pod, processes};
 use serde_json::json;
 
 const USAGE: &str = "\
@@ -68,19 +70,6 @@ struct Target {
     peaks: Vec<f64>,
 }
 
-/// A peer: killed at the end, with the shims of a run that failed.
-struct Running(Child, String);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-        for pid in shims(&self.1, "containerd-shim") {
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL);
-        }
-    }
-}
-
 #[allow(clippy::print_stdout, reason = "a program for people")]
 fn say(line: &str) {
     println!("{line}");
@@ -128,15 +117,15 @@ async fn main() -> Outcome<()> {
             peaks: Vec::new(),
         });
     } else if !options.alone {
-        let (running, cri) = containerd(&machine).await?;
+        let containerd = Containerd::start(&machine, &network(&machine), "127.0.0.1:5000/pause:1").await;
         targets.push(Target {
             name: "containerd".into(),
-            cri,
+            cri: containerd.cri(),
             times: Times::new(),
-            pid: Some(running.0.id()),
+            pid: Some(containerd.pid()),
             peaks: Vec::new(),
         });
-        _containerd = Some(running);
+        _containerd = Some(containerd);
     }
     for target in &targets {
         target.cri.pull(&small).await?;
@@ -161,10 +150,11 @@ async fn main() -> Outcome<()> {
             record(target, 100, vec![("PullImage", pulled), ("RemoveImage", begun.elapsed())]);
         }
     }
+    let plugins = if options.peer.is_none() { plugins::compare(options.rounds, options.alone)? } else { Vec::new() };
     let limits = limits(&machine, &tree)?;
     let memory = memory(&machine, &mut targets, &small).await?;
     table(&targets);
-    limits.iter().chain(&memory).for_each(|line| say(line));
+    plugins.iter().chain(&limits).chain(&memory).for_each(|line| say(line));
     Ok(())
 }
 
@@ -326,7 +316,7 @@ async fn memory(machine: &Machine, targets: &mut [Target], image: &str) -> Outco
         }
         let marker = machine.dir.path().display().to_string();
         let daemon = target.pid.map_or(0, |pid| smaps(pid, "Rss:"));
-        let shims = shims(&marker, if target.name == "berth" { "berth-shim" } else { "containerd-shim" });
+        let shims = processes(&marker, if target.name == "berth" { "berth-shim" } else { "containerd-shim" });
         let peak = target.peaks.iter().copied().fold(0.0, f64::max);
         let private: f64 = median(&shims.iter().map(|pid| private(*pid)).collect::<Vec<_>>());
         let rss = median(&shims.iter().map(|pid| smaps(*pid, "Rss:") as f64).collect::<Vec<_>>());
@@ -353,54 +343,12 @@ fn private(pid: u32) -> f64 {
     (smaps(pid, "Private_Clean:") + smaps(pid, "Private_Dirty:")) as f64
 }
 
-fn shims(marker: &str, program: &str) -> Vec<u32> {
-    let pids = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let ours = |pid: &u32| {
-        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        let first = command.split(' ').next().unwrap_or_default();
-        first.ends_with(program) || first.contains(&format!("{program}-")) && command.contains(marker)
-    };
-    pids.filter(ours).collect()
-}
-
-/// A containerd with runc and the upstream bridge in the machine's namespaces, on a directory of its own.
-async fn containerd(machine: &Machine) -> Outcome<(Running, Cri)> {
-    let bin = Path::new(env!("CARGO_MANIFEST_DIR")).join("../hack/tools/bin").canonicalize()?;
-    let (root, socket) = (machine.path("containerd"), machine.path("containerd.sock"));
-    let conf = machine.path("containerd-net.d");
-    fs::create_dir_all(&conf)?;
+/// Upstream's bridge, as the built-in network is.
+fn network(machine: &Machine) -> serde_json::Value {
     let subnet = json!([[{ "subnet": "10.89.0.0/16" }]]);
     let ipam = json!({ "type": "host-local", "ranges": subnet, "dataDir": machine.path("host-local") });
     let bridge = json!({ "type": "bridge", "bridge": "cni0", "isDefaultGateway": true, "ipMasq": true, "ipMasqBackend": "nftables", "ipam": ipam });
-    let list = json!({ "cniVersion": "1.0.0", "name": "peer", "plugins": [bridge] });
-    fs::write(conf.join("10-peer.conflist"), list.to_string())?;
-    let config = format!(
-        "version = 3\nroot = {root:?}\nstate = {:?}\n[grpc]\naddress = {socket:?}\n\
-         [plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = '127.0.0.1:5000/pause:1'\n\
-         [plugins.'io.containerd.cri.v1.runtime']\nrestrict_oom_score_adj = true\n\
-         [plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = [{bin:?}]\nconf_dir = {conf:?}\n\
-         [plugins.'io.containerd.nri.v1.nri']\ndisable = true\n",
-        machine.path("containerd-state"),
-    );
-    let path = machine.path("containerd.toml");
-    fs::write(&path, config)?;
-    let log = fs::File::create(machine.path("containerd.log"))?;
-    let search = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
-    let child = machine
-        .command(bin.join("containerd"))
-        .args(["--config".as_ref(), path.as_os_str()])
-        .env("PATH", search)
-        .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()?;
-    let (running, cri) = (Running(child, machine.dir.path().display().to_string()), Cri::connect(&socket));
-    eventually("containerd, see containerd.log", async || cri.serving().await.is_ok()).await;
-    Ok((running, cri))
+    json!({ "cniVersion": "1.0.0", "name": "peer", "plugins": [bridge] })
 }
 
 struct Tree {
