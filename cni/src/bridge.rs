@@ -54,7 +54,7 @@ async fn attach(conf: &Conf, args: &Args) -> Result<Success, Error> {
     let port = find(&host, &port).await?;
     // Where bridged packets meet the rules (br_netfilter), a pod that asks for its own port of the host is sent back at once.
     let hairpin = conf.hairpin_mode || (!conf.runtime_config.port_mappings.is_empty() && !conf.promisc_mode);
-    link::set_port(&host, port.index, hairpin, conf.port_isolation).await?;
+    link::start_port(&host, port.index, hairpin, conf.port_isolation).await?;
     if filters_vlans {
         let trunks: Result<Vec<_>, String> = conf.vlan_trunk.iter().map(Trunk::ids).collect();
         let trunks = trunks.map_err(|msg| Error::new(code::INVALID_CONFIG, msg))?;
@@ -146,6 +146,7 @@ async fn vlan_interface(conf: &Conf, host: &Handle, bridge: &Link, name: &str) -
     };
     let port = find(host, &port).await?;
     link::set_vlans(host, port.index, conf.vlan, &[], conf.preserve_default_vlan).await?;
+    link::start_port(host, port.index, false, false).await?;
     link::bring_up(host, link.index).await?;
     Ok(link)
 }
@@ -156,6 +157,9 @@ async fn configure(conf: &Conf, args: &Args, netns: &File, ips: &[Ip], routes: &
     let interface = find(&inside, &args.ifname).await?;
     if conf.disable_container_interface {
         return Ok(interface);
+    }
+    if ips.iter().all(|ip| ip.address.addr().is_ipv4()) {
+        link::no_link_local(&inside, interface.index).await;
     }
     for ip in ips {
         link::add_address(&inside, interface.index, ip.address, conf.enabledad).await?;

@@ -13,8 +13,8 @@ use ipnet::IpNet;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
     link::{
-        BridgeVlanInfoFlags, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
-        LinkFlags, LinkMessage,
+        AfSpecInet6, AfSpecUnspec, BridgeVlanInfoFlags, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind,
+        InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkMessage,
     },
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope},
 };
@@ -128,12 +128,11 @@ pub(crate) struct Pair<'a> {
     pub mtu: Option<u32>,
 }
 
-/// A pair: `host` is a port of the bridge here and up, `inside` is in the other namespace and down, because the kernel opens no
-/// peer before the pair is whole. One message.
+/// A pair: `host` is a port of the bridge here, `inside` is in the other namespace, and both are down. One message.
 pub(crate) async fn add_pair(handle: &Handle, pair: &Pair<'_>) -> Result<(), Error> {
     let mut peer = LinkMessageBuilder::<LinkUnspec>::new().name(pair.inside).setns_by_fd(pair.netns.as_raw_fd());
     let mut host =
-        LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth).name(pair.host).controller(pair.bridge).up();
+        LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth).name(pair.host).controller(pair.bridge);
     if let Some(mtu) = pair.mtu {
         peer = peer.mtu(mtu);
         host = host.mtu(mtu);
@@ -150,24 +149,30 @@ pub(crate) async fn bring_up(handle: &Handle, index: u32) -> Result<(), Error> {
     handle.link().set(up).execute().await.map_err(|error| failed("bring up interface", &index.to_string(), &error))
 }
 
-/// Hairpin: a port may send back what came in through it. Isolated: ports that are do not reach one another.
-pub(crate) async fn set_port(handle: &Handle, index: u32, hairpin: bool, isolated: bool) -> Result<(), Error> {
-    let mut settings = Vec::new();
-    if hairpin {
-        settings.push(InfoBridgePort::HairpinMode(true));
+/// An interface that has no IPv6 address of its own making: hundreds of them that look for neighbours and routers are heard by all. To be
+/// called before it is up. A kernel without IPv6 has nothing to set.
+pub(crate) async fn no_link_local(handle: &Handle, index: u32) {
+    let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+    let attribute = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]);
+    let message = LinkUnspec::new_with_index(index).append_extra_attribute(attribute).build();
+    let _ = handle.link().set(message).execute().await;
+}
+
+/// Brings up a port. Hairpin: it may send back what came in through it. Isolated: ports that are do not reach one another.
+pub(crate) async fn start_port(handle: &Handle, index: u32, hairpin: bool, isolated: bool) -> Result<(), Error> {
+    // The bridge has the host's addresses.
+    no_link_local(handle, index).await;
+    let mut message = LinkMessageBuilder::<LinkUnspec>::new().index(index).up();
+    let settings: Vec<InfoBridgePort> =
+        [hairpin.then_some(InfoBridgePort::HairpinMode(true)), isolated.then_some(InfoBridgePort::Isolated(true))]
+            .into_iter()
+            .flatten()
+            .collect();
+    if !settings.is_empty() {
+        message = message.set_port_kind(InfoPortKind::Bridge).set_port_data(InfoPortData::BridgePort(settings));
     }
-    if isolated {
-        settings.push(InfoBridgePort::Isolated(true));
-    }
-    if settings.is_empty() {
-        return Ok(());
-    }
-    let message = LinkMessageBuilder::<LinkUnspec>::new()
-        .index(index)
-        .set_port_kind(InfoPortKind::Bridge)
-        .set_port_data(InfoPortData::BridgePort(settings))
-        .build();
-    handle.link().set_port(message).execute().await.map_err(|error| failed("set port", &index.to_string(), &error))
+    let started = handle.link().set_port(message.build()).execute().await;
+    started.map_err(|error| failed("bring up port", &index.to_string(), &error))
 }
 
 /// The VLANs of a port: one whose packets have no tags, those that pass with theirs, and the bridge's own or not.
@@ -211,13 +216,19 @@ pub(crate) async fn delete(handle: &Handle, name: &str) -> Result<(), Error> {
 
 /// Adds an address; success when it is there already. With `checked` the kernel looks for duplicates of an IPv6 address first.
 pub(crate) async fn add_address(handle: &Handle, index: u32, address: IpNet, checked: bool) -> Result<(), Error> {
+    add_new_address(handle, index, address, checked).await.map(drop)
+}
+
+/// Whether it was not there before.
+async fn add_new_address(handle: &Handle, index: u32, address: IpNet, checked: bool) -> Result<bool, Error> {
     let mut request = handle.address().add(index, address.addr(), address.prefix_len());
     if !checked && address.addr().is_ipv6() {
         request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
     }
     match request.execute().await {
-        Err(error) if !is(&error, nix::libc::EEXIST) => Err(failed("add address", &address.to_string(), &error)),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if is(&error, nix::libc::EEXIST) => Ok(false),
+        Err(error) => Err(failed("add address", &address.to_string(), &error)),
     }
 }
 
@@ -233,6 +244,10 @@ pub(crate) async fn own_address(
     force: bool,
 ) -> Result<(), Error> {
     let (name, index) = bridge;
+    // There already, as for every pod but the first: then the others were looked at, and are not listed each time.
+    if !add_new_address(handle, index, gateway, false).await? {
+        return Ok(());
+    }
     for message in address_messages(handle, index).await? {
         let Some(found) = address_of(&message) else { continue };
         let same_family = found.is_ipv4() == gateway.addr().is_ipv4();
@@ -240,14 +255,21 @@ pub(crate) async fn own_address(
         if !is_other || (found.is_ipv6() && !gateway.contains(&found)) {
             continue;
         }
-        if !force {
-            let msg = format!("{name} has the address {found} and not {gateway}: see forceAddress");
-            return Err(Error::new(code::INVALID_CONFIG, msg));
+        if force {
+            let removed = handle.address().del(message).execute().await;
+            removed.map_err(|error| failed("remove address", &found.to_string(), &error))?;
+            continue;
         }
-        let removed = handle.address().del(message).execute().await;
-        removed.map_err(|error| failed("remove address", &found.to_string(), &error))?;
+        let ours =
+            address_messages(handle, index).await?.into_iter().find(|one| address_of(one) == Some(gateway.addr()));
+        if let Some(ours) = ours {
+            let removed = handle.address().del(ours).execute().await;
+            removed.map_err(|error| failed("remove address", &gateway.to_string(), &error))?;
+        }
+        let msg = format!("{name} has the address {found} and not {gateway}: see forceAddress");
+        return Err(Error::new(code::INVALID_CONFIG, msg));
     }
-    add_address(handle, index, gateway, false).await
+    Ok(())
 }
 
 pub(crate) async fn addresses(handle: &Handle, index: u32) -> Result<Vec<IpAddr>, Error> {

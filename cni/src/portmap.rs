@@ -32,14 +32,7 @@ pub(crate) fn add(conf: &Conf, args: &Args, ips: &[Ip]) -> Result<(), Error> {
     if mappings.is_empty() {
         return Ok(());
     }
-    let owner = args.owner(conf);
-    let elements = elements(mappings, ips, &owner)?;
-    // Asked again for the same attachment, it is there already.
-    let own = owned(|comment| comment == owner)?;
-    let missing: Vec<Element> = elements.into_iter().filter(|element| !own.contains(element)).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
+    let elements = elements(mappings, ips, &args.owner(conf))?;
     if conf.serves_gateway() {
         mappings.iter().try_for_each(|mapping| refuse_if_bound(mapping, ips))?;
     }
@@ -49,9 +42,9 @@ pub(crate) fn add(conf: &Conf, args: &Args, ips: &[Ip]) -> Result<(), Error> {
             route_localnet(&conf.gateway_interface())?;
         }
     }
-    match NODE.adding(&missing, |elements| NODE.add_new(elements)) {
-        Ok(()) => forget_udp(&missing),
-        Err(nix::libc::EEXIST) => Err(taken(&missing)?),
+    match NODE.adding(&elements, |elements| NODE.add_new(elements)) {
+        Ok(()) => forget_udp(&elements),
+        Err(nix::libc::EEXIST) => Err(taken(&elements)?),
         Err(errno) => Err(failed("map ports of the host", errno)),
     }
 }
