@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    net::SocketAddr,
     num::NonZeroU64,
     path::{Path, PathBuf},
 };
@@ -48,6 +49,10 @@ stall_seconds = 30
 # Which signatures pulled images must bear: a file as containers-policy.json(5) describes it. Without it, none.
 # signature_policy = "/etc/containers/policy.json"
 
+[streaming]
+# Where exec, attach and port-forward are served, for the kubelet and crictl of this machine; port 0 is any.
+address = "127.0.0.1:0"
+
 [cdi]
 # Files that say what the devices need that containers ask for by name, as vendor/class=name; later directories win.
 spec_dirs = ["/etc/cdi", "/var/run/cdi"]
@@ -72,6 +77,7 @@ pub(crate) struct Config {
     pub pinned_images: Vec<String>,
     pub cni: Cni,
     pub registry: Registry,
+    pub streaming: Streaming,
     pub cdi: Cdi,
     pub cgroup: Cgroup,
     pub handlers: BTreeMap<String, Handler>,
@@ -97,6 +103,18 @@ pub(crate) struct Registry {
     pub stall_seconds: NonZeroU64,
     #[serde(deserialize_with = "absolute")]
     pub signature_policy: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Streaming {
+    pub address: SocketAddr,
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Self { address: SocketAddr::from(([127, 0, 0, 1], 0)) }
+    }
 }
 
 /// Plugins of the kubelet.
@@ -156,6 +174,7 @@ impl Default for Config {
             pinned_images: Vec::new(),
             cni: Cni::default(),
             registry: Registry::default(),
+            streaming: Streaming::default(),
             cdi: Cdi::default(),
             cgroup: Cgroup::default(),
             handlers: BTreeMap::new(),

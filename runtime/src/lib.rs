@@ -20,6 +20,7 @@ mod sandbox;
 mod selinux;
 mod server;
 mod shim;
+mod streaming;
 mod trash;
 
 #[cfg(fuzzing)]
@@ -279,6 +280,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
     let machine = Arc::new(Machine::new(config).await?);
+    let streaming = streaming::Streaming::start(machine.clone(), config.streaming.address).await?;
     let node = recover::recover(machine).await?;
     node.machine.images.import_all(&config.images_dir).await;
     let listener = server::listen(&config.listen)?;
@@ -286,7 +288,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     // Without a service manager there is nobody to tell.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tokio::select! {
-        result = server::serve(node, listener) => result,
+        result = server::serve(node, streaming, listener) => result,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     }

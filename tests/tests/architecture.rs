@@ -81,10 +81,11 @@ fn shim_and_plugin_know_neither_each_other_nor_the_daemon() {
 }
 
 /// Highest first: a module may use what is below it.
-const LAYERS: [&[&str]; 10] = [
+const LAYERS: [&[&str]; 11] = [
     &["main", "lib"],
     &["server", "client", "recover"],
     &["node"],
+    &["streaming"],
     &["container"],
     &["sandbox"],
     &["machine"],

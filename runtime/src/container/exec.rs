@@ -1,6 +1,6 @@
-//! ExecSync: one more process in a running container, its output collected.
+//! One more process in a running container, and ExecSync, which collects its output. Attach, which joins the first one.
 
-use std::{fs, io, os::fd::OwnedFd, path::PathBuf, time::Duration};
+use std::{fs, io, os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
 use berth_shim::{
@@ -11,12 +11,15 @@ use berth_shim::{
 };
 use nix::sys::signal::Signal;
 use rustix::io::Errno;
-use tokio::{net::unix::pipe, sync::watch};
+use tokio::{
+    net::unix::pipe,
+    sync::{oneshot, watch},
+};
 
 use super::{Container, actor::gone};
 use crate::{
     error::{Error, Kind, Result},
-    id,
+    id::{self, ContainerId},
     machine::Machine,
     shim::Connection,
 };
@@ -33,7 +36,18 @@ pub(crate) struct Output {
     pub exit_code: i32,
 }
 
+/// A command that runs in a container.
+#[derive(Debug)]
+pub(crate) struct Execution {
+    container: ContainerId,
+    connection: Arc<Connection>,
+    exec: String,
+    exit: oneshot::Receiver<i32>,
+    _request: RequestFile,
+}
+
 /// The request's file, removed whatever happens.
+#[derive(Debug)]
 struct RequestFile(PathBuf);
 
 impl Drop for RequestFile {
@@ -58,18 +72,11 @@ impl Container {
         if command.first().is_none_or(String::is_empty) {
             return Err(Error::invalid("no command to execute"));
         }
-        let connection = self.running()?;
-        let exec = id::random_hex(8);
-        let _request = self.write_request(machine, &exec, command)?;
         let null = OwnedFd::from(fs::File::open("/dev/null").context("open /dev/null")?);
         let (out_reader, out) = io::pipe().context("pipe")?;
         let (err_reader, err) = io::pipe().context("pipe")?;
         let (out, err) = (OwnedFd::from(out), OwnedFd::from(err));
-        let mut exit = connection.exec_exit(&exec);
-        connection
-            .call(Call::Exec { exec: exec.clone() }, &[&null, &out, &err])
-            .await
-            .map_err(|error| refused(error, &self.meta.id))?;
+        let mut execution = self.start_exec(machine, command, false, &[&null, &out, &err]).await?;
         drop((null, out, err));
 
         let (ended, end) = watch::channel(false);
@@ -77,13 +84,11 @@ impl Container {
             async { tokio::join!(collect(out_reader.into(), end.clone()), collect(err_reader.into(), end.clone())) };
         let waiting = async {
             let code = match timeout {
-                None => Ok((&mut exit).await),
-                Some(timeout) => tokio::time::timeout(timeout, &mut exit).await,
+                None => Ok(execution.ended().await),
+                Some(timeout) => tokio::time::timeout(timeout, execution.ended()).await,
             };
             if code.is_err() {
-                kill(&connection, exec).await;
-                // Who is told that it was killed does not find it any more, unless the kernel cannot end it.
-                let _ = tokio::time::timeout(DYING, exit).await;
+                execution.kill().await;
             }
             ended.send_replace(true);
             code
@@ -97,17 +102,70 @@ impl Container {
                     format!("the command did not end within {limit} s and was killed"),
                 ))
             }
-            Ok(Err(_)) => Err(Error::precondition(format!("container {} ended while the command ran", self.meta.id))),
-            Ok(Ok(exit_code)) => Ok(Output { stdout: stdout?, stderr: stderr?, exit_code }),
+            Ok(code) => Ok(Output { exit_code: code?, stdout: stdout?, stderr: stderr? }),
         }
     }
 
-    fn write_request(&self, machine: &Machine, exec: &str, command: Vec<String>) -> anyhow::Result<RequestFile> {
+    /// Starts `command` with these streams: a terminal, or stdin, stdout and stderr.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` unless the container runs, `InvalidArgument` for what cannot be executed.
+    pub(crate) async fn start_exec(
+        &self,
+        machine: &Machine,
+        command: Vec<String>,
+        tty: bool,
+        streams: &[&OwnedFd],
+    ) -> Result<Execution> {
+        let connection = self.running()?;
+        let exec = id::random_hex(8);
+        let request = self.write_request(machine, &exec, command, tty)?;
+        let exit = connection.exec_exit(&exec);
+        connection
+            .call(Call::Exec { exec: exec.clone() }, streams)
+            .await
+            .map_err(|error| refused(error, &self.meta.id))?;
+        Ok(Execution { container: self.meta.id.clone(), connection, exec, exit, _request: request })
+    }
+
+    /// Joins `streams` to the first process: those of stdin, stdout and stderr that are true. The connection closes with it.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` unless the container runs.
+    pub(crate) async fn attach(
+        &self,
+        (stdin, stdout, stderr): (bool, bool, bool),
+        streams: &[&OwnedFd],
+    ) -> Result<Arc<Connection>> {
+        let connection = self.running()?;
+        let call = Call::Attach { stdin, stdout, stderr };
+        connection.call(call, streams).await.with_context(|| format!("attach to container {}", self.meta.id))?;
+        Ok(connection)
+    }
+
+    /// Of the container's own terminal. It may have ended.
+    pub(crate) async fn resize(&self, width: u16, height: u16) {
+        let Ok(connection) = self.running() else { return };
+        if let Err(error) = connection.call(Call::Resize { width, height }, &[]).await {
+            tracing::debug!(container = %self.meta.id, "resize: {error:#}");
+        }
+    }
+
+    fn write_request(
+        &self,
+        machine: &Machine,
+        exec: &str,
+        command: Vec<String>,
+        tty: bool,
+    ) -> anyhow::Result<RequestFile> {
         let dir = machine.layout.container(&self.meta.id);
         let spec: Spec =
             record::read(&dir.join(shim_layout::SPEC))?.record().context("the container's spec is damaged")?;
         let Program::Container(container) = spec.program else { return Err(anyhow!("not a container")) };
-        let process = Process { args: command, tty: false, ..container.process };
+        let mut process = Process { args: command, tty, ..container.process };
+        if tty && !process.env.iter().any(|variable| variable.starts_with("TERM=")) {
+            process.env.push("TERM=xterm".to_owned());
+        }
         let path = dir.join(shim_layout::EXEC).join(format!("{exec}.json"));
         let request = RequestFile(path);
         record::write(&request.0, &process).context("write the exec's request")?;
@@ -115,14 +173,27 @@ impl Container {
     }
 }
 
-async fn kill(connection: &Connection, exec: String) {
-    let call = Call::Signal { exec: Some(exec), signal: Signal::SIGKILL as i32 };
-    if let Err(error) = connection.call(call, &[]).await {
-        tracing::debug!("kill an exec: {error:#}");
+impl Execution {
+    /// Its exit code, as soon as it has ended.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` when its container ended first.
+    pub(crate) async fn ended(&mut self) -> Result<i32> {
+        let ended = (&mut self.exit).await;
+        ended.map_err(|_| Error::precondition(format!("container {} ended while the command ran", self.container)))
+    }
+
+    /// Kills it with all of its descendants. Who is told so does not find it any more, unless the kernel cannot end it.
+    pub(crate) async fn kill(&mut self) {
+        let call = Call::Signal { exec: Some(self.exec.clone()), signal: Signal::SIGKILL as i32 };
+        if let Err(error) = self.connection.call(call, &[]).await {
+            tracing::debug!("kill an exec: {error:#}");
+        }
+        let _ = tokio::time::timeout(DYING, &mut self.exit).await;
     }
 }
 
-fn refused(error: anyhow::Error, id: &crate::id::ContainerId) -> Error {
+fn refused(error: anyhow::Error, id: &ContainerId) -> Error {
     let kind = error.downcast_ref::<Failure>().map_or(Kind::Internal, |_| Kind::InvalidArgument);
     Error::new(kind, format!("execute in container {id}: {error:#}"))
 }

@@ -270,6 +270,12 @@ impl Container {
         }
     }
 
+    /// # Errors
+    /// `FailedPrecondition` that names the state when it does not run.
+    pub(crate) fn check_running(&self) -> Result<()> {
+        self.running().map(drop)
+    }
+
     pub(crate) fn resources(&self) -> Resources {
         self.resources.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -27,7 +27,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Status, codegen::BoxStream};
 use tower::{Layer, Service};
 
-use crate::node::Node;
+use crate::{node::Node, streaming::Streaming};
 
 /// Of one message, both ways: what kubelet and crictl accept too.
 const MAX_MESSAGE: usize = 16 << 20;
@@ -48,8 +48,8 @@ pub(crate) fn listen(path: &Path) -> anyhow::Result<UnixListener> {
 }
 
 /// Serves until the process ends.
-pub(crate) async fn serve(node: Arc<Node>, listener: UnixListener) -> anyhow::Result<()> {
-    let runtime = RuntimeServiceServer::new(runtime::Runtime { node: node.clone() });
+pub(crate) async fn serve(node: Arc<Node>, streaming: Arc<Streaming>, listener: UnixListener) -> anyhow::Result<()> {
+    let runtime = RuntimeServiceServer::new(runtime::Runtime { node: node.clone(), streaming });
     let own = ImagesServer::new(own::Own { node: node.clone() });
     let images = ImageServiceServer::new(image::Images { node });
     tonic::transport::Server::builder()

@@ -6,11 +6,19 @@ use berth_proto::v1::{self, runtime_service_server::RuntimeService};
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
 use super::{convert, pieces, status};
-use crate::{config::Driver, container, error::Error, node::Node};
+use crate::{
+    config::Driver,
+    container,
+    error::Error,
+    node::Node,
+    sandbox,
+    streaming::{Session, Streaming},
+};
 
 #[derive(Debug)]
 pub(super) struct Runtime {
     pub node: Arc<Node>,
+    pub streaming: Arc<Streaming>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -182,6 +190,37 @@ impl RuntimeService for Runtime {
         let request = request.into_inner();
         let output = self.node.exec_sync(&request.container_id, request.cmd, convert::timeout(request.timeout)).await?;
         ok(convert::exec_output(output))
+    }
+
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
+        let request = request.into_inner();
+        let wanted = convert::streams((request.stdin, request.stdout, request.stderr), request.tty)?;
+        let container = self.node.containers.find(&request.container_id)?;
+        container.check_running()?;
+        if request.cmd.first().is_none_or(String::is_empty) {
+            return Err(Error::invalid("no command to execute").into());
+        }
+        let url = self.streaming.offer(Session::Exec { container, command: request.cmd, wanted })?;
+        ok(v1::ExecResponse { url })
+    }
+
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
+        let request = request.into_inner();
+        let wanted = convert::streams((request.stdin, request.stdout, request.stderr), request.tty)?;
+        let container = self.node.containers.find(&request.container_id)?;
+        container.check_running()?;
+        let url = self.streaming.offer(Session::Attach { container, wanted })?;
+        ok(v1::AttachResponse { url })
+    }
+
+    async fn port_forward(&self, request: Request<v1::PortForwardRequest>) -> Answer<v1::PortForwardResponse> {
+        let request = request.into_inner();
+        let sandbox = self.node.sandboxes.find(&request.pod_sandbox_id)?;
+        if sandbox.state() != sandbox::State::Ready {
+            return Err(Error::precondition(format!("sandbox {} is not ready", sandbox.meta.id)).into());
+        }
+        let url = self.streaming.offer(Session::PortForward { netns: sandbox.meta.netns() })?;
+        ok(v1::PortForwardResponse { url })
     }
 
     async fn container_stats(&self, request: Request<v1::ContainerStatsRequest>) -> Answer<v1::ContainerStatsResponse> {

@@ -15,6 +15,7 @@ use crate::{
     image,
     sandbox::{self, Dns, NamespaceMode, NamespaceModes, UserMapping},
     selinux,
+    streaming::Wanted,
 };
 
 /// `procMount: Default` of Kubernetes, for clients that send no security context at all.
@@ -77,6 +78,20 @@ pub(in crate::server) fn sandbox_config(
         selinux: selinux(security.selinux_options),
         runtime_handler,
     })
+}
+
+/// Which of stdin, stdout and stderr a client is to have.
+///
+/// # Errors
+/// None at all, or stderr beside a terminal, which has no such thing.
+pub(crate) fn streams((stdin, stdout, stderr): (bool, bool, bool), tty: bool) -> Result<Wanted> {
+    if tty && stderr {
+        return Err(Error::invalid("tty and stderr exclude one another"));
+    }
+    if !stdin && !stdout && !stderr {
+        return Err(Error::invalid("one of stdin, stdout and stderr is wanted"));
+    }
+    Ok(Wanted { stdin, stdout, stderr, tty })
 }
 
 fn port(port: v1::PortMapping) -> Result<PortMapping> {
