@@ -6,12 +6,14 @@ mod containerd;
 mod image;
 mod machine;
 mod registry;
+mod spdy;
 
 pub use client::{Cri, container, pod};
 pub use containerd::{Containerd, processes, tools};
 pub use image::{Entry, Image, Layer, busybox, digest, gzip};
 pub use machine::{Daemon, Machine, binary, in_guest, upstream_network};
 pub use registry::{Answer, Asked, DockerRegistry, FakeRegistry, certificate, upload};
+pub use spdy::{Refusal, SpdyClient, upgrade};
 
 /// A machine with a daemon that serves, and the name of an image with busybox that it has.
 ///

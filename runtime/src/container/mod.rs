@@ -270,6 +270,14 @@ impl Container {
         }
     }
 
+    /// Of the first process, while it runs.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        match *self.state.borrow() {
+            State::Running { pid, .. } => Some(pid),
+            State::Created | State::Exited { .. } => None,
+        }
+    }
+
     /// # Errors
     /// `FailedPrecondition` that names the state when it does not run.
     pub(crate) fn check_running(&self) -> Result<()> {

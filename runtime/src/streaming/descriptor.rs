@@ -6,7 +6,7 @@ use std::{
 };
 
 use rustix::{
-    fs::OFlags,
+    fs::{Mode, OFlags, ResolveFlags},
     pipe::{PipeFlags, pipe_with},
     pty::OpenptFlags,
     termios::{Winsize, tcsetwinsize},
@@ -21,6 +21,8 @@ use super::{
 /// Of one read, and of a pipe.
 const CHUNK: usize = 64 << 10;
 const PIPE: usize = 1 << 20;
+/// statfs(2)
+const DEVPTS_SUPER_MAGIC: u64 = 0x1cd1;
 
 /// What a process says.
 #[derive(Debug)]
@@ -48,14 +50,36 @@ pub(crate) fn output() -> io::Result<(Reader, OwnedFd)> {
     Ok((Reader::new(read)?, write))
 }
 
-/// A terminal: what is ours, and what the process gets.
-pub(crate) fn terminal() -> io::Result<(Writer, Reader, Window, OwnedFd)> {
+/// A terminal: what is ours, and what the process gets. It is one of the container's own /dev/pts, by the root directory of `pid`, so
+/// that programs in it find its name; where that is not what it should be, one of the host's.
+pub(crate) async fn terminal(pid: u32) -> io::Result<(Writer, Reader, Window, OwnedFd)> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let master = rustix::pty::openpt(flags)?;
+    // A filesystem that the container made may not answer.
+    let master = match tokio::task::spawn_blocking(move || open_inside(pid)).await? {
+        Ok(master) => master,
+        Err(error) => {
+            tracing::debug!("no terminal of the container's own: {error}");
+            rustix::pty::openpt(flags)?
+        }
+    };
     rustix::pty::unlockpt(&master)?;
     let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
     let (writer, reader) = (Writer::new(master.try_clone()?)?, Reader::new(master.try_clone()?)?);
     Ok((writer, reader, Window(master), slave))
+}
+
+/// What a container has at /dev/pts/ptmx is its own doing: no link is followed, and it must be that file of a devpts.
+fn open_inside(pid: u32) -> io::Result<OwnedFd> {
+    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::open(format!("/proc/{pid}/root"), directory, Mode::empty())?;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let pts = rustix::fs::openat2(&root, "dev/pts", directory, Mode::empty(), resolve)?;
+    if rustix::fs::fstatfs(&pts)?.f_type as u64 != DEVPTS_SUPER_MAGIC {
+        return Err(io::Error::other("/dev/pts is not a devpts"));
+    }
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let within = resolve | ResolveFlags::NO_XDEV;
+    Ok(rustix::fs::openat2(&pts, "ptmx", flags, Mode::empty(), within)?)
 }
 
 impl Window {

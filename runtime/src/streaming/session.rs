@@ -37,7 +37,8 @@ async fn run(
     tty: bool,
     channels: &mut Channels,
 ) -> Result<Outcome> {
-    let (stdio, window, theirs) = Stdio::open(tty, channels).context("open the command's streams")?;
+    let pid = container.pid().filter(|_| tty);
+    let (stdio, window, theirs) = Stdio::open(pid, channels).await.context("open the command's streams")?;
     let mut execution = container.start_exec(machine, command, tty, &theirs.iter().collect::<Vec<_>>()).await?;
     drop(theirs);
     let (ended, end) = watch::channel(false);
@@ -124,10 +125,11 @@ struct Stdio {
 }
 
 impl Stdio {
-    /// With the ends of the process: the terminal, or its three streams, of which /dev/null is what nobody asked for.
-    fn open(tty: bool, channels: &Channels) -> std::io::Result<(Self, Option<Window>, Vec<OwnedFd>)> {
-        if tty {
-            let (stdin, stdout, window, slave) = descriptor::terminal()?;
+    /// With the ends of the process: a terminal in the container of the process `tty`, or its three streams, of which /dev/null is what
+    /// nobody asked for.
+    async fn open(tty: Option<u32>, channels: &Channels) -> std::io::Result<(Self, Option<Window>, Vec<OwnedFd>)> {
+        if let Some(pid) = tty {
+            let (stdin, stdout, window, slave) = descriptor::terminal(pid).await?;
             let stdio = Self { stdin: Some(stdin), stdout: Some(stdout), stderr: None };
             return Ok((stdio, Some(window), vec![slave]));
         }
