@@ -24,7 +24,7 @@ mod streaming;
 mod trash;
 
 #[cfg(fuzzing)]
-pub use image::fuzz;
+pub use {image::fuzz, streaming::fuzz_spdy};
 
 use std::{
     fs, io,

@@ -1,10 +1,17 @@
-//! crictl, which nobody here wrote, drives one pod through its life. `hack/test` builds it and runs this.
+//! crictl and client-go, which nobody here wrote, drive a pod through its life and its streams. `hack/test` builds them and runs this.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics fails")]
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
 
-use berth_tests::{DockerRegistry, Image, Machine, eventually};
+use berth_proto::v1;
+use berth_tests::{DockerRegistry, Image, Machine, container, eventually, pod, ready, tools};
 use serde_json::{Value, json};
 
 fn crictl(machine: &Machine, arguments: &[&str]) -> (bool, String) {
@@ -90,4 +97,119 @@ async fn a_pods_life_by_crictl() {
     assert!(!run(&machine, &["images"]).contains("busybox"));
     assert!(!crictl(&machine, &["inspect", &container]).0);
     machine.assert_clean().await;
+}
+
+/// Runs a program in the machine's network with this input.
+fn feed(mut command: Command, input: &[u8]) -> Output {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    std::thread::scope(|scope| {
+        // A program that does not read it all has its reasons.
+        scope.spawn(move || stdin.write_all(input));
+        child.wait_with_output().unwrap()
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs crictl and remotecommand: hack/test builds them"]
+async fn sessions_by_kubectls_own_code() {
+    let (machine, _daemon, cri, image) = ready().await;
+    let sandbox = cri.run_pod(pod(&machine, "p")).await.unwrap();
+    let id = cri.run(&sandbox, container("c", &image, "exec sleep 100000")).await.unwrap();
+    let session = async |websocket: bool, flags: &[&str], command: &str, input: &[u8]| {
+        let (tty, stdin) = (flags.contains(&"-t"), flags.contains(&"-i"));
+        let cmd = ["sh", "-c", command].map(str::to_owned).to_vec();
+        let request = v1::ExecRequest { container_id: id.clone(), cmd, tty, stdin, stdout: true, stderr: !tty };
+        let url = cri.runtime.clone().exec(request).await.unwrap().into_inner().url;
+        let mut program = machine.command(tools().join("remotecommand"));
+        program.args(websocket.then_some("-websocket")).args(flags).arg(url);
+        let output = feed(program, input);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    for websocket in [false, true] {
+        let (code, stdout, stderr) = session(websocket, &["-i"], "cat; echo err >&2; exit 7", b"some words").await;
+        assert_eq!(
+            (code, stdout.as_str(), stderr.as_str()),
+            (Some(7), "some words", "err\n"),
+            "websocket: {websocket}"
+        );
+        let much: Vec<u8> = (0..3_000_000_u32).map(|number| b'a' + (number % 26) as u8).collect();
+        let (code, stdout, stderr) = session(websocket, &["-i"], "cat", &much).await;
+        assert!(
+            code == Some(0) && stdout.as_bytes() == much,
+            "websocket: {websocket}: {} bytes, {stderr}",
+            stdout.len()
+        );
+        let (code, stdout, _) = session(websocket, &[], "cat; head -c 20000000 /dev/zero", b"").await;
+        assert_eq!((code, stdout.len()), (Some(0), 20_000_000), "websocket: {websocket}");
+        // The size comes when it comes.
+        let script = "until [ \"$(stty size)\" = '43 132' ]; do :; done; tty; read line; echo \"<$line>\"; exit 3";
+        let (code, stdout, stderr) = session(websocket, &["-i", "-t", "-size", "132x43"], script, b"typed\n").await;
+        assert!(
+            stdout.contains("/dev/pts/") && stdout.contains("<typed>"),
+            "websocket: {websocket}: {stdout} {stderr}"
+        );
+        assert_eq!(code, Some(3), "websocket: {websocket}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs crictl: hack/test builds it"]
+async fn streams_by_crictl() {
+    let (machine, daemon, cri, image) = ready().await;
+    let endpoint = format!("unix://{}", daemon.socket.display());
+    let crictl = |arguments: &[&str]| {
+        let mut command = machine.command(tools().join("crictl"));
+        command.args(["--runtime-endpoint", &endpoint, "--image-endpoint", &endpoint]).args(arguments);
+        command
+    };
+    let sandbox = cri.run_pod(pod(&machine, "p")).await.unwrap();
+    let mut config =
+        container("c", &image, "nc -ll -p 80 -e echo from the pod & while read line; do echo got $line; done");
+    config.stdin = true;
+    let id = cri.run(&sandbox, config).await.unwrap();
+    for (number, transport) in ["spdy", "websocket"].into_iter().enumerate() {
+        let exec = crictl(&["exec", "--transport", transport, "-i", &id, "cat"]);
+        assert_eq!(String::from_utf8_lossy(&feed(exec, b"by crictl").stdout), "by crictl", "{transport}");
+        // At a terminal: script(1) has one.
+        let line = format!(
+            "{} --runtime-endpoint {endpoint} exec --transport {transport} -it {id} sh",
+            tools().join("crictl").display()
+        );
+        let mut terminal = machine.command("script");
+        terminal.args(["-qec", &line, "/dev/null"]);
+        let said = feed(terminal, b"tty\necho $((40+2))\nexit 5\n");
+        let text = String::from_utf8_lossy(&said.stdout);
+        assert!(text.contains("/dev/pts/") && text.contains("42"), "{transport}: {text}");
+
+        let attach = crictl(&["attach", "--transport", transport, "-i", &id]);
+        let mut attach = { attach }.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (mut stdin, mut stdout) = (attach.stdin.take().unwrap(), attach.stdout.take().unwrap());
+        let mut heard = String::new();
+        while !heard.contains("got hello") {
+            stdin.write_all(b"hello\n").unwrap();
+            let mut buffer = [0; 1024];
+            let length = stdout.read(&mut buffer).unwrap();
+            assert!(length > 0, "{transport}: crictl attach left after {heard:?}");
+            heard += &String::from_utf8_lossy(&buffer[..length]);
+        }
+        attach.kill().unwrap();
+        attach.wait().unwrap();
+
+        let port = 18080 + number as u16;
+        let mapping = format!("{port}:80");
+        let mut forward = crictl(&["port-forward", "--transport", transport, &sandbox, &mapping]).spawn().unwrap();
+        eventually("an answer through the forwarded port", async || {
+            let answer = machine.in_network(|| {
+                let mut answer = String::new();
+                TcpStream::connect(("127.0.0.1", port)).and_then(|mut stream| stream.read_to_string(&mut answer))?;
+                std::io::Result::Ok(answer)
+            });
+            answer.is_ok_and(|answer| answer == "from the pod\n")
+        })
+        .await;
+        forward.kill().unwrap();
+        forward.wait().unwrap();
+    }
 }

@@ -283,6 +283,9 @@ async fn ports_of_a_pod_are_forwarded() {
     assert_eq!(cri.runtime.clone().port_forward(request).await.unwrap_err().code(), Code::FailedPrecondition);
 }
 
+/// What a client does that it must not.
+type Rude = fn(&mut SpdyClient);
+
 #[tokio::test]
 async fn what_is_wrong_is_refused_and_disturbs_nobody() {
     let (machine, daemon, cri, _, id) = sleeper().await;
@@ -314,7 +317,7 @@ async fn what_is_wrong_is_refused_and_disturbs_nobody() {
         assert_eq!(refused(&other, &spdy).status, 404, "a URL is good once");
     });
     let before = descriptors(&daemon);
-    let garbage: [(&str, fn(&mut SpdyClient)); 6] = [
+    let garbage: [(&str, Rude); 6] = [
         ("garbage", |client| drop(client.socket.write_all(&[0x80; 1000]))),
         ("a version of before", |client| drop(client.socket.write_all(&[0x80, 2, 0, 1, 0, 0, 0, 0]))),
         ("a long control frame", |client| drop(client.socket.write_all(&[0x80, 3, 0, 1, 0, 0xff, 0xff, 0xff]))),

@@ -11,6 +11,9 @@ mod session;
 mod spdy;
 mod websocket;
 
+#[cfg(fuzzing)]
+pub use self::spdy::fuzz as fuzz_spdy;
+
 use std::{
     collections::HashMap,
     net::SocketAddr,

@@ -297,6 +297,37 @@ fn dictionary() -> Vec<u8> {
     dictionary
 }
 
+/// What `hack/fuzz` feeds: however the bytes are cut, the same frames come, and little is kept.
+///
+/// # Panics
+/// When that does not hold.
+#[cfg(fuzzing)]
+pub fn fuzz(data: &[u8]) {
+    let read = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+        let (mut decoder, mut frames) = (Decoder::new(), Vec::new());
+        for piece in pieces {
+            decoder.buffer().extend_from_slice(piece);
+            loop {
+                match decoder.next() {
+                    Ok(None) => break,
+                    // How data is cut is the business of whoever sent it.
+                    Ok(Some(Frame::Data { id, bytes, fin })) => frames.push(format!("{id} {bytes:?} {fin}")),
+                    Ok(Some(frame)) => frames.push(format!("{frame:?}")),
+                    Err(violation) => return (frames, Some(violation)),
+                }
+            }
+            assert!(decoder.buffer().len() <= HEADER + MAX_CONTROL, "{} bytes are kept", decoder.buffer().len());
+        }
+        (frames, None)
+    };
+    let is_control = |frame: &String| !frame.starts_with(|first: char| first.is_ascii_digit());
+    let (mut whole, one) = read(&mut [data].into_iter());
+    let (mut cut, other) = read(&mut data.chunks(1));
+    whole.retain(is_control);
+    cut.retain(is_control);
+    assert_eq!((whole, one), (cut, other));
+}
+
 #[cfg(test)]
 mod tests {
     use flate2::{Compress, Compression, FlushCompress};
