@@ -52,6 +52,8 @@ stall_seconds = 30
 [streaming]
 # Where exec, attach and port-forward are served, for the kubelet and crictl of this machine; port 0 is any.
 address = "127.0.0.1:0"
+# With TLS; both files are read again when they change.
+# tls = { cert = "/etc/berth/streaming.crt", key = "/etc/berth/streaming.key" }
 
 [cdi]
 # Files that say what the devices need that containers ask for by name, as vendor/class=name; later directories win.
@@ -109,11 +111,20 @@ pub(crate) struct Registry {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Streaming {
     pub address: SocketAddr,
+    pub tls: Option<Tls>,
+}
+
+/// PEM files.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Tls {
+    pub cert: PathBuf,
+    pub key: PathBuf,
 }
 
 impl Default for Streaming {
     fn default() -> Self {
-        Self { address: SocketAddr::from(([127, 0, 0, 1], 0)) }
+        Self { address: SocketAddr::from(([127, 0, 0, 1], 0)), tls: None }
     }
 }
 

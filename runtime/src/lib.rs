@@ -280,7 +280,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
     let machine = Arc::new(Machine::new(config).await?);
-    let streaming = streaming::Streaming::start(machine.clone(), config.streaming.address).await?;
+    let streaming = streaming::Streaming::start(machine.clone(), &config.streaming).await?;
     let node = recover::recover(machine).await?;
     node.machine.images.import_all(&config.images_dir).await;
     let listener = server::listen(&config.listen)?;

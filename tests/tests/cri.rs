@@ -38,10 +38,9 @@ async fn version_status_and_config_are_what_the_kubelet_requires() {
 #[tokio::test]
 async fn network_is_not_ready_when_a_conf_is_broken_or_its_plugin_missing() {
     let machine = Machine::new();
-    let daemon = machine.start().await;
+    // None that was good before.
     fs::create_dir_all(machine.path("net.d")).unwrap();
-    // Of the guest's own; the first by name counts.
-    let _ = fs::remove_file(machine.path("net.d/10-guest.conflist"));
+    let daemon = machine.start().await;
     for (text, what) in [
         ("{", "00.conflist"),
         (r#"{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"no-such-plugin"}]}"#, "no-such-plugin"),

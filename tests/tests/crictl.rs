@@ -11,7 +11,7 @@ use std::{
 };
 
 use berth_proto::v1;
-use berth_tests::{DockerRegistry, Image, Machine, container, eventually, pod, ready, tools};
+use berth_tests::{DockerRegistry, Image, Machine, certificate, container, eventually, pod, ready, tools};
 use serde_json::{Value, json};
 
 fn crictl(machine: &Machine, arguments: &[&str]) -> (bool, String) {
@@ -152,6 +152,45 @@ async fn sessions_by_kubectls_own_code() {
         );
         assert_eq!(code, Some(3), "websocket: {websocket}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs remotecommand: hack/test builds it"]
+async fn sessions_with_tls_and_a_certificate_that_is_renewed() {
+    let mut machine = Machine::new();
+    let (cert, key) = certificate(&machine.path("streaming"));
+    machine.config = format!(
+        "[streaming]\ntls = {{ cert = {:?}, key = {:?} }}",
+        cert.display().to_string(),
+        key.display().to_string()
+    );
+    let daemon = machine.start().await;
+    let cri = daemon.cri();
+    let image = cri.pull_image(&machine, Image::busybox()).await;
+    let sandbox = cri.run_pod(pod(&machine, "p")).await.unwrap();
+    let id = cri.run(&sandbox, container("c", &image, "exec sleep 100000")).await.unwrap();
+    let session = async |websocket: bool, ca: &Path| {
+        let cmd = ["cat"].map(str::to_owned).to_vec();
+        let request =
+            v1::ExecRequest { container_id: id.clone(), cmd, stdin: true, stdout: true, stderr: true, tty: false };
+        let url = cri.runtime.clone().exec(request).await.unwrap().into_inner().url;
+        assert!(url.starts_with("https://127.0.0.1:"), "{url}");
+        let mut program = machine.command(tools().join("remotecommand"));
+        program.args(websocket.then_some("-websocket")).arg("-i").arg("-ca").arg(ca).arg(url);
+        let output = feed(program, b"sealed");
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    for websocket in [false, true] {
+        assert_eq!(session(websocket, &cert).await, (true, "sealed".to_owned()));
+    }
+    let (newer, newer_key) = certificate(&machine.path("newer"));
+    assert!(!session(false, &newer).await.0, "it is not that one yet");
+    // First the one, then the other: in between they do not fit together.
+    fs::copy(&newer, &cert).unwrap();
+    assert!(!session(false, &newer).await.0);
+    fs::copy(&newer_key, &key).unwrap();
+    assert_eq!(session(false, &newer).await, (true, "sealed".to_owned()));
+    assert!(daemon.log().contains("the certificate before stays in use"), "{}", daemon.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -62,6 +62,15 @@ fn running(command: &str) -> usize {
     processes.filter(|entry| fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == wanted.as_bytes())).count()
 }
 
+/// As `eventually`, where nothing can be awaited.
+fn eventually_now(what: &str, condition: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "waited in vain: {what}");
+        thread::yield_now();
+    }
+}
+
 /// Files that a process has open, and its memory in KiB.
 fn descriptors(daemon: &Daemon) -> usize {
     fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count()
@@ -142,9 +151,7 @@ async fn a_terminal_is_resized_interrupted_and_left() {
         }
         assert!(client.text(5).contains("/dev/pts/"), "{}", client.text(5));
         client.send(3, b"sleep 5432\n");
-        while running("sleep 5432") == 0 {
-            thread::yield_now();
-        }
+        eventually_now("the command", || running("sleep 5432") == 1);
         client.send(3, b"\x03");
         client.send(3, b"echo after=$?\n");
         client.read_until(|client| client.text(5).contains("after=130")).unwrap();
@@ -349,15 +356,17 @@ async fn what_is_wrong_is_refused_and_disturbs_nobody() {
         client.control(8, &[&[0, 0, 0, 1][..], &block[..60_000]].concat());
         client.read_all(1);
     });
-    // A thousand streams where two were asked for.
-    let url = exec(&cri, &id, &["sleep", "1"], "o").await;
+    // A thousand streams where two were asked for: refused, and the client is still heard.
+    let url = exec(&cri, &id, &["sleep", "8765"], "o").await;
     machine.in_network(|| {
         let mut client = SpdyClient::open_all(&url, &["error", "stdout"]);
-        for _ in 0..1000 {
-            client.open(&[("streamtype", "stdin")]);
-        }
-        assert_eq!(ending(&client.read_all(1)), 0);
+        let more: Vec<u32> = (0..1000).map(|_| client.open(&[("streamtype", "stdin")])).collect();
+        client.read_until(|client| more.iter().all(|stream| client.ended.contains(stream))).unwrap();
+        client.control(6, &7_u32.to_be_bytes());
+        client.read_until(|client| client.came.contains_key(&0)).unwrap();
+        eventually_now("the command", || running("sleep 8765") == 1);
     });
+    eventually("its end", async || running("sleep 8765") == 0).await;
     eventually("the last of them", async || descriptors(&daemon) <= before).await;
     assert_eq!(cri.sh(&id, "echo fine").await, "fine\n");
     let mut last = Ok(String::new());

@@ -1,7 +1,7 @@
 // remotecommand runs what kubectl runs: client-go's executors, against a streaming URL. Its standard streams are the session's, its exit
 // status is that of the command.
 //
-//	remotecommand [-websocket] [-i] [-t] [-size WIDTHxHEIGHT] URL
+//	remotecommand [-websocket] [-i] [-t] [-size WIDTHxHEIGHT] [-ca FILE] URL
 package main
 
 import (
@@ -32,8 +32,9 @@ func main() {
 	interactive := flag.Bool("i", false, "with standard input")
 	tty := flag.Bool("t", false, "with a terminal")
 	size := flag.String("size", "", "of the terminal, as 80x24")
+	ca := flag.String("ca", "", "file with the certificate to trust")
 	flag.Parse()
-	if err := run(*websocket, *interactive, *tty, *size); err != nil {
+	if err := run(*websocket, *interactive, *tty, *size, *ca); err != nil {
 		var exit exec.CodeExitError
 		if errors.As(err, &exit) {
 			os.Exit(exit.Code)
@@ -43,12 +44,12 @@ func main() {
 	}
 }
 
-func run(websocket, interactive, tty bool, size string) error {
+func run(websocket, interactive, tty bool, size, ca string) error {
 	target, err := url.Parse(flag.Arg(0))
 	if err != nil {
 		return err
 	}
-	config := &rest.Config{Host: target.Host}
+	config := &rest.Config{Host: target.Host, TLSClientConfig: rest.TLSClientConfig{CAFile: ca}}
 	var executor remotecommand.Executor
 	if websocket {
 		executor, err = remotecommand.NewWebSocketExecutor(config, "GET", target.String())

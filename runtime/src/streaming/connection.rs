@@ -81,6 +81,14 @@ impl Connection {
         self.opened.recv().await
     }
 
+    /// Refuses whatever else the client opens.
+    pub(crate) async fn accept_no_more(&mut self) {
+        self.opened.close();
+        while let Some(stream) = self.opened.recv().await {
+            stream.output.reset().await;
+        }
+    }
+
     /// Becomes true when the client is gone.
     pub(crate) fn gone(&self) -> watch::Receiver<bool> {
         self.shared.gone.subscribe()

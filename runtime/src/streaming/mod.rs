@@ -9,6 +9,7 @@ mod descriptor;
 mod portforward;
 mod session;
 mod spdy;
+mod tls;
 mod websocket;
 
 #[cfg(fuzzing)]
@@ -16,7 +17,6 @@ pub use self::spdy::fuzz as fuzz_spdy;
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -31,14 +31,16 @@ use http::{
 use http_body_util::Full;
 use hyper::{body::Incoming, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
 pub(crate) use self::channels::Wanted;
 use self::{
     channels::{Channels, Ending},
     connection::{Connection, Io},
+    tls::Tls,
 };
 use crate::{
+    config,
     container::Container,
     error::{Error, Kind, Result},
     id,
@@ -84,16 +86,18 @@ pub(crate) struct Streaming {
 }
 
 impl Streaming {
-    /// Listens on `address`, and serves until the process ends.
+    /// Listens, and serves until the process ends.
     ///
     /// # Errors
-    /// The address is in use, or not one of this machine.
-    pub(crate) async fn start(machine: Arc<Machine>, address: SocketAddr) -> anyhow::Result<Arc<Self>> {
-        let during = || format!("streaming.address {address}");
-        let listener = TcpListener::bind(address).await.with_context(during)?;
-        let base = format!("http://{}", listener.local_addr().with_context(during)?);
+    /// The address is in use, or not one of this machine; files of TLS that cannot be used.
+    pub(crate) async fn start(machine: Arc<Machine>, config: &config::Streaming) -> anyhow::Result<Arc<Self>> {
+        let during = || format!("streaming.address {}", config.address);
+        let listener = TcpListener::bind(config.address).await.with_context(during)?;
+        let tls = config.tls.as_ref().map(|tls| Tls::new(&tls.cert, &tls.key)).transpose()?.map(Arc::new);
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let base = format!("{scheme}://{}", listener.local_addr().with_context(during)?);
         let streaming = Arc::new(Self { machine, base, pending: Mutex::default() });
-        tokio::spawn(streaming.clone().accept(listener));
+        tokio::spawn(streaming.clone().accept(listener, tls));
         Ok(streaming)
     }
 
@@ -120,7 +124,7 @@ impl Streaming {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn accept(self: Arc<Self>, listener: TcpListener) {
+    async fn accept(self: Arc<Self>, listener: TcpListener, tls: Option<Arc<Tls>>) {
         loop {
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
@@ -132,22 +136,35 @@ impl Streaming {
                 }
             };
             let _ = stream.set_nodelay(true);
-            let streaming = self.clone();
+            let (streaming, tls) = (self.clone(), tls.clone());
             tokio::spawn(async move {
-                let service = service_fn(|request| {
-                    let answer = streaming.answer(request);
-                    async { Ok::<_, std::convert::Infallible>(answer) }
-                });
-                let serving = hyper::server::conn::http1::Builder::new()
-                    .timer(hyper_util::rt::TokioTimer::new())
-                    .header_read_timeout(PATIENCE)
-                    .max_buf_size(64 << 10)
-                    .serve_connection(TokioIo::new(stream), service)
-                    .with_upgrades();
-                if let Err(error) = serving.await {
-                    tracing::debug!("a streaming client: {error}");
-                }
+                let io: Io = match tls {
+                    None => Box::new(stream),
+                    Some(tls) => match tokio::time::timeout(PATIENCE, tls.acceptor().accept(stream)).await {
+                        Ok(Ok(stream)) => Box::new(stream),
+                        Ok(Err(error)) => return tracing::debug!("a streaming client: {error}"),
+                        Err(_) => return,
+                    },
+                };
+                streaming.serve(io).await;
             });
+        }
+    }
+
+    /// One request; what becomes of its connection is the business of `answer`.
+    async fn serve(self: Arc<Self>, io: Io) {
+        let service = service_fn(|request| {
+            let answer = self.answer(request);
+            async { Ok::<_, std::convert::Infallible>(answer) }
+        });
+        let serving = hyper::server::conn::http1::Builder::new()
+            .timer(hyper_util::rt::TokioTimer::new())
+            .header_read_timeout(PATIENCE)
+            .max_buf_size(64 << 10)
+            .serve_connection(TokioIo::new(io), service)
+            .with_upgrades();
+        if let Err(error) = serving.await {
+            tracing::debug!("a streaming client: {error}");
         }
     }
 
@@ -252,8 +269,8 @@ fn words(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
 
 /// The connection behind an HTTP request, and what came behind that.
 async fn upgraded(on_upgrade: OnUpgrade) -> Option<(Io, Bytes)> {
-    match on_upgrade.await.map(hyper::upgrade::Upgraded::downcast::<TokioIo<TcpStream>>) {
-        Ok(Ok(parts)) => Some((Box::new(parts.io.into_inner()), parts.read_buf)),
+    match on_upgrade.await.map(hyper::upgrade::Upgraded::downcast::<TokioIo<Io>>) {
+        Ok(Ok(parts)) => Some((parts.io.into_inner(), parts.read_buf)),
         Ok(Err(_)) => None,
         Err(error) => {
             tracing::debug!("a streaming client left: {error}");
@@ -273,7 +290,9 @@ async fn serve_spdy(machine: Arc<Machine>, session: Session, protocol: &'static 
     };
     let ending = if protocol == EXEC_PROTOCOLS[0] { Ending::Status } else { Ending::Text };
     let resizes = EXEC_PROTOCOLS[..2].contains(&protocol);
-    match Channels::of_spdy(&mut connection, wanted, ending, resizes).await {
+    let opened = Channels::of_spdy(&mut connection, wanted, ending, resizes).await;
+    connection.accept_no_more().await;
+    match opened {
         Ok(channels) => session.run(&machine, channels).await,
         Err(reason) => tracing::info!("a streaming client is sent away: {reason}"),
     }

@@ -1,6 +1,7 @@
 //! `hack/bench` after the build: berthd and a containerd on one machine, driven through CRI in turn, medians and their ratio.
 
 mod plugins;
+mod streaming;
 
 use std::{
     collections::BTreeMap,
@@ -151,10 +152,11 @@ async fn main() -> Outcome<()> {
         }
     }
     let plugins = if options.peer.is_none() { plugins::compare(options.rounds, options.alone)? } else { Vec::new() };
+    let streams = streaming::compare(&machine, &targets, &small).await?;
     let limits = limits(&machine, &tree)?;
     let memory = memory(&machine, &mut targets, &small).await?;
     table(&targets);
-    plugins.iter().chain(&limits).chain(&memory).for_each(|line| say(line));
+    plugins.iter().chain(&streams).chain(&limits).chain(&memory).for_each(|line| say(line));
     Ok(())
 }
 
