@@ -31,6 +31,8 @@ pub struct Machine {
     pub environment: Vec<(String, String)>,
     /// More of the daemon's configuration: keys of `[registry]`, then other sections.
     pub config: String,
+    /// For a CNI plugin.
+    pub plugin_seconds: u32,
 }
 
 #[derive(Debug)]
@@ -65,7 +67,7 @@ impl Machine {
             // A dash in a slice's name is a level of its own.
             cgroup_parent = format!("{}.slice", cgroup_parent.replace('-', ""));
         }
-        Self { dir, holder, cgroup_parent, environment: Vec::new(), config: String::new() }
+        Self { dir, holder, cgroup_parent, environment: Vec::new(), config: String::new(), plugin_seconds: 60 }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -137,11 +139,12 @@ impl Machine {
         let config = self.path("config.toml");
         if !config.exists() {
             let text = format!(
-                "images_dir = {:?}\npinned_images = [\"*/pinned/*\"]\n[cni]\nconf_dir = {:?}\ncache_dir = {:?}\nbin_dirs = [{:?}, \"/usr/lib/cni\"]\ntimeout_seconds = 2\n[cdi]\nspec_dirs = [{:?}]\n[registry]\nconfig_path = {:?}\nauth_file = {:?}\nstall_seconds = 2\n{}\n",
+                "images_dir = {:?}\npinned_images = [\"*/pinned/*\"]\n[cni]\nconf_dir = {:?}\ncache_dir = {:?}\nbin_dirs = [{:?}, \"/usr/lib/cni\"]\ntimeout_seconds = {}\n[cdi]\nspec_dirs = [{:?}]\n[registry]\nconfig_path = {:?}\nauth_file = {:?}\nstall_seconds = 2\n{}\n",
                 self.path("images").display().to_string(),
                 self.path("net.d").display().to_string(),
                 self.path("cni-results").display().to_string(),
                 self.path("cni-bin").display().to_string(),
+                self.plugin_seconds,
                 self.path("cdi").display().to_string(),
                 self.path("certs.d").display().to_string(),
                 self.path("auth.json").display().to_string(),

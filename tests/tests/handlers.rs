@@ -4,7 +4,7 @@
 use std::{fs, os::unix::fs::PermissionsExt, time::Instant};
 
 use berth_proto::v1;
-use berth_tests::{Cri, Machine, container, eventually, in_guest, pod, ready_with};
+use berth_tests::{Cri, Machine, SpdyClient, container, eventually, in_guest, pod, ready_with};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -92,6 +92,19 @@ async fn a_container_is_the_same_whoever_makes_it() {
         assert!(late.code() == Code::DeadlineExceeded && begun.elapsed().as_secs() < 5, "{late}");
         let left = cri.sh(&id, "ps -o args | grep -c '[s]leep 4321' || true").await;
         assert_eq!(left, "0\n", "{handler}: what took too long is dead");
+
+        // At a terminal, whose size comes when it comes.
+        let script = "until [ \"$(stty size)\" = '43 132' ]; do :; done; tty; exit 3";
+        let cmd = ["sh", "-c", script].map(str::to_owned).to_vec();
+        let request = v1::ExecRequest { container_id: id.clone(), cmd, tty: true, stdout: true, ..Default::default() };
+        let url = cri.runtime.clone().exec(request).await.unwrap().into_inner().url;
+        machine.in_network(|| {
+            let mut client = SpdyClient::open_all(&url, &["error", "stdout", "resize"]);
+            client.send(5, br#"{"Width":132,"Height":43}"#);
+            let ending = client.read_all(1);
+            assert!(ending.contains(r#""message":"3""#), "{handler}: {ending}");
+            assert!(client.text(3).contains("/dev/pts/"), "{handler}: {}", client.text(3));
+        });
 
         cri.stop(&id, 10).await.unwrap();
         let status = cri.status(&id).await.unwrap();

@@ -14,7 +14,8 @@ use tonic::Code;
 
 /// A machine whose network is these plugins.
 fn with_plugins(names: &[&str]) -> Machine {
-    let machine = Machine::new();
+    let mut machine = Machine::new();
+    machine.plugin_seconds = 2;
     fs::create_dir_all(machine.path("cni-bin")).unwrap();
     let plugins: Vec<Value> = names.iter().map(|name| json!({ "type": name })).collect();
     machine.write_network(&json!({ "cniVersion": "1.1.0", "name": "test", "plugins": plugins }));

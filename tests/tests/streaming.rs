@@ -391,7 +391,9 @@ async fn sessions_leave_nothing_behind() {
         session("ot").await;
     }
     let before = (descriptors(&daemon), threads(&daemon), resident(&daemon));
-    for _ in 0..500 {
+    // BERTH_TEST_SESSIONS=5000 for ten thousand.
+    let pairs = std::env::var("BERTH_TEST_SESSIONS").map_or(500, |count| count.parse().unwrap());
+    for _ in 0..pairs {
         session("oe").await;
         session("ot").await;
     }

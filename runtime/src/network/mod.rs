@@ -264,12 +264,9 @@ impl Networks {
     ) -> anyhow::Result<()> {
         let alone = self.collecting.write().await;
         let living = living()?;
-        let entries = fs::read_dir(self.layout.attachments()).context("list the pods' attachments")?.flatten();
-        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-        let (kept, left): (Vec<String>, Vec<String>) = names.partition(|name| living.contains(name));
+        let left = self.attachments()?.into_iter().filter(|id| !living.contains(id));
         drop(alone);
         for id in left {
-            // A file that a crash left half-written is not one of a pod.
             self.detach(&id).await;
         }
         let _alone = self.collecting.write().await;
@@ -277,15 +274,11 @@ impl Networks {
         if list.disable_gc || !is_1_1(&list) {
             return Ok(());
         }
-        // Those that came since are not garbage.
-        let entries = fs::read_dir(self.layout.attachments()).context("list the pods' attachments")?.flatten();
-        let now = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        // With those that came since, and without those whose end is under way.
         let owed = self.owed().clone();
-        let valid: BTreeSet<String> = now.filter(|id| !owed.contains(id)).chain(kept).collect();
-        let attachments: Vec<berth_cni::Attachment> = valid
-            .into_iter()
-            .map(|container_id| berth_cni::Attachment { container_id, ifname: INTERFACE.to_owned() })
-            .collect();
+        let valid = self.attachments()?.into_iter().filter(|id| !owed.contains(id));
+        let attachments: Vec<berth_cni::Attachment> =
+            valid.map(|container_id| berth_cni::Attachment { container_id, ifname: INTERFACE.to_owned() }).collect();
         for plugin in &list.plugins {
             let mut conf = stdin(&list, plugin, Value::Null, None);
             // libcni has two names for it.
@@ -294,6 +287,16 @@ impl Networks {
             self.plugins.run(&self.plugins.find(plugin)?, "GC", &[], &conf).await?;
         }
         Ok(())
+    }
+
+    /// Pods with a record. What a crash left half-written is none, and removed: to be called while no pod is on its way.
+    fn attachments(&self) -> anyhow::Result<Vec<String>> {
+        let entries = fs::read_dir(self.layout.attachments()).context("list the pods' attachments")?.flatten();
+        let (halves, whole): (Vec<PathBuf>, Vec<PathBuf>) =
+            entries.map(|entry| entry.path()).partition(|path| path.extension().is_some());
+        halves.iter().try_for_each(|path| remove_file(path))?;
+        let name = |path: PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(whole.into_iter().map(name).collect())
     }
 
     /// Other tools find the attachment where libcni keeps its own; a link, so that there is one truth.
