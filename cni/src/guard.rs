@@ -25,7 +25,7 @@ pub(crate) fn collect_garbage(conf: &Conf) -> Result<(), Error> {
 }
 
 pub(crate) fn check(owner: &str, port: &str, mac: [u8; 6]) -> Result<(), Error> {
-    let found = owned(|comment| comment == owner)?;
+    let found = BRIDGED.owned(&GUARD_SETS, |comment| comment == owner)?;
     match elements(owner, port, mac).iter().all(|element| found.contains(element)) {
         true => Ok(()),
         false => Err(Error::new(code::DRIFT, format!("{port} lets in any MAC address"))),
@@ -40,22 +40,7 @@ fn elements(owner: &str, port: &str, mac: [u8; 6]) -> Vec<Element> {
     vec![element(GUARD_SETS[1], joined), element(GUARD_SETS[0], name)]
 }
 
-fn owned(is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Element>, Error> {
-    let mut found = Vec::new();
-    for set in GUARD_SETS {
-        let Some(elements) = BRIDGED.elements(set).map_err(|errno| failed("read guarded ports", errno))? else { break };
-        found.extend(elements.into_iter().filter(|element| element.comment.as_deref().is_some_and(&is_wanted)));
-    }
-    Ok(found)
-}
-
 fn remove(is_wanted: impl Fn(&str) -> bool) -> Result<(), Error> {
-    let found = owned(is_wanted)?;
-    if found.is_empty() {
-        return Ok(());
-    }
-    match BRIDGED.remove(&found) {
-        Ok(()) | Err(nix::libc::ENOENT) => Ok(()),
-        Err(errno) => Err(failed("remove the guard of a port", errno)),
-    }
+    let found = BRIDGED.owned(&GUARD_SETS, is_wanted)?;
+    if found.is_empty() { Ok(()) } else { BRIDGED.remove_found(&found) }
 }

@@ -52,12 +52,12 @@ pub(crate) fn add(conf: &Conf, args: &Args, ips: &[Ip]) -> Result<(), Error> {
 /// Removes what an attachment has; success when that is nothing.
 pub(crate) fn del(conf: &Conf, args: &Args) -> Result<(), Error> {
     let owner = args.owner(conf);
-    remove(&owned(|comment| comment == owner)?)
+    remove(&NODE.owned(&PORT_MAPS, |comment| comment == owner)?)
 }
 
 /// Removes what belongs to nobody valid of this network.
 pub(crate) fn collect_garbage(conf: &Conf) -> Result<(), Error> {
-    remove(&owned(|comment| is_stale(comment, &conf.name, &conf.valid_attachments))?)
+    remove(&NODE.owned(&PORT_MAPS, |comment| is_stale(comment, &conf.name, &conf.valid_attachments))?)
 }
 
 /// Whether every port that was asked for leads to the pod.
@@ -66,7 +66,7 @@ pub(crate) fn check(conf: &Conf, args: &Args, ips: &[Ip]) -> Result<(), Error> {
         return Ok(());
     }
     let owner = args.owner(conf);
-    let own = owned(|comment| comment == owner)?;
+    let own = NODE.owned(&PORT_MAPS, |comment| comment == owner)?;
     let wanted = elements(&conf.runtime_config.port_mappings, ips, &owner)?;
     match wanted.iter().find(|element| !own.contains(element)) {
         Some(element) => {
@@ -142,30 +142,17 @@ fn describe(element: &Element) -> String {
     format!("{}/{protocol}", u16::from_be_bytes([high, low]))
 }
 
-fn owned(is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Element>, Error> {
-    let mut found = Vec::new();
-    for set in PORT_MAPS {
-        // Without one of the maps there is no table, and none of the others.
-        let Some(elements) = NODE.elements(set).map_err(|errno| failed("read mapped ports", errno))? else { break };
-        found.extend(elements.into_iter().filter(|element| element.comment.as_deref().is_some_and(&is_wanted)));
-    }
-    Ok(found)
-}
-
 fn remove(elements: &[Element]) -> Result<(), Error> {
     if elements.is_empty() {
         return Ok(());
     }
-    match NODE.remove(elements) {
-        // Somebody else removed the same at this moment.
-        Ok(()) | Err(nix::libc::ENOENT) => forget_udp(elements),
-        Err(errno) => Err(failed("remove mapped ports", errno)),
-    }
+    NODE.remove_found(elements)?;
+    forget_udp(elements)
 }
 
 /// Says which of `wanted` is there already, and whose.
 fn taken(wanted: &[Element]) -> Result<Error, Error> {
-    let others = owned(|_| true)?;
+    let others = NODE.owned(&PORT_MAPS, |_| true)?;
     let is_same = |one: &Element, other: &Element| one.set == other.set && one.key == other.key;
     let found = wanted.iter().find_map(|one| others.iter().find(|other| is_same(one, other)));
     let (what, whose) = match found {

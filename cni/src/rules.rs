@@ -143,6 +143,28 @@ impl Table {
     }
 }
 
+impl Table {
+    /// Elements of these sets whose comment is wanted; none where there is no table.
+    pub(crate) fn owned(self, sets: &[&'static str], is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Element>, Error> {
+        let mut found = Vec::new();
+        for set in sets {
+            // Without one of the sets there is no table, and none of the others.
+            let Some(elements) = self.elements(set).map_err(|errno| failed("read nftables", errno))? else { break };
+            found.extend(elements.into_iter().filter(|element| element.comment.as_deref().is_some_and(&is_wanted)));
+        }
+        Ok(found)
+    }
+
+    /// Success when they are not there.
+    pub(crate) fn remove_found(self, elements: &[Element]) -> Result<(), Error> {
+        match self.remove(elements) {
+            // Somebody else removed the same at this moment.
+            Ok(()) | Err(nix::libc::ENOENT) => Ok(()),
+            Err(errno) => Err(failed("remove from nftables", errno)),
+        }
+    }
+}
+
 pub(crate) fn failed(what: &str, errno: i32) -> Error {
     Error::new(code::KERNEL, format!("{what}: {}", std::io::Error::from_raw_os_error(errno)))
 }

@@ -2,16 +2,19 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics fails")]
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::Write,
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     thread,
     time::{Duration, Instant},
 };
 
 use berth_proto::v1;
 use berth_tests::{Cri, Daemon, Machine, SpdyClient, container, eventually, pod, ready, upgrade};
+use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
 use tonic::Code;
 
 /// Which streams are wanted: `i` stdin, `o` stdout, `e` stderr, `t` a terminal.
@@ -374,6 +377,37 @@ async fn what_is_wrong_is_refused_and_disturbs_nobody() {
         last = try_exec(&cri, &id, &["true"], "o").await;
     }
     assert_eq!(last.unwrap_err().code(), Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn ports_are_forwarded_as_old_websocket_clients_want_it() {
+    let (machine, _daemon, cri, image) = ready().await;
+    let sandbox = cri.run_pod(pod(&machine, "p")).await.unwrap();
+    let id = cri.run(&sandbox, container("c", &image, "exec nc -ll -p 80 -e cat")).await.unwrap();
+    eventually("the server", async || cri.sh(&id, "cat /proc/net/tcp /proc/net/tcp6").await.contains(":0050 ")).await;
+    let request = v1::PortForwardRequest { pod_sandbox_id: sandbox.clone(), port: vec![80, 9] };
+    let url = cri.runtime.clone().port_forward(request).await.unwrap().into_inner().url;
+    let mut request = url.replace("http://", "ws://").into_client_request().unwrap();
+    request.headers_mut().insert("sec-websocket-protocol", "v4.channel.k8s.io".parse().unwrap());
+    let address = url.strip_prefix("http://").unwrap().split('/').next().unwrap().to_owned();
+    let socket = machine.in_network(|| TcpStream::connect(address).unwrap());
+    socket.set_nonblocking(true).unwrap();
+    let socket = tokio::net::TcpStream::from_std(socket).unwrap();
+    let (mut client, answer) = tokio_tungstenite::client_async(request, socket).await.unwrap();
+    assert_eq!(answer.headers()["sec-websocket-protocol"], "v4.channel.k8s.io");
+    client.send(Message::binary(b"\x00hello".to_vec())).await.unwrap();
+    let mut came: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
+    while !came.get(&0).is_some_and(|bytes| bytes.ends_with(b"hello"))
+        || came.get(&3).is_none_or(|bytes| bytes.len() < 3)
+    {
+        let Message::Binary(bytes) = client.next().await.unwrap().unwrap() else { continue };
+        came.entry(bytes[0]).or_default().extend_from_slice(&bytes[1..]);
+    }
+    assert_eq!((came[&0].as_slice(), came[&1].as_slice()), (&b"\x50\x00hello"[..], &b"\x50\x00"[..]));
+    let refused = String::from_utf8_lossy(&came[&3][2..]);
+    assert!(refused.contains("port 9 of the pod"), "{refused}");
+    let request = v1::PortForwardRequest { pod_sandbox_id: sandbox, port: vec![80_000] };
+    assert_eq!(cri.runtime.clone().port_forward(request).await.unwrap_err().code(), Code::InvalidArgument);
 }
 
 #[tokio::test]

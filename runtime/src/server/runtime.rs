@@ -219,7 +219,8 @@ impl RuntimeService for Runtime {
         if sandbox.state() != sandbox::State::Ready {
             return Err(Error::precondition(format!("sandbox {} is not ready", sandbox.meta.id)).into());
         }
-        let url = self.streaming.offer(Session::PortForward { netns: sandbox.meta.netns() })?;
+        let ports = convert::ports(&request.port)?;
+        let url = self.streaming.offer(Session::PortForward { netns: sandbox.meta.netns(), ports })?;
         ok(v1::PortForwardResponse { url })
     }
 

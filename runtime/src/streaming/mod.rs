@@ -70,9 +70,10 @@ pub(crate) enum Session {
         container: Arc<Container>,
         wanted: Wanted,
     },
-    /// `netns` of the pod; `None` for the host's.
+    /// `netns` of the pod; `None` for the host's. SPDY names its ports later.
     PortForward {
         netns: Option<PathBuf>,
+        ports: Vec<u16>,
     },
 }
 
@@ -283,7 +284,7 @@ async fn serve_spdy(machine: Arc<Machine>, session: Session, protocol: &'static 
     let Some((io, early)) = upgraded(on_upgrade).await else { return };
     let mut connection = Connection::new(io, early);
     let Some(wanted) = session.wanted() else {
-        if let Session::PortForward { netns } = session {
+        if let Session::PortForward { netns, .. } = session {
             portforward::serve(connection, netns).await;
         }
         return;

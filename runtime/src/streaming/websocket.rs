@@ -1,7 +1,7 @@
 //! WebSocket in SPDY's place: the first byte of each message is the number of its stream.
 //!
-//! `v5.channel.k8s.io` can say that a stream has ended; `base64` variants have text for old browsers' sake. A forwarded port comes as
-//! SPDY in binary messages (KEP 4006).
+//! `v5.channel.k8s.io` can say that a stream has ended; `base64` variants have text for old browsers' sake. Forwarded ports come as SPDY
+//! in binary messages (KEP 4006), or as two streams for each port.
 
 use std::{
     io,
@@ -22,6 +22,7 @@ use hyper::body::Incoming;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{Mutex, mpsc, watch},
+    task::JoinSet,
 };
 use tokio_tungstenite::{
     WebSocketStream,
@@ -64,6 +65,9 @@ const PROTOCOLS: [Protocol; 5] = [
     Protocol { name: "base64.channel.k8s.io", base64: true, ending: Ending::Text, closes: false },
     Protocol { name: "channel.k8s.io", base64: false, ending: Ending::Text, closes: false },
 ];
+
+/// Those of before the tunnel.
+const FORWARD_PROTOCOLS: [Protocol; 2] = [PROTOCOLS[1], PROTOCOLS[2]];
 
 /// Numbers of streams.
 mod channel {
@@ -118,13 +122,22 @@ pub(super) fn answer(machine: Arc<Machine>, session: Session, mut request: Reque
         None if is_offered(TUNNEL) => {
             tokio::spawn(async move {
                 let Some((io, early)) = upgraded(on_upgrade).await else { return };
-                let Session::PortForward { netns } = session else { return };
+                let Session::PortForward { netns, .. } = session else { return };
                 let tunnel = Tunnel { socket: open(io, &early).await, read: Bytes::new() };
                 portforward::serve(Connection::new(Box::new(tunnel), Bytes::new()), netns).await;
             });
             Some(TUNNEL)
         }
-        None => return refuse("a port is forwarded by SPDY/3.1+portforward.k8s.io\n"),
+        None => {
+            let Some(protocol) = FORWARD_PROTOCOLS.into_iter().find(|protocol| is_offered(protocol.name)) else {
+                return refuse("a port is forwarded by SPDY/3.1+portforward.k8s.io or v4.channel.k8s.io\n");
+            };
+            tokio::spawn(async move {
+                let Some((io, early)) = upgraded(on_upgrade).await else { return };
+                serve_ports(session, protocol, open(io, &early).await).await;
+            });
+            Some(protocol.name)
+        }
         Some(wanted) => {
             let protocol = PROTOCOLS.into_iter().find(|protocol| is_offered(protocol.name));
             if protocol.is_none() && !offered.is_empty() {
@@ -181,13 +194,54 @@ async fn serve(machine: &Machine, session: Session, wanted: Wanted, protocol: Pr
     let first = first.into_iter().find(|(is_there, _)| *is_there).map_or(channel::ERROR, |(_, channel)| channel);
     let _ = sender(first).send(&mut [0; HEADER]).await;
     session.run(machine, channels).await;
+    part(&sink, async { drop(reader.await) }).await;
+}
+
+/// Says goodbye. `heard`: the client has said so too, and read by then what was sent last.
+async fn part(sink: &Mutex<SplitSink<Socket, Message>>, heard: impl Future<Output = ()>) {
     let goodbye = async {
         let end = CloseFrame { code: CloseCode::Normal, reason: "".into() };
         let _ = sink.lock().await.send(Message::Close(Some(end))).await;
-        // Until the client has said so too: what was sent last is read by then.
-        let _ = reader.await;
+        heard.await;
     };
     let _ = tokio::time::timeout(super::connection::PARTING, goodbye).await;
+}
+
+/// One connection to each port that was asked for: data is stream 2i, errors are stream 2i + 1, and each begins with the port.
+async fn serve_ports(session: Session, protocol: Protocol, socket: Socket) {
+    let Session::PortForward { netns, ports } = session else { return };
+    let (sink, mut messages) = socket.split();
+    let sink = Arc::new(Mutex::new(sink));
+    let (mut inputs, mut forwards) = (Vec::new(), JoinSet::new());
+    for (number, port) in (0_u8..127).zip(ports) {
+        let (input, received) = mpsc::channel(QUEUE);
+        inputs.push(input);
+        let sender = |channel| Sender { sink: sink.clone(), channel, base64: protocol.base64 };
+        let (data, error) = (sender(2 * number), sender(2 * number + 1));
+        for stream in [&data, &error] {
+            let _ = stream.send(&mut [&[0; HEADER][..], &port.to_le_bytes()].concat()).await;
+        }
+        let netns = netns.clone();
+        forwards.spawn(async move {
+            let (data, error) = (Output::WebSocket(data), Output::WebSocket(error));
+            portforward::forward(netns.as_deref(), port, received, &data, &error).await;
+        });
+    }
+    let reading = async {
+        while let Some(Ok(message)) = messages.next().await {
+            let Some((number, bytes)) = content(message, protocol.base64) else { continue };
+            if let Some(input) = inputs.get(usize::from(number / 2)).filter(|_| number % 2 == 0) {
+                // Its connection may have ended.
+                let _ = input.send(bytes).await;
+            }
+        }
+    };
+    let ending = async { while forwards.join_next().await.is_some() {} };
+    tokio::pin!(reading);
+    tokio::select! {
+        () = &mut reading => {}
+        () = ending => part(&sink, reading).await,
+    }
 }
 
 /// Hands on what the client sends until it leaves.

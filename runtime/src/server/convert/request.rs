@@ -94,17 +94,23 @@ pub(crate) fn streams((stdin, stdout, stderr): (bool, bool, bool), tty: bool) ->
     Ok(Wanted { stdin, stdout, stderr, tty })
 }
 
+pub(crate) fn ports(numbers: &[i32]) -> Result<Vec<u16>> {
+    numbers.iter().copied().map(port_number).collect()
+}
+
+fn port_number(number: i32) -> Result<u16> {
+    u16::try_from(number).map_err(|_| Error::invalid(format!("port {number} is out of range")))
+}
+
 fn port(port: v1::PortMapping) -> Result<PortMapping> {
     let protocol = match port.protocol() {
         v1::Protocol::Tcp => Protocol::Tcp,
         v1::Protocol::Udp => Protocol::Udp,
         v1::Protocol::Sctp => Protocol::Sctp,
     };
-    let number =
-        |number: i32| u16::try_from(number).map_err(|_| Error::invalid(format!("port {number} is out of range")));
     Ok(PortMapping {
-        host_port: number(port.host_port)?,
-        container_port: number(port.container_port)?,
+        host_port: port_number(port.host_port)?,
+        container_port: port_number(port.container_port)?,
         protocol,
         host_ip: port.host_ip,
     })
