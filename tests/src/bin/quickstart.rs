@@ -164,7 +164,7 @@ fn has_bridge() -> bool {
 /// The bridge and its table, which pods share and no pod removes.
 fn remove_network() {
     for (program, arguments) in
-        [("ip", &["link", "delete", "berth0"][..]), ("nft", &["delete", "table", "ip", "berth"])]
+        [("ip", &["link", "delete", "berth0"][..]), ("nft", &["delete", "table", "inet", "berth"])]
     {
         if let Err(error) = Command::new(program).args(arguments).status() {
             eprintln!("{program}: {error}");
