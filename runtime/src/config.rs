@@ -26,7 +26,8 @@ images_dir = "/etc/berth/images"
 pinned_images = []
 
 [cni]
-# The first *.conflist, *.conf or *.json by name is the pod network; without one, a built-in bridge (10.88.0.0/16).
+# The first *.conflist, *.conf or *.json by name is the pod network; without one, a built-in bridge, with the pods'
+# network that the kubelet tells, or 10.88.0.0/16.
 conf_dir = "/etc/cni/net.d"
 # Where plugins are looked up, in this order.
 bin_dirs = ["/opt/cni/bin", "/usr/lib/cni"]

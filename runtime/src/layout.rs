@@ -131,7 +131,7 @@ impl Layout {
 
     /// The pods' networks, as the kubelet told them last.
     pub(crate) fn pod_cidr(&self) -> PathBuf {
-        self.root.join("pod-cidr")
+        self.root.join("pod-cidr.json")
     }
 
     pub(crate) fn ipam(&self) -> PathBuf {

@@ -48,6 +48,15 @@ async fn sleeper() -> (Machine, Daemon, Cri, String, String) {
     (machine, daemon, cri, sandbox, id)
 }
 
+/// A machine with a pod that answers on its port 80 what it is told.
+async fn echo() -> (Machine, Daemon, Cri, String) {
+    let (machine, daemon, cri, image) = ready().await;
+    let sandbox = cri.run_pod(pod(&machine, "p")).await.unwrap();
+    let id = cri.run(&sandbox, container("c", &image, "exec nc -ll -p 80 -e cat")).await.unwrap();
+    eventually("the server", async || cri.sh(&id, "cat /proc/net/tcp /proc/net/tcp6").await.contains(":0050 ")).await;
+    (machine, daemon, cri, sandbox)
+}
+
 /// The exit code of a Status, or its reason.
 fn ending(text: &str) -> Value {
     let status: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{text:?}: {error}"));
@@ -220,10 +229,7 @@ async fn several_clients_are_attached_to_one_process() {
 
 #[tokio::test]
 async fn ports_of_a_pod_are_forwarded() {
-    let (machine, _daemon, cri, image) = ready().await;
-    let sandbox = cri.run_pod(pod(&machine, "p")).await.unwrap();
-    let id = cri.run(&sandbox, container("c", &image, "exec nc -ll -p 80 -e cat")).await.unwrap();
-    eventually("the server", async || cri.sh(&id, "cat /proc/net/tcp /proc/net/tcp6").await.contains(":0050 ")).await;
+    let (machine, _daemon, cri, sandbox) = echo().await;
     // One that listens on IPv6 only.
     let request = v1::PodSandboxStatusRequest { pod_sandbox_id: sandbox.clone(), verbose: true };
     let status = cri.runtime.clone().pod_sandbox_status(request).await.unwrap().into_inner();
@@ -381,10 +387,7 @@ async fn what_is_wrong_is_refused_and_disturbs_nobody() {
 
 #[tokio::test]
 async fn ports_are_forwarded_as_old_websocket_clients_want_it() {
-    let (machine, _daemon, cri, image) = ready().await;
-    let sandbox = cri.run_pod(pod(&machine, "p")).await.unwrap();
-    let id = cri.run(&sandbox, container("c", &image, "exec nc -ll -p 80 -e cat")).await.unwrap();
-    eventually("the server", async || cri.sh(&id, "cat /proc/net/tcp /proc/net/tcp6").await.contains(":0050 ")).await;
+    let (machine, _daemon, cri, sandbox) = echo().await;
     let request = v1::PortForwardRequest { pod_sandbox_id: sandbox.clone(), port: vec![80, 9] };
     let url = cri.runtime.clone().port_forward(request).await.unwrap().into_inner().url;
     let mut request = url.replace("http://", "ws://").into_client_request().unwrap();

@@ -31,17 +31,8 @@ pub(crate) struct Attachment {
 
 impl Attachment {
     pub(super) fn new(network: &Network, pod: &Pod, capability_args: BTreeMap<String, Value>) -> Self {
-        Self {
-            kind: "cniCacheV1".to_owned(),
-            container_id: pod.id.clone(),
-            config: STANDARD.encode(&network.text),
-            if_name: INTERFACE.to_owned(),
-            network_name: network.list.name.clone(),
-            netns: pod.netns.display().to_string(),
-            cni_args: pod.arguments(),
-            capability_args,
-            result: None,
-        }
+        let (netns, cni_args) = (pod.netns.display().to_string(), pod.arguments());
+        Self { netns, cni_args, capability_args, ..Self::unknown(network, &pod.id) }
     }
 
     /// Of one whose file a crash has emptied: nothing is known but the id.
@@ -70,9 +61,10 @@ impl Attachment {
         format!("{}-{}-{}", self.network_name, self.container_id, self.if_name)
     }
 
-    /// CNI_CONTAINERID and its like.
-    pub(super) fn environment(&self) -> Vec<(&'static str, String)> {
-        let arguments: Vec<String> = self.cni_args.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    /// CNI_CONTAINERID and its like, with more for CNI_ARGS.
+    pub(super) fn environment(&self, more: Option<&str>) -> Vec<(&'static str, String)> {
+        let arguments = self.cni_args.iter().map(|(key, value)| format!("{key}={value}"));
+        let arguments: Vec<String> = arguments.chain(more.map(str::to_owned)).collect();
         vec![
             ("CNI_CONTAINERID", self.container_id.clone()),
             ("CNI_NETNS", self.netns.clone()),

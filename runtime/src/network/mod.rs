@@ -59,9 +59,13 @@ impl Networks {
         let own = std::env::current_exe().context("find own executable")?;
         let bin_dirs = config.bin_dirs.iter().cloned().chain(own.parent().map(Path::to_owned)).collect();
         fs::create_dir_all(layout.attachments()).with_context(|| format!("make {}", layout.attachments().display()))?;
-        let ranges = match fs::read_to_string(layout.pod_cidr()) {
-            Ok(text) => parse_ranges(&text).unwrap_or_default(),
-            Err(_) => Vec::new(),
+        let ranges = match record::read(&layout.pod_cidr()).context("read the pods' network")? {
+            Found::Record(ranges) => ranges,
+            Found::Absent => Vec::new(),
+            Found::Damaged => {
+                tracing::warn!("{}: damaged; the kubelet tells it again when it starts", layout.pod_cidr().display());
+                Vec::new()
+            }
         };
         let networks = Arc::new(Self {
             confs: Confs::new(config, layout.ipam()),
@@ -84,7 +88,7 @@ impl Networks {
     pub(crate) fn set_pod_cidr(&self, text: &str) -> anyhow::Result<()> {
         let ranges = parse_ranges(text)?;
         let path = self.layout.pod_cidr();
-        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        record::write(&path, &ranges).with_context(|| format!("write {}", path.display()))?;
         *self.ranges.lock().unwrap_or_else(PoisonError::into_inner) = ranges;
         Ok(())
     }
@@ -143,7 +147,7 @@ impl Networks {
         let file = self.layout.attachment(&pod.id);
         record::write(&file, &attachment).with_context(|| format!("write {}", file.display()))?;
         self.show_in_cache(&attachment, &file);
-        let environment = attachment.environment();
+        let environment = attachment.environment(None);
         let mut previous = Value::Null;
         for (plugin, program) in list.plugins.iter().zip(programs) {
             let conf = stdin(&list, plugin, previous, Some(&attachment));
@@ -210,13 +214,9 @@ impl Networks {
             attachment.netns = String::new();
         }
         let previous = attachment.result.as_ref().map_or(Value::Null, |result| json!(result));
-        let mut environment = attachment.environment();
         // The caller unpins the namespace next: our own plugin then leaves the link to it. Others are told to ignore what they
         // do not know.
-        environment
-            .iter_mut()
-            .filter(|(name, _)| *name == "CNI_ARGS")
-            .for_each(|(_, args)| *args += ";BERTH_NETNS_ENDS=1");
+        let environment = attachment.environment(Some("BERTH_NETNS_ENDS=1"));
         for plugin in list.plugins.iter().rev() {
             let program = self.plugins.find(plugin)?;
             let conf = stdin(&list, plugin, previous.clone(), Some(&attachment));
@@ -246,7 +246,7 @@ impl Networks {
         for plugin in &list.plugins {
             let program = self.plugins.find(plugin)?;
             let conf = stdin(&list, plugin, json!(result), Some(&attachment));
-            self.plugins.run(&program, "CHECK", &attachment.environment(), &conf).await?;
+            self.plugins.run(&program, "CHECK", &attachment.environment(None), &conf).await?;
         }
         Ok(())
     }
@@ -412,7 +412,7 @@ mod tests {
         assert_eq!(all, known);
         assert_eq!(attachment.cache_name(), "n-i-eth0");
         let args = "IgnoreUnknown=1;K8S_POD_NAMESPACE=n;K8S_POD_NAME=p;K8S_POD_INFRA_CONTAINER_ID=i;K8S_POD_UID=u";
-        assert!(attachment.environment().contains(&("CNI_ARGS", args.to_owned())));
+        assert!(attachment.environment(None).contains(&("CNI_ARGS", args.to_owned())));
         // What libcni writes is read too.
         let text = serde_json::to_string(&attachment).unwrap();
         assert!(text.contains(r#""cniArgs":[["IgnoreUnknown","1"],"#), "{text}");

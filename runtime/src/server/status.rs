@@ -5,12 +5,7 @@ use std::collections::HashMap;
 use berth_proto::v1;
 use serde_json::json;
 
-use crate::{
-    container::{Container, State},
-    image::Image,
-    node::Node,
-    sandbox::Sandbox,
-};
+use crate::{container::Container, image::Image, node::Node, sandbox::Sandbox};
 
 pub(super) fn version() -> v1::VersionResponse {
     v1::VersionResponse {
@@ -89,15 +84,11 @@ pub(super) async fn sandbox_info(node: &Node, sandbox: &Sandbox) -> HashMap<Stri
 
 pub(super) fn container_info(node: &Node, container: &Container) -> HashMap<String, String> {
     let meta = &container.meta;
-    let pid = match container.state() {
-        State::Running { pid, .. } => pid,
-        State::Created | State::Exited { .. } => 0,
-    };
     one(
         "info",
         &json!({
             "sandboxID": meta.sandbox,
-            "pid": pid,
+            "pid": container.pid().unwrap_or(0),
             "privileged": meta.config.security.privileged,
             "config": meta.config,
             "spec": container.spec(&node.machine.layout),

@@ -1,6 +1,6 @@
 //! Exec and attach: a client's channels on one side, a process on the other.
 
-use std::os::fd::OwnedFd;
+use std::{fs::File, io, os::fd::OwnedFd};
 
 use anyhow::Context;
 use serde::Deserialize;
@@ -73,22 +73,10 @@ pub(crate) async fn attach(container: &Container, wanted: Wanted, mut channels: 
 }
 
 async fn join(container: &Container, wanted: Wanted, channels: &mut Channels) -> Result<()> {
-    let (mut stdio, mut theirs) = (Stdio::default(), Vec::new());
-    let during = "open the client's streams";
-    if wanted.stdin {
-        let (their, our) = descriptor::input().context(during)?;
-        stdio.stdin = Some(our);
-        theirs.push(their);
-    }
-    for (is_wanted, place) in [(wanted.stdout, &mut stdio.stdout), (wanted.stderr, &mut stdio.stderr)] {
-        if is_wanted {
-            let (our, their) = descriptor::output().context(during)?;
-            *place = Some(our);
-            theirs.push(their);
-        }
-    }
-    let streams = (wanted.stdin, wanted.stdout, wanted.stderr);
-    let connection = container.attach(streams, &theirs.iter().collect::<Vec<_>>()).await?;
+    let streams = [wanted.stdin, wanted.stdout, wanted.stderr];
+    let (stdio, theirs) = Stdio::pipes(streams).context("open the client's streams")?;
+    let theirs: Vec<OwnedFd> = theirs.into_iter().flatten().collect();
+    let connection = container.attach(streams.into(), &theirs.iter().collect::<Vec<_>>()).await?;
     drop(theirs);
     let (ended, end) = watch::channel(false);
     let mut gone = channels.gone.clone();
@@ -117,7 +105,6 @@ async fn join(container: &Container, wanted: Wanted, channels: &mut Channels) ->
 }
 
 /// Our ends.
-#[derive(Default)]
 struct Stdio {
     stdin: Option<Writer>,
     stdout: Option<Reader>,
@@ -127,32 +114,25 @@ struct Stdio {
 impl Stdio {
     /// With the ends of the process: a terminal in the container of the process `tty`, or its three streams, of which /dev/null is what
     /// nobody asked for.
-    async fn open(tty: Option<u32>, channels: &Channels) -> std::io::Result<(Self, Option<Window>, Vec<OwnedFd>)> {
+    async fn open(tty: Option<u32>, channels: &Channels) -> io::Result<(Self, Option<Window>, Vec<OwnedFd>)> {
         if let Some(pid) = tty {
             let (stdin, stdout, window, slave) = descriptor::terminal(pid).await?;
             let stdio = Self { stdin: Some(stdin), stdout: Some(stdout), stderr: None };
             return Ok((stdio, Some(window), vec![slave]));
         }
-        let null = || std::fs::File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
-        let (mut stdio, mut theirs) = (Self::default(), Vec::new());
-        if channels.stdin.is_some() {
-            let (their, our) = descriptor::input()?;
-            stdio.stdin = Some(our);
-            theirs.push(their);
-        } else {
-            theirs.push(null()?);
-        }
-        let places = [(&channels.stdout, &mut stdio.stdout), (&channels.stderr, &mut stdio.stderr)];
-        for (channel, place) in places {
-            if channel.is_some() {
-                let (our, their) = descriptor::output()?;
-                *place = Some(our);
-                theirs.push(their);
-            } else {
-                theirs.push(null()?);
-            }
-        }
-        Ok((stdio, None, theirs))
+        let streams = [channels.stdin.is_some(), channels.stdout.is_some(), channels.stderr.is_some()];
+        let (stdio, theirs) = Self::pipes(streams)?;
+        let null = || File::options().read(true).write(true).open("/dev/null").map(OwnedFd::from);
+        let theirs: io::Result<_> = theirs.into_iter().map(|their| their.map_or_else(null, Ok)).collect();
+        Ok((stdio, None, theirs?))
+    }
+
+    /// Pipes for those of stdin, stdout and stderr that are true, with the ends of the process.
+    fn pipes([stdin, stdout, stderr]: [bool; 3]) -> io::Result<(Self, [Option<OwnedFd>; 3])> {
+        let (in_read, stdin) = stdin.then(descriptor::input).transpose()?.unzip();
+        let (stdout, out_write) = stdout.then(descriptor::output).transpose()?.unzip();
+        let (stderr, err_write) = stderr.then(descriptor::output).transpose()?.unzip();
+        Ok((Self { stdin, stdout, stderr }, [in_read, out_write, err_write]))
     }
 }
 
