@@ -20,6 +20,7 @@ mod sandbox;
 mod selinux;
 mod server;
 mod shim;
+mod stats;
 mod streaming;
 mod trash;
 

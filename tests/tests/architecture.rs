@@ -81,9 +81,10 @@ fn shim_and_plugin_know_neither_each_other_nor_the_daemon() {
 }
 
 /// Highest first: a module may use what is below it.
-const LAYERS: [&[&str]; 11] = [
+const LAYERS: [&[&str]; 12] = [
     &["main", "lib"],
     &["server", "client", "recover"],
+    &["stats"],
     &["node"],
     &["streaming"],
     &["container"],

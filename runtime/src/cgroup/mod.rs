@@ -1,6 +1,7 @@
 //! Cgroups: parent paths, creation with limits, removal. cgroups-rs does the work behind this module, which closes its gaps:
 //! a leading `/` would silently set no limit, v2 ignores `unified` keys, and a hybrid host's v2 tree is not seen.
 
+mod details;
 mod devices;
 mod limits;
 mod scope;
@@ -21,15 +22,16 @@ use cgroups_rs::fs::{Cgroup, hierarchies};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+pub(crate) use details::{Details, DeviceIo};
 pub(crate) use devices::{DeviceRule, Devices};
 pub(crate) use limits::Resources;
 pub(crate) use scope::Scopes;
-pub(crate) use usage::Usage;
+pub(crate) use usage::{Pressure, Sampler, Stall, Usage};
 
 use crate::config::Driver;
 
 /// Controllers of v1 that a container needs: each one costs a directory, and a write to join it.
-const CONTROLLERS: [&str; 7] = ["cpu", "cpuacct", "cpuset", "devices", "hugetlb", "memory", "pids"];
+const CONTROLLERS: [&str; 8] = ["blkio", "cpu", "cpuacct", "cpuset", "devices", "hugetlb", "memory", "pids"];
 const ROOT: &str = "/sys/fs/cgroup";
 /// Where the v2 tree is on a hybrid host.
 const UNIFIED: &str = "/sys/fs/cgroup/unified";
@@ -94,6 +96,12 @@ impl Host {
                 Ok(format!("{}/{}", scope::slice_path(slice)?, scope::unit(id)))
             }
         }
+    }
+
+    /// The cgroup above those of a pod whose parent this is; `None` where pods name none, as they share it.
+    pub(crate) fn parent(&self, parent: &str) -> Option<String> {
+        let path = self.path(parent, "").ok().filter(|_| !parent.trim_matches('/').is_empty())?;
+        path.rsplit_once('/').map(|(parent, _)| parent.to_owned())
     }
 
     /// Where the cgroup `path` is, in every tree that it needs.
@@ -240,6 +248,8 @@ mod tests {
         assert_eq!(path("").unwrap(), "berth/abc");
         assert_eq!(path("/kubepods/pod1/").unwrap(), "kubepods/pod1/abc");
         assert!(path("/kubepods/../..").is_err());
+        let parent = |parent| host(Driver::Cgroupfs).parent(parent);
+        assert_eq!((parent("/kubepods/pod1").as_deref(), parent("/")), (Some("kubepods/pod1"), None));
     }
 
     #[test]
@@ -249,5 +259,6 @@ mod tests {
         assert_eq!(path("/a.slice/a-b.slice").unwrap(), "a.slice/a-b.slice/berth-abc.scope");
         assert_eq!(path("a-b.slice").unwrap(), "a.slice/a-b.slice/berth-abc.scope");
         assert!(path("/kubepods/pod1").is_err());
+        assert_eq!(host(Driver::Systemd).parent("/a.slice/a-b.slice").as_deref(), Some("a.slice/a-b.slice"));
     }
 }

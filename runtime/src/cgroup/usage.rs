@@ -1,16 +1,18 @@
-//! What a cgroup uses.
+//! What a cgroup uses: the counters of every look.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
-
-use anyhow::Context;
 
 use super::{Host, ROOT};
 
+/// Rates are over at least so long: shorter ones are noise.
+const MIN_SAMPLE: Duration = Duration::from_millis(100);
+
 /// What a cgroup uses. What the kernel does not count is absent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Usage {
     pub cpu_nanos: u64,
     /// Bytes, as are the next four.
@@ -20,55 +22,221 @@ pub(crate) struct Usage {
     pub rss: u64,
     pub swap: Option<u64>,
     pub memory_limit: Option<u64>,
+    /// Of swap alone.
+    pub swap_limit: Option<u64>,
     pub page_faults: u64,
     pub major_page_faults: u64,
+    pub cpu_pressure: Option<Pressure>,
+    pub memory_pressure: Option<Pressure>,
+    pub io_pressure: Option<Pressure>,
 }
 
-impl Host {
-    /// Reads the counters of `path`. Some files, no processes.
-    ///
-    /// # Errors
-    /// The cgroup is gone.
-    pub(crate) fn usage(&self, path: &str) -> anyhow::Result<Usage> {
-        let read = |controller: &str, file: &str| {
-            let root = if self.is_v2 { PathBuf::from(ROOT) } else { Path::new(ROOT).join(controller) };
-            let path = root.join(path).join(file);
-            fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
-        };
-        let number = |text: &str| text.trim().parse::<u64>().ok();
-        let (memory, stat) = match self.is_v2 {
-            true => ("memory.current", ["inactive_file", "anon", "pgfault", "pgmajfault"]),
-            false => {
-                ("memory.usage_in_bytes", ["total_inactive_file", "total_rss", "total_pgfault", "total_pgmajfault"])
+/// Time that tasks lost to others (psi.rst): some of them, or all at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Pressure {
+    pub some: Stall,
+    pub full: Stall,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Stall {
+    /// Percent of the last 10, 60 and 300 seconds.
+    pub averages: [f64; 3],
+    pub total_micros: u64,
+}
+
+/// Turns looks into rates.
+#[derive(Debug, Default)]
+pub(crate) struct Sampler {
+    cpu: Option<(Instant, u64)>,
+    rate: Option<u64>,
+    last: i64,
+}
+
+impl Sampler {
+    /// When the look was, in nanoseconds since the epoch: later than the one before, whatever the clock does.
+    pub(crate) fn at(&mut self) -> i64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as i64;
+        self.last = now.max(self.last + 1);
+        self.last
+    }
+
+    /// Nanoseconds of CPU time per second, from the second look on.
+    pub(crate) fn rate(&mut self, cpu_nanos: u64) -> Option<u64> {
+        let taken = Instant::now();
+        match self.cpu {
+            Some((earlier, cpu)) if taken - earlier >= MIN_SAMPLE => {
+                let used = u128::from(cpu_nanos.saturating_sub(cpu));
+                let rate = used * 1_000_000_000 / (taken - earlier).as_nanos().max(1);
+                self.rate = Some(u64::try_from(rate).unwrap_or(u64::MAX));
+                self.cpu = Some((taken, cpu_nanos));
             }
-        };
-        let memory = number(&read("memory", memory)?).unwrap_or(0);
-        let text = read("memory", "memory.stat")?;
-        let [inactive, rss, page_faults, major_page_faults] = stat.map(|name| field(&text, name).unwrap_or(0));
-        let cpu_nanos = match self.is_v2 {
-            true => field(&read("cpu", "cpu.stat")?, "usage_usec").unwrap_or(0) * 1000,
-            false => number(&read("cpuacct", "cpuacct.usage")?).unwrap_or(0),
-        };
-        let limit = if self.is_v2 { "memory.max" } else { "memory.limit_in_bytes" };
-        let swap = match self.is_v2 {
-            true => read("memory", "memory.swap.current").ok().and_then(|text| number(&text)),
-            false => field(&text, "total_swap"),
-        };
-        Ok(Usage {
-            cpu_nanos,
-            memory,
-            working_set: memory.saturating_sub(inactive),
-            rss,
-            swap,
-            // v1 writes "no limit" as a number near the largest one.
-            memory_limit: number(&read("memory", limit)?).filter(|limit| *limit < 1 << 62),
-            page_faults,
-            major_page_faults,
+            Some(_) => {}
+            None => self.cpu = Some((taken, cpu_nanos)),
+        }
+        self.rate
+    }
+}
+
+impl Usage {
+    /// That of several cgroups together, of which no one limit and no one pressure is known.
+    pub(crate) fn sum<'a>(all: impl IntoIterator<Item = &'a Self>) -> Self {
+        all.into_iter().fold(Self::default(), |sum, one| Self {
+            cpu_nanos: sum.cpu_nanos + one.cpu_nanos,
+            memory: sum.memory + one.memory,
+            working_set: sum.working_set + one.working_set,
+            rss: sum.rss + one.rss,
+            swap: sum.swap.into_iter().chain(one.swap).reduce(|a, b| a + b),
+            page_faults: sum.page_faults + one.page_faults,
+            major_page_faults: sum.major_page_faults + one.major_page_faults,
+            ..Self::default()
         })
     }
 }
 
+impl Host {
+    pub(super) fn directory(&self, controller: &str, path: &str) -> PathBuf {
+        match self.is_v2 {
+            true => Path::new(ROOT).join(path),
+            false => Path::new(ROOT).join(controller).join(path),
+        }
+    }
+
+    /// Reads the counters of `path`. Some files, no processes.
+    ///
+    /// # Errors
+    /// The cgroup is gone.
+    pub(crate) fn usage(&self, path: &str) -> io::Result<Usage> {
+        let (cpu, memory) =
+            (self.directory(if self.is_v2 { "cpu" } else { "cpuacct" }, path), self.directory("memory", path));
+        let names: [&str; 4] = match self.is_v2 {
+            true => ["inactive_file", "anon", "pgfault", "pgmajfault"],
+            false => ["total_inactive_file", "total_rss", "total_pgfault", "total_pgmajfault"],
+        };
+        let stat = fs::read_to_string(memory.join("memory.stat"))?;
+        let [inactive, rss, page_faults, major_page_faults] = names.map(|name| field(&stat, name).unwrap_or(0));
+        let used = fs::read_to_string(memory.join(self.name("memory.current", "memory.usage_in_bytes")))?;
+        let used = whole(&used).unwrap_or(0);
+        let memory_limit = limit(&memory.join(self.name("memory.max", "memory.limit_in_bytes")));
+        let swap_limit = match self.is_v2 {
+            true => limit(&memory.join("memory.swap.max")),
+            // Of both together.
+            false => limit(&memory.join("memory.memsw.limit_in_bytes"))
+                .map(|both| both.saturating_sub(memory_limit.unwrap_or(0))),
+        };
+        let pressure = |name| self.unified.as_ref().and_then(|root| pressure(&root.join(path).join(name)));
+        Ok(Usage {
+            cpu_nanos: match self.is_v2 {
+                true => field(&fs::read_to_string(cpu.join("cpu.stat"))?, "usage_usec").unwrap_or(0) * 1000,
+                false => whole(&fs::read_to_string(cpu.join("cpuacct.usage"))?).unwrap_or(0),
+            },
+            memory: used,
+            working_set: used.saturating_sub(inactive),
+            rss,
+            swap: match self.is_v2 {
+                true => number(&memory.join("memory.swap.current")),
+                false => field(&stat, "total_swap"),
+            },
+            memory_limit,
+            swap_limit,
+            page_faults,
+            major_page_faults,
+            cpu_pressure: pressure("cpu.pressure"),
+            memory_pressure: pressure("memory.pressure"),
+            io_pressure: pressure("io.pressure"),
+        })
+    }
+
+    pub(super) fn name(&self, v2: &'static str, v1: &'static str) -> &'static str {
+        if self.is_v2 { v2 } else { v1 }
+    }
+
+    /// Ids of the processes in the cgroup `path`, and of execs below it.
+    pub(crate) fn processes(&self, path: &str) -> Vec<u32> {
+        let directory = match self.is_v2 {
+            true => Path::new(ROOT).join(path),
+            false => self.directory("memory", path),
+        };
+        let mut found = Vec::new();
+        collect_processes(&directory, &mut found);
+        found
+    }
+}
+
+fn collect_processes(directory: &Path, found: &mut Vec<u32>) {
+    let pids = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    found.extend(pids.lines().filter_map(|pid| pid.parse::<u32>().ok()));
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            collect_processes(&entry.path(), found);
+        }
+    }
+}
+
+fn whole(text: &str) -> Option<u64> {
+    text.trim().parse().ok()
+}
+
+pub(super) fn number(path: &Path) -> Option<u64> {
+    whole(&fs::read_to_string(path).ok()?)
+}
+
+/// v1 writes "no limit" as a number near the largest one, v2 as "max".
+pub(super) fn limit(path: &Path) -> Option<u64> {
+    number(path).filter(|limit| *limit < 1 << 62)
+}
+
 /// The number after `name` in a file of such lines.
-fn field(text: &str, name: &str) -> Option<u64> {
+pub(super) fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+/// `None` where the kernel does not count it: psi=0.
+fn pressure(path: &Path) -> Option<Pressure> {
+    parse_pressure(&fs::read_to_string(path).ok()?)
+}
+
+fn parse_pressure(text: &str) -> Option<Pressure> {
+    let stall = |kind: &str| -> Option<Stall> {
+        let mut words = text.lines().find_map(|line| line.strip_prefix(kind))?.split_whitespace();
+        let mut value = |name: &str| words.next()?.strip_prefix(name)?.strip_prefix('=');
+        Some(Stall {
+            averages: [value("avg10")?.parse().ok()?, value("avg60")?.parse().ok()?, value("avg300")?.parse().ok()?],
+            total_micros: value("total")?.parse().ok()?,
+        })
+    };
+    // Before Linux 5.13 a cpu.pressure has no second line.
+    Some(Pressure { some: stall("some ")?, full: stall("full ").unwrap_or_default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_read_as_the_kernel_writes_them() {
+        let pressure = parse_pressure(
+            "some avg10=0.13 avg60=0.11 avg300=1.79 total=5202235132\nfull avg10=0.00 avg60=0.00 avg300=0.50 total=7\n",
+        )
+        .unwrap();
+        assert_eq!(pressure.some, Stall { averages: [0.13, 0.11, 1.79], total_micros: 5_202_235_132 });
+        assert_eq!(pressure.full, Stall { averages: [0.0, 0.0, 0.5], total_micros: 7 });
+        let old = parse_pressure("some avg10=0.00 avg60=0.00 avg300=0.00 total=1\n").unwrap();
+        assert_eq!((old.some.total_micros, old.full.total_micros), (1, 0));
+        assert_eq!(parse_pressure(""), None);
+
+        assert_eq!(field("rss 5\nrss_huge 7\ntotal_rss 9\n", "rss"), Some(5));
+    }
+
+    #[test]
+    fn a_rate_needs_two_looks() {
+        let mut sampler = Sampler::default();
+        assert_eq!(sampler.rate(1000), None);
+        sampler.cpu = Some((Instant::now().checked_sub(Duration::from_secs(2)).unwrap(), 1000));
+        let rate = sampler.rate(1000 + 1_000_000_000).unwrap();
+        assert!((490_000_000..=500_000_000).contains(&rate), "{rate}");
+        assert_eq!(sampler.rate(u64::MAX), Some(rate), "too early for another");
+        sampler.last = i64::MAX - 1;
+        assert_eq!(sampler.at(), i64::MAX, "later than the last, though the clock was set back");
+    }
 }

@@ -4,6 +4,7 @@ mod actor;
 mod create;
 mod devices;
 mod exec;
+mod layer;
 mod mounts;
 mod oci;
 mod remove;
@@ -31,13 +32,14 @@ use tokio::sync::watch;
 pub(crate) use create::create;
 pub(crate) use devices::Device;
 pub(crate) use exec::Output;
+pub(crate) use layer::{Layer, refresh as refresh_layers};
 pub(crate) use mounts::OPTIONS as MOUNT_OPTIONS;
 pub(crate) use remove::remove;
-pub(crate) use stats::{Stats, all as all_stats};
+pub(crate) use stats::{Look, Stats, all as all_stats};
 
 use crate::{
     apparmor::Profile,
-    cgroup::{DeviceRule, Devices, Resources},
+    cgroup::{DeviceRule, Devices, Resources, Sampler},
     error::{Error, Result},
     id::{ContainerId, SandboxId},
     image::Lease,
@@ -183,7 +185,8 @@ pub(crate) struct Container {
     state: watch::Sender<State>,
     connection: Mutex<Option<Arc<Connection>>>,
     stopping: Mutex<Option<Stopping>>,
-    samples: Mutex<stats::Samples>,
+    sampler: Mutex<Sampler>,
+    walks: Mutex<layer::Walks>,
     /// In force: those of `meta` until the first update.
     resources: Mutex<Resources>,
     /// Start, stop's beginning and remove come one after the other.
@@ -200,7 +203,8 @@ impl Container {
             state,
             connection: Mutex::default(),
             stopping: Mutex::default(),
-            samples: Mutex::default(),
+            sampler: Mutex::default(),
+            walks: Mutex::default(),
             resources,
             busy: tokio::sync::Mutex::default(),
             _layers: layers,

@@ -25,7 +25,7 @@ pub(crate) use remove::{remove, stop};
 pub(crate) use run::run;
 
 use crate::{
-    cgroup::Resources,
+    cgroup::{Resources, Sampler},
     error::Result,
     id::SandboxId,
     layout::{self, Layout},
@@ -139,6 +139,8 @@ pub(crate) struct Sandbox {
     snapshot: Mutex<Snapshot>,
     /// One verb at a time changes a sandbox.
     pub busy: tokio::sync::Mutex<()>,
+    /// Of the whole pod.
+    pub sampler: Mutex<Sampler>,
     _level: Option<selinux::Level>,
 }
 
@@ -207,7 +209,7 @@ impl Sandbox {
         let sizes = (meta.config.overhead.clone(), meta.config.resources.clone());
         let level = meta.labels.as_ref().map(|labels| machine.selinux.keep(labels));
         let snapshot = Mutex::new(Snapshot { state, addresses, sizes });
-        Self { meta, snapshot, busy: tokio::sync::Mutex::default(), _level: level }
+        Self { meta, snapshot, busy: tokio::sync::Mutex::default(), sampler: Mutex::default(), _level: level }
     }
 
     /// UpdatePodSandboxResources: the kubelet has changed the pod's cgroup; this is what the status shows from now on.

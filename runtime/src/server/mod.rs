@@ -1,6 +1,7 @@
 //! The gRPC edge: one unix socket with CRI's two services, and berth's own for its command line. Only this folder names CRI's messages.
 
 mod convert;
+mod filter;
 mod image;
 mod own;
 mod runtime;

@@ -5,13 +5,13 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use berth_proto::v1::{self, runtime_service_server::RuntimeService};
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
-use super::{convert, pieces, status};
+use super::{convert, filter, pieces, status};
 use crate::{
     config::Driver,
-    container,
+    container::Container,
     error::Error,
     node::Node,
-    sandbox,
+    sandbox, stats,
     streaming::{Session, Streaming},
 };
 
@@ -226,9 +226,9 @@ impl RuntimeService for Runtime {
 
     async fn container_stats(&self, request: Request<v1::ContainerStatsRequest>) -> Answer<v1::ContainerStatsResponse> {
         let container = self.node.containers.find(&request.into_inner().container_id)?;
-        let machine = self.node.machine.clone();
-        let look = move || container.stats(&machine).map(|stats| convert::stats(&container, &stats));
-        let stats = tokio::task::spawn_blocking(look).await.map_err(|error| Status::internal(error.to_string()))??;
+        container.check_running()?;
+        let stats = self.stats_of(vec![container]).await?.pop();
+        let stats = stats.ok_or_else(|| Status::failed_precondition("the container has just ended"))?;
         ok(v1::ContainerStatsResponse { stats: Some(stats) })
     }
 
@@ -236,16 +236,63 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<v1::ListContainerStatsRequest>,
     ) -> Answer<v1::ListContainerStatsResponse> {
-        let stats = self.matching_stats(request.into_inner().filter).await;
-        ok(v1::ListContainerStatsResponse { stats })
+        let containers = filter::stats_of_containers(&self.node, request.into_inner().filter);
+        ok(v1::ListContainerStatsResponse { stats: self.stats_of(containers).await? })
     }
 
     async fn stream_container_stats(
         &self,
         request: Request<v1::StreamContainerStatsRequest>,
     ) -> Answer<BoxStream<v1::StreamContainerStatsResponse>> {
-        let items = self.matching_stats(request.into_inner().filter).await;
+        let containers = filter::stats_of_containers(&self.node, request.into_inner().filter);
+        let items = self.stats_of(containers).await?;
         ok(pieces(items, |container_stats| v1::StreamContainerStatsResponse { container_stats }))
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<v1::PodSandboxStatsRequest>,
+    ) -> Answer<v1::PodSandboxStatsResponse> {
+        let sandbox = self.node.sandboxes.find(&request.into_inner().pod_sandbox_id)?;
+        let stats = stats::of_pod(&self.node, sandbox).await?;
+        ok(v1::PodSandboxStatsResponse { stats: Some(convert::sandbox_stats(&stats)) })
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<v1::ListPodSandboxStatsRequest>,
+    ) -> Answer<v1::ListPodSandboxStatsResponse> {
+        ok(v1::ListPodSandboxStatsResponse { stats: self.stats_of_pods(request.into_inner().filter).await? })
+    }
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
+    ) -> Answer<BoxStream<v1::StreamPodSandboxStatsResponse>> {
+        let items = self.stats_of_pods(request.into_inner().filter).await?;
+        ok(pieces(items, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<v1::ListMetricDescriptorsRequest>,
+    ) -> Answer<v1::ListMetricDescriptorsResponse> {
+        ok(v1::ListMetricDescriptorsResponse { descriptors: convert::metric_descriptors() })
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::ListPodSandboxMetricsRequest>,
+    ) -> Answer<v1::ListPodSandboxMetricsResponse> {
+        ok(v1::ListPodSandboxMetricsResponse { pod_metrics: self.pod_metrics().await? })
+    }
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::StreamPodSandboxMetricsRequest>,
+    ) -> Answer<BoxStream<v1::StreamPodSandboxMetricsResponse>> {
+        let items = self.pod_metrics().await?;
+        ok(pieces(items, |pod_sandbox_metrics| v1::StreamPodSandboxMetricsResponse { pod_sandbox_metrics }))
     }
 
     async fn reopen_container_log(
@@ -258,47 +305,28 @@ impl RuntimeService for Runtime {
 }
 
 impl Runtime {
-    fn matching_sandboxes(&self, filter: Option<v1::PodSandboxFilter>) -> Vec<v1::PodSandbox> {
-        let filter = filter.unwrap_or_default();
-        let items = self.node.sandboxes.all();
-        items.iter().map(|item| convert::sandbox_item(item)).filter(|item| sandbox_matches(&filter, item)).collect()
+    fn matching_sandboxes(&self, wanted: Option<v1::PodSandboxFilter>) -> Vec<v1::PodSandbox> {
+        filter::sandboxes(&self.node, wanted).iter().map(|sandbox| convert::sandbox_item(sandbox)).collect()
     }
 
-    fn matching_containers(&self, filter: Option<v1::ContainerFilter>) -> Vec<v1::Container> {
-        let filter = filter.unwrap_or_default();
-        let items = self.node.containers.all();
-        items.iter().map(|item| convert::container_item(item)).filter(|item| container_matches(&filter, item)).collect()
+    fn matching_containers(&self, wanted: Option<v1::ContainerFilter>) -> Vec<v1::Container> {
+        filter::containers(&self.node, wanted).iter().map(|container| convert::container_item(container)).collect()
     }
 
-    async fn matching_stats(&self, filter: Option<v1::ContainerStatsFilter>) -> Vec<v1::ContainerStats> {
-        let filter = filter.unwrap_or_default();
-        let wanted = v1::ContainerFilter {
-            id: filter.id,
-            pod_sandbox_id: filter.pod_sandbox_id,
-            label_selector: filter.label_selector,
-            state: None,
-        };
-        let mut containers = self.node.containers.all();
-        containers.retain(|container| container_matches(&wanted, &convert::container_item(container)));
-        let all = container::all_stats(&self.node.machine, containers).await;
-        all.iter().map(|(container, stats)| convert::stats(container, stats)).collect()
+    async fn stats_of(&self, containers: Vec<Arc<Container>>) -> Result<Vec<v1::ContainerStats>, Status> {
+        let looks = stats::of_containers(&self.node, containers).await?;
+        Ok(looks.iter().map(convert::container_stats).collect())
     }
-}
 
-/// Empty matches everything, and everything that is given must match.
-fn labels_match(wanted: &HashMap<String, String>, labels: &HashMap<String, String>) -> bool {
-    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
-}
+    async fn stats_of_pods(
+        &self,
+        wanted: Option<v1::PodSandboxStatsFilter>,
+    ) -> Result<Vec<v1::PodSandboxStats>, Status> {
+        let looks = stats::of_pods(&self.node, filter::stats_of_sandboxes(&self.node, wanted)).await?;
+        Ok(looks.iter().map(convert::sandbox_stats).collect())
+    }
 
-fn sandbox_matches(filter: &v1::PodSandboxFilter, item: &v1::PodSandbox) -> bool {
-    item.id.starts_with(&filter.id)
-        && filter.state.as_ref().is_none_or(|state| state.state == item.state)
-        && labels_match(&filter.label_selector, &item.labels)
-}
-
-fn container_matches(filter: &v1::ContainerFilter, item: &v1::Container) -> bool {
-    item.id.starts_with(&filter.id)
-        && filter.state.as_ref().is_none_or(|state| state.state == item.state)
-        && item.pod_sandbox_id.starts_with(&filter.pod_sandbox_id)
-        && labels_match(&filter.label_selector, &item.labels)
+    async fn pod_metrics(&self) -> Result<Vec<v1::PodSandboxMetrics>, Status> {
+        Ok(stats::metrics(&self.node).await?.into_iter().map(convert::pod_metrics).collect())
+    }
 }

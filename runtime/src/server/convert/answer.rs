@@ -32,48 +32,6 @@ fn resources_out(resources: &Resources) -> v1::LinuxContainerResources {
     }
 }
 
-pub(in crate::server) fn stats(container: &Container, stats: &container::Stats) -> v1::ContainerStats {
-    let meta = &container.meta;
-    let value = |value: u64| Some(v1::UInt64Value { value });
-    let container::Stats { at, usage, nano_cores, layer } = stats;
-    v1::ContainerStats {
-        attributes: Some(v1::ContainerAttributes {
-            id: meta.id.to_string(),
-            metadata: Some(container_metadata(&meta.config)),
-            labels: meta.config.labels.clone().into_iter().collect(),
-            annotations: meta.config.annotations.clone().into_iter().collect(),
-        }),
-        cpu: Some(v1::CpuUsage {
-            timestamp: *at,
-            usage_core_nano_seconds: value(usage.cpu_nanos),
-            usage_nano_cores: nano_cores.and_then(value),
-            ..v1::CpuUsage::default()
-        }),
-        memory: Some(v1::MemoryUsage {
-            timestamp: *at,
-            working_set_bytes: value(usage.working_set),
-            available_bytes: usage.memory_limit.and_then(|limit| value(limit.saturating_sub(usage.working_set))),
-            usage_bytes: value(usage.memory),
-            rss_bytes: value(usage.rss),
-            page_faults: value(usage.page_faults),
-            major_page_faults: value(usage.major_page_faults),
-            ..v1::MemoryUsage::default()
-        }),
-        swap: usage.swap.map(|used| v1::SwapUsage {
-            timestamp: *at,
-            swap_usage_bytes: value(used),
-            ..v1::SwapUsage::default()
-        }),
-        writable_layer: Some(v1::FilesystemUsage {
-            timestamp: layer.at,
-            fs_id: Some(v1::FilesystemIdentifier { mountpoint: layer.path.display().to_string() }),
-            used_bytes: value(layer.bytes),
-            inodes_used: value(layer.inodes),
-        }),
-        ..v1::ContainerStats::default()
-    }
-}
-
 /// Cut to what a client accepts: each stream may have 16 MiB, and so may the message that carries both.
 pub(in crate::server) fn exec_output(output: container::Output) -> v1::ExecSyncResponse {
     // The rest of the message: tags, lengths and the exit code.
@@ -94,7 +52,7 @@ fn mode(mode: NamespaceMode) -> i32 {
     mode.into()
 }
 
-fn sandbox_metadata(config: &sandbox::Config) -> v1::PodSandboxMetadata {
+pub(super) fn sandbox_metadata(config: &sandbox::Config) -> v1::PodSandboxMetadata {
     v1::PodSandboxMetadata {
         name: config.name.clone(),
         uid: config.uid.clone(),
@@ -103,7 +61,7 @@ fn sandbox_metadata(config: &sandbox::Config) -> v1::PodSandboxMetadata {
     }
 }
 
-fn sandbox_state(sandbox: &Sandbox) -> v1::PodSandboxState {
+pub(in crate::server) fn sandbox_state(sandbox: &Sandbox) -> v1::PodSandboxState {
     match sandbox.state() {
         sandbox::State::Ready => v1::PodSandboxState::SandboxReady,
         sandbox::State::NotReady => v1::PodSandboxState::SandboxNotready,
@@ -152,7 +110,7 @@ pub(in crate::server) fn sandbox_status(sandbox: &Sandbox) -> v1::PodSandboxStat
     }
 }
 
-fn container_state(state: &container::State) -> v1::ContainerState {
+pub(in crate::server) fn container_state(state: &container::State) -> v1::ContainerState {
     match state {
         container::State::Created => v1::ContainerState::ContainerCreated,
         container::State::Running { .. } => v1::ContainerState::ContainerRunning,
@@ -168,7 +126,7 @@ fn image_spec(config: &container::Config) -> v1::ImageSpec {
     }
 }
 
-fn container_metadata(config: &container::Config) -> v1::ContainerMetadata {
+pub(super) fn container_metadata(config: &container::Config) -> v1::ContainerMetadata {
     v1::ContainerMetadata { name: config.name.clone(), attempt: config.attempt }
 }
 

@@ -3,6 +3,8 @@
 mod answer;
 mod request;
 mod signal;
+mod stats;
 
 pub(super) use answer::*;
 pub(super) use request::*;
+pub(super) use stats::*;

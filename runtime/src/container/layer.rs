@@ -1,0 +1,109 @@
+//! How much a container wrote: over its image, and into the volumes that the image declares.
+//!
+//! The kernel does not count it (project quotas would, where a filesystem has them), so the files are walked: beside the requests that
+//! ask, and the more seldom the longer it takes.
+
+use std::{
+    ffi::OsStr,
+    os::{fd::AsFd, unix::ffi::OsStrExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use berth_shim::layout as shim_layout;
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, statat};
+
+use super::{Container, State, actor::now};
+use crate::{layout::Layout, machine::Machine};
+
+/// A layer is walked again after so long at the earliest,
+const AGAIN: Duration = Duration::from_secs(10);
+/// and after so many times as long as its last walk took: one layer costs at most a hundredth of a core.
+const SHARE: u32 = 100;
+/// How long a request waits for walks that are due; without them it has the figures of the last ones.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// How deep a tree is counted: every level holds a descriptor.
+const MAX_DEPTH: usize = 128;
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Layer {
+    /// Nanoseconds since the epoch.
+    pub at: i64,
+    pub path: PathBuf,
+    pub bytes: u64,
+    pub inodes: u64,
+}
+
+/// What earlier walks left for later ones.
+#[derive(Debug, Default)]
+pub(super) struct Walks {
+    known: Option<Layer>,
+    /// When the next one is due.
+    due: Option<Instant>,
+    under_way: bool,
+}
+
+/// Walks through the layers that are due.
+pub(crate) async fn refresh(machine: &Arc<Machine>, containers: &[Arc<Container>]) {
+    let due: Vec<_> = containers.iter().filter(|container| container.begin_walk()).cloned().collect();
+    if due.is_empty() {
+        return;
+    }
+    let machine = machine.clone();
+    let walks = tokio::task::spawn_blocking(move || due.iter().for_each(|container| container.walk(&machine.layout)));
+    // Later ones go on by themselves.
+    let _ = tokio::time::timeout(PATIENCE, walks).await;
+}
+
+impl Container {
+    fn walks(&self) -> MutexGuard<'_, Walks> {
+        let walks: &Mutex<Walks> = &self.walks;
+        walks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As of the last walk.
+    pub(crate) fn known_layer(&self) -> Option<Layer> {
+        self.walks().known.clone()
+    }
+
+    /// Whether a walk is due, which the caller then does.
+    fn begin_walk(&self) -> bool {
+        let mut walks = self.walks();
+        let due = !walks.under_way && walks.due.is_none_or(|due| due <= Instant::now());
+        walks.under_way |= due && matches!(self.state(), State::Running { .. });
+        due && walks.under_way
+    }
+
+    fn walk(&self, layout: &Layout) {
+        let (begun, directory) = (Instant::now(), layout.container(&self.meta.id));
+        let mut layer = Layer { at: now(), path: directory.join(shim_layout::UPPER), bytes: 0, inodes: 0 };
+        for part in [shim_layout::UPPER, shim_layout::VOLUMES] {
+            walk(CWD, &directory.join(part), 0, &mut layer);
+        }
+        let due = Instant::now() + AGAIN.max(begun.elapsed() * SHARE);
+        *self.walks() = Walks { known: Some(layer), due: Some(due), under_way: false };
+    }
+}
+
+/// Counts blocks, not lengths: sparse files take what they take. By descriptor, because the container may put links where
+/// directories were; what vanishes on the way is not counted.
+fn walk(at: impl AsFd, name: &Path, depth: usize, layer: &mut Layer) {
+    let Ok(found) = statat(&at, name, AtFlags::SYMLINK_NOFOLLOW) else { return };
+    let is_directory = FileType::from_raw_mode(found.st_mode) == FileType::Directory;
+    // Each name of a file has its share.
+    let names = if is_directory { 1 } else { u64::from(found.st_nlink).max(1) };
+    layer.bytes += u64::try_from(found.st_blocks).unwrap_or(0) * 512 / names;
+    layer.inodes += 1;
+    if !is_directory || depth == MAX_DEPTH {
+        return;
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(directory) = openat(&at, name, flags, Mode::empty()) else { return };
+    for entry in Dir::read_from(&directory).into_iter().flatten().flatten() {
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name != "." && name != ".." {
+            walk(&directory, Path::new(name), depth + 1, layer);
+        }
+    }
+}
