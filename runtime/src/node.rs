@@ -1,8 +1,9 @@
 //! The node's objects, and the verbs that span them.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZero, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
+use tokio::sync::Semaphore;
 
 use crate::{
     container::{self, Container, Output},
@@ -27,7 +28,12 @@ pub(crate) struct Node {
     running: Flights<String, Arc<Sandbox>>,
     creating: Flights<String, Arc<Container>>,
     ending: Flights<(Ending, String), ()>,
+    /// Creates are work for processors: more at once would only keep lists and statuses waiting.
+    slots: Semaphore,
 }
+
+/// For a slot; a create that hangs must not hold up the others.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Node {
     pub(crate) fn new(machine: Arc<Machine>) -> Arc<Self> {
@@ -38,6 +44,7 @@ impl Node {
             running: Flights::default(),
             creating: Flights::default(),
             ending: Flights::default(),
+            slots: Semaphore::new(std::thread::available_parallelism().map_or(1, NonZero::get)),
         })
     }
 
@@ -140,6 +147,7 @@ impl Node {
             node.containers.check_free(&own_name)?;
             let (machine, sandbox, id) = (node.machine.clone(), sandbox.clone(), ContainerId::random());
             let (own, during) = (id.clone(), own_name.clone());
+            let _slot = tokio::time::timeout(PATIENCE, node.slots.acquire()).await;
             let make = move || container::create(&machine, &sandbox, &own, own_name, config);
             let made = tokio::task::spawn_blocking(make)
                 .await

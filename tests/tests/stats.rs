@@ -75,7 +75,8 @@ fn counter(machine: &Machine, id: &str, v1: (&str, &str), v2: &str, name: (&str,
 }
 
 fn cpu_nanos(machine: &Machine, id: &str) -> u64 {
-    counter(machine, id, ("cpuacct", "cpuacct.usage"), "cpu.stat", ("", "usage_usec")) * if in_guest() { 1000 } else { 1 }
+    counter(machine, id, ("cpuacct", "cpuacct.usage"), "cpu.stat", ("", "usage_usec"))
+        * if in_guest() { 1000 } else { 1 }
 }
 
 const LIMIT: i64 = 256 << 20;
@@ -207,13 +208,15 @@ async fn a_pods_stats_are_those_of_its_cgroup_and_its_interface() {
     let idle = pod_stats(&cri, filter).await.pop().unwrap().linux.unwrap();
     assert_eq!(number(idle.memory.unwrap().usage_bytes), 0, "it has no containers");
     assert!(idle.network.is_none(), "it has the host's");
-    let label = v1::PodSandboxStatsFilter { label_selector: [("app".into(), "idle".into())].into(), ..Default::default() };
+    let label =
+        v1::PodSandboxStatsFilter { label_selector: [("app".into(), "idle".into())].into(), ..Default::default() };
     assert_eq!(pod_stats(&cri, label).await.len(), 1);
 
     cri.stop_pod(&other).await.unwrap();
     assert_eq!(pod_stats(&cri, v1::PodSandboxStatsFilter::default()).await.len(), 1);
     let stats_of = |id: &str| {
-        let (mut runtime, request) = (cri.runtime.clone(), v1::PodSandboxStatsRequest { pod_sandbox_id: id.to_owned() });
+        let (mut runtime, request) =
+            (cri.runtime.clone(), v1::PodSandboxStatsRequest { pod_sandbox_id: id.to_owned() });
         async move { runtime.pod_sandbox_stats(request).await.unwrap_err().code() }
     };
     assert_eq!(stats_of(&other).await, Code::FailedPrecondition);
@@ -281,7 +284,9 @@ async fn metrics_have_cadvisors_names_and_true_numbers() {
     let written = value(&own.metrics, "container_blkio_device_usage_total", "Write");
     assert!(written == value(&own.metrics, "container_fs_writes_bytes_total", "") && (written == 0 || written >= FILE));
     let labels: Vec<&str> = own.metrics[0].label_values.iter().map(String::as_str).collect();
-    assert!(labels.contains(&"c") && labels.contains(&"burn") && labels.contains(&"test") && labels.contains(&id.as_str()));
+    assert!(
+        labels.contains(&"c") && labels.contains(&"burn") && labels.contains(&"test") && labels.contains(&id.as_str())
+    );
 
     cri.remove_pod(&sandbox).await.unwrap();
     assert_eq!(metrics(&cri).await, []);

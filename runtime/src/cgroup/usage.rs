@@ -1,10 +1,14 @@
 //! What a cgroup uses: the counters of every look.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+
+use rustix::fs::{Mode, OFlags, openat};
 
 use super::{Host, ROOT};
 
@@ -107,34 +111,33 @@ impl Host {
     /// # Errors
     /// The cgroup is gone.
     pub(crate) fn usage(&self, path: &str) -> io::Result<Usage> {
-        let (cpu, memory) =
-            (self.directory(if self.is_v2 { "cpu" } else { "cpuacct" }, path), self.directory("memory", path));
+        let memory = Files::of(&self.directory("memory", path))?;
+        let cpu = (!self.is_v2).then(|| Files::of(&self.directory("cpuacct", path))).transpose()?;
         let names: [&str; 4] = match self.is_v2 {
             true => ["inactive_file", "anon", "pgfault", "pgmajfault"],
             false => ["total_inactive_file", "total_rss", "total_pgfault", "total_pgmajfault"],
         };
-        let stat = fs::read_to_string(memory.join("memory.stat"))?;
+        let stat = memory.text("memory.stat")?;
         let [inactive, rss, page_faults, major_page_faults] = names.map(|name| field(&stat, name).unwrap_or(0));
-        let used = fs::read_to_string(memory.join(self.name("memory.current", "memory.usage_in_bytes")))?;
-        let used = whole(&used).unwrap_or(0);
-        let memory_limit = limit(&memory.join(self.name("memory.max", "memory.limit_in_bytes")));
+        let used = whole(&memory.text(self.name("memory.current", "memory.usage_in_bytes"))?).unwrap_or(0);
+        let memory_limit = memory.limit(self.name("memory.max", "memory.limit_in_bytes"));
         let swap_limit = match self.is_v2 {
-            true => limit(&memory.join("memory.swap.max")),
+            true => memory.limit("memory.swap.max"),
             // Of both together.
-            false => limit(&memory.join("memory.memsw.limit_in_bytes"))
-                .map(|both| both.saturating_sub(memory_limit.unwrap_or(0))),
+            false => memory.limit("memory.memsw.limit_in_bytes").map(|both| both - memory_limit.unwrap_or(0).min(both)),
         };
-        let pressure = |name| self.unified.as_ref().and_then(|root| pressure(&root.join(path).join(name)));
+        let unified = self.unified.as_ref().and_then(|root| Files::of(&root.join(path)).ok());
+        let pressure = |name| parse_pressure(&unified.as_ref()?.text(name).ok()?);
         Ok(Usage {
-            cpu_nanos: match self.is_v2 {
-                true => field(&fs::read_to_string(cpu.join("cpu.stat"))?, "usage_usec").unwrap_or(0) * 1000,
-                false => whole(&fs::read_to_string(cpu.join("cpuacct.usage"))?).unwrap_or(0),
+            cpu_nanos: match &cpu {
+                None => field(&memory.text("cpu.stat")?, "usage_usec").unwrap_or(0) * 1000,
+                Some(cpu) => whole(&cpu.text("cpuacct.usage")?).unwrap_or(0),
             },
             memory: used,
             working_set: used.saturating_sub(inactive),
             rss,
             swap: match self.is_v2 {
-                true => number(&memory.join("memory.swap.current")),
+                true => memory.text("memory.swap.current").ok().and_then(|text| whole(&text)),
                 false => field(&stat, "total_swap"),
             },
             memory_limit,
@@ -163,6 +166,28 @@ impl Host {
     }
 }
 
+/// Files of one cgroup: the way to it is walked once.
+struct Files(OwnedFd);
+
+impl Files {
+    fn of(directory: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self(rustix::fs::open(directory, flags, Mode::empty())?))
+    }
+
+    fn text(&self, name: &str) -> io::Result<String> {
+        let file = fs::File::from(openat(&self.0, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?);
+        // Its length is not known: with `take` nobody asks for it.
+        let mut text = String::with_capacity(4096);
+        file.take(1 << 20).read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    fn limit(&self, name: &str) -> Option<u64> {
+        self.text(name).ok().and_then(|text| limited(&text))
+    }
+}
+
 fn collect_processes(directory: &Path, found: &mut Vec<u32>) {
     let pids = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
     found.extend(pids.lines().filter_map(|pid| pid.parse::<u32>().ok()));
@@ -181,19 +206,18 @@ pub(super) fn number(path: &Path) -> Option<u64> {
     whole(&fs::read_to_string(path).ok()?)
 }
 
-/// v1 writes "no limit" as a number near the largest one, v2 as "max".
 pub(super) fn limit(path: &Path) -> Option<u64> {
-    number(path).filter(|limit| *limit < 1 << 62)
+    limited(&fs::read_to_string(path).ok()?)
+}
+
+/// v1 writes "no limit" as a number near the largest one, v2 as "max".
+fn limited(text: &str) -> Option<u64> {
+    whole(text).filter(|limit| *limit < 1 << 62)
 }
 
 /// The number after `name` in a file of such lines.
 pub(super) fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
-}
-
-/// `None` where the kernel does not count it: psi=0.
-fn pressure(path: &Path) -> Option<Pressure> {
-    parse_pressure(&fs::read_to_string(path).ok()?)
 }
 
 fn parse_pressure(text: &str) -> Option<Pressure> {

@@ -1,5 +1,6 @@
 //! `hack/bench` after the build: berthd and a containerd on one machine, driven through CRI in turn, medians and their ratio.
 
+mod observing;
 mod plugins;
 mod streaming;
 
@@ -153,10 +154,11 @@ async fn main() -> Outcome<()> {
     }
     let plugins = if options.peer.is_none() { plugins::compare(options.rounds, options.alone)? } else { Vec::new() };
     let streams = streaming::compare(&machine, &targets, &small).await?;
+    let observed = observing::compare(&machine, &targets, &small).await?;
     let limits = limits(&machine, &tree)?;
     let memory = memory(&machine, &mut targets, &small).await?;
     table(&targets);
-    plugins.iter().chain(&streams).chain(&limits).chain(&memory).for_each(|line| say(line));
+    plugins.iter().chain(&streams).chain(&observed).chain(&limits).chain(&memory).for_each(|line| say(line));
     Ok(())
 }
 
