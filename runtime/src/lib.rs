@@ -7,6 +7,7 @@ mod client;
 mod config;
 mod container;
 mod error;
+mod events;
 mod handlers;
 mod id;
 mod image;

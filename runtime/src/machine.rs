@@ -8,6 +8,7 @@ use crate::{
     apparmor::AppArmor,
     cgroup::{self, Devices, Resources},
     config::{Config, Driver},
+    events::Changes,
     handlers::Handlers,
     image::Images,
     layout::Layout,
@@ -29,6 +30,8 @@ pub(crate) struct Machine {
     pub cdi_dirs: Vec<PathBuf>,
     pub networks: Arc<Networks>,
     pub images: Arc<Images>,
+    /// What happens to pods and containers.
+    pub changes: Changes,
     /// Whether pods can have user namespaces of their own.
     pub user_namespaces: bool,
     /// Of /proc/sys/kernel/random/boot_id: records of another boot speak of processes that are gone.
@@ -62,6 +65,7 @@ impl Machine {
             cdi_dirs: config.cdi.spec_dirs.clone(),
             networks: Networks::new(&config.cni, &layout)?,
             images: Arc::new(Images::open(layout.clone(), config, &boot_id)?),
+            changes: Changes::new(),
             boot_id,
             layout,
         })

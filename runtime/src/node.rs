@@ -1,6 +1,11 @@
 //! The node's objects, and the verbs that span them.
 
-use std::{num::NonZero, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    num::NonZero,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
@@ -8,6 +13,7 @@ use tokio::sync::Semaphore;
 use crate::{
     container::{self, Container, Output},
     error::{Error, Kind, Result},
+    events::{self, Change},
     id::{ContainerId, SandboxId},
     index::{Flights, Index},
     machine::Machine,
@@ -30,6 +36,8 @@ pub(crate) struct Node {
     ending: Flights<(Ending, String), ()>,
     /// Creates are work for processors: more at once would only keep lists and statuses waiting.
     slots: Semaphore,
+    /// Removed, until that was told.
+    gone: Mutex<HashMap<SandboxId, Arc<Sandbox>>>,
 }
 
 /// For a slot; a create that hangs must not hold up the others.
@@ -45,6 +53,7 @@ impl Node {
             creating: Flights::default(),
             ending: Flights::default(),
             slots: Semaphore::new(std::thread::available_parallelism().map_or(1, NonZero::get)),
+            gone: Mutex::default(),
         })
     }
 
@@ -56,7 +65,12 @@ impl Node {
             node.sandboxes.check_free(&name)?;
             let id = SandboxId::random();
             match sandbox::run(&node.machine, &id, config).await {
-                Ok(sandbox) => Ok(node.adopt_sandbox(sandbox)),
+                Ok(sandbox) => {
+                    let sandbox = node.adopt_sandbox(sandbox);
+                    node.tell(events::Kind::Created, &sandbox);
+                    node.tell(events::Kind::Started, &sandbox);
+                    Ok(sandbox)
+                }
                 Err(error) => {
                     // What could not be undone is shown, so that it is stopped and removed again.
                     let leftover = Sandbox::leftover(&node.machine, &id);
@@ -79,7 +93,28 @@ impl Node {
         self.containers.insert(container.meta.id.as_str(), &container.meta.unique_name, container.clone());
     }
 
-    fn containers_of(&self, id: &SandboxId) -> Vec<Arc<Container>> {
+    fn tell(&self, kind: events::Kind, sandbox: &Sandbox) {
+        self.machine.changes.tell(kind, &sandbox.meta.id, &sandbox.meta.id);
+    }
+
+    fn gone(&self) -> MutexGuard<'_, HashMap<SandboxId, Arc<Sandbox>>> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which sandbox a change is about, though it may have been removed by it.
+    pub(crate) fn sandbox_of(&self, change: &Change) -> Option<Arc<Sandbox>> {
+        let gone = || self.gone().get(&change.sandbox).cloned();
+        self.sandboxes.find(change.sandbox.as_str()).ok().or_else(gone)
+    }
+
+    /// After a change was told.
+    pub(crate) fn forget(&self, change: &Change) {
+        if change.kind == events::Kind::Deleted && change.id == change.sandbox.as_str() {
+            self.gone().remove(&change.sandbox);
+        }
+    }
+
+    pub(crate) fn containers_of(&self, id: &SandboxId) -> Vec<Arc<Container>> {
         self.containers.all().into_iter().filter(|container| container.meta.sandbox == *id).collect()
     }
 
@@ -104,7 +139,7 @@ impl Node {
 
     async fn stop_locked(&self, sandbox: &Sandbox) -> Result<()> {
         // From here on nothing starts in it.
-        sandbox.mark_stopped(&self.machine.layout)?;
+        sandbox.mark_stopped(&self.machine)?;
         let containers = self.containers_of(&sandbox.meta.id);
         let stops = containers.iter().map(|container| container.stop(&self.machine, Duration::ZERO));
         join_all(stops).await.into_iter().collect::<Result<()>>()?;
@@ -125,7 +160,9 @@ impl Node {
             let removals = containers.iter().map(|container| node.remove_container(container.meta.id.as_str()));
             join_all(removals).await.into_iter().collect::<Result<()>>()?;
             sandbox::remove(&node.machine, id).await.map_err(|error| error.during(format!("remove sandbox {id}")))?;
+            node.gone().insert(id.clone(), sandbox.clone());
             node.sandboxes.remove(id.as_str());
+            node.tell(events::Kind::Deleted, &sandbox);
             Ok(())
         })
         .await
@@ -160,6 +197,7 @@ impl Node {
             }
             let container = made.map_err(|error| error.during(format!("create container {during}")))?;
             node.adopt_container(container.clone());
+            container.tell(&node.machine, events::Kind::Created);
             Ok(container)
         };
         Ok(self.creating.join(name, operation).await?.meta.id.clone())
@@ -212,6 +250,7 @@ impl Node {
                 .await
                 .map_err(|error| error.during(format!("remove container {id}")))?;
             node.containers.remove(id.as_str());
+            container.tell(&node.machine, events::Kind::Deleted);
             Ok(())
         })
         .await

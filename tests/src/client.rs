@@ -30,9 +30,7 @@ impl Cri {
             let socket = socket.clone();
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
         });
-        let channel = Endpoint::from_static("http://localhost")
-            .http2_adaptive_window(true)
-            .connect_with_connector_lazy(connector);
+        let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector);
         let limit = 16 << 20;
         Self {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(2 * limit),

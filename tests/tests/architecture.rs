@@ -91,7 +91,7 @@ const LAYERS: [&[&str]; 12] = [
     &["sandbox"],
     &["machine"],
     &["image", "network", "shim", "cgroup", "apparmor", "cdi", "handlers", "selinux"],
-    &["index", "trash"],
+    &["index", "trash", "events"],
     &["layout"],
     &["config", "id", "error"],
 ];

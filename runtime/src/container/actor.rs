@@ -21,7 +21,7 @@ use tokio::{sync::watch, time::Instant};
 use super::{Container, State, look, state::Verdict};
 use crate::{
     error::{Error, Kind, Result},
-    layout,
+    events, layout,
     machine::Machine,
     sandbox::{self, NamespaceMode, Sandbox},
     shim::{self, Connection, Stuck},
@@ -138,6 +138,7 @@ impl Container {
                 Verdict::Exited(exited) => {
                     self.set_connection(None);
                     self.state.send_replace(State::Exited { started_at, exited });
+                    self.tell(machine, events::Kind::Stopped);
                     return Ok(());
                 }
                 Verdict::Lost(end) => {
@@ -151,6 +152,7 @@ impl Container {
                         self.set_connection(Some(Arc::new(connection)));
                         let pid = started.map_or(0, |started| started.pid);
                         self.state.send_replace(State::Running { pid, started_at });
+                        self.tell(machine, events::Kind::Started);
                         self.watch(machine);
                         return Ok(());
                     }

@@ -41,6 +41,7 @@ use crate::{
     apparmor::Profile,
     cgroup::{DeviceRule, Devices, Resources, Sampler},
     error::{Error, Result},
+    events,
     id::{ContainerId, SandboxId},
     image::Lease,
     layout,
@@ -251,6 +252,10 @@ impl Container {
     pub(crate) fn spec(&self, layout: &layout::Layout) -> serde_json::Value {
         let path = layout.container(&self.meta.id).join(shim_layout::SPEC);
         record::read(&path).ok().and_then(Found::record).unwrap_or_default()
+    }
+
+    pub(crate) fn tell(&self, machine: &Machine, kind: events::Kind) {
+        machine.changes.tell(kind, &self.meta.sandbox, &self.meta.id);
     }
 
     fn connection(&self) -> Option<Arc<Connection>> {

@@ -27,6 +27,7 @@ pub(crate) use run::run;
 use crate::{
     cgroup::{Resources, Sampler},
     error::Result,
+    events,
     id::SandboxId,
     layout::{self, Layout},
     machine::Machine,
@@ -270,13 +271,21 @@ impl Sandbox {
         if self.meta.config.namespaces.pid != NamespaceMode::Pod || self.state() != State::Ready {
             return;
         }
-        let (sandbox, socket_dir) = (self.clone(), run::pause_state(machine, &self.meta.id));
+        let (sandbox, machine) = (self.clone(), machine.clone());
         tokio::spawn(async move {
-            if let Ok(connection) = Connection::open(&socket_dir).await {
+            if let Ok(connection) = Connection::open(&run::pause_state(&machine, &sandbox.meta.id)).await {
                 connection.closed().await;
             }
-            sandbox.snapshot().state = State::NotReady;
+            sandbox.end(&machine);
         });
+    }
+
+    /// Not ready from here on.
+    fn end(&self, machine: &Machine) {
+        let before = std::mem::replace(&mut self.snapshot().state, State::NotReady);
+        if before == State::Ready {
+            machine.changes.tell(events::Kind::Stopped, &self.meta.id, &self.meta.id);
+        }
     }
 
     fn snapshot(&self) -> MutexGuard<'_, Snapshot> {

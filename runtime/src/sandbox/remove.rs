@@ -9,20 +9,14 @@ use nix::{
     mount::{MntFlags, umount2},
 };
 
-use super::{Meta, Pins, Sandbox, State, remove_file, run::pause_state};
-use crate::{
-    error::Result,
-    id::SandboxId,
-    layout::{self, Layout},
-    machine::Machine,
-    shim, trash,
-};
+use super::{Meta, Pins, Sandbox, remove_file, run::pause_state};
+use crate::{error::Result, id::SandboxId, layout, machine::Machine, shim, trash};
 
 impl Sandbox {
     /// The first thing of a stop, which survives a crash: not ready from here on.
-    pub(crate) fn mark_stopped(&self, layout: &Layout) -> Result<()> {
-        self.snapshot().state = State::NotReady;
-        let path = layout.sandbox(&self.meta.id).join(layout::sandbox::STOPPED);
+    pub(crate) fn mark_stopped(&self, machine: &Machine) -> Result<()> {
+        self.end(machine);
+        let path = machine.layout.sandbox(&self.meta.id).join(layout::sandbox::STOPPED);
         Ok(fs::write(&path, "").with_context(|| format!("write {}", path.display()))?)
     }
 }

@@ -1,6 +1,7 @@
 //! The gRPC edge: one unix socket with CRI's two services, and berth's own for its command line. Only this folder names CRI's messages.
 
 mod convert;
+mod events;
 mod filter;
 mod image;
 mod own;
@@ -50,7 +51,8 @@ pub(crate) fn listen(path: &Path) -> anyhow::Result<UnixListener> {
 
 /// Serves until the process ends.
 pub(crate) async fn serve(node: Arc<Node>, streaming: Arc<Streaming>, listener: UnixListener) -> anyhow::Result<()> {
-    let runtime = RuntimeServiceServer::new(runtime::Runtime { node: node.clone(), streaming });
+    let events = events::Events::start(node.clone());
+    let runtime = RuntimeServiceServer::new(runtime::Runtime { node: node.clone(), streaming, events });
     let own = ImagesServer::new(own::Own { node: node.clone() });
     let images = ImageServiceServer::new(image::Images { node });
     tonic::transport::Server::builder()

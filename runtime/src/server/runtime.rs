@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use berth_proto::v1::{self, runtime_service_server::RuntimeService};
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
-use super::{convert, filter, pieces, status};
+use super::{convert, events::Events, filter, pieces, status};
 use crate::{
     config::Driver,
     container::Container,
@@ -19,6 +19,7 @@ use crate::{
 pub(super) struct Runtime {
     pub node: Arc<Node>,
     pub streaming: Arc<Streaming>,
+    pub events: Events,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -271,6 +272,13 @@ impl RuntimeService for Runtime {
     ) -> Answer<BoxStream<v1::StreamPodSandboxStatsResponse>> {
         let items = self.stats_of_pods(request.into_inner().filter).await?;
         ok(pieces(items, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
+    }
+
+    async fn get_container_events(
+        &self,
+        _: Request<v1::GetEventsRequest>,
+    ) -> Answer<BoxStream<v1::ContainerEventResponse>> {
+        ok(self.events.listen())
     }
 
     async fn list_metric_descriptors(
