@@ -56,6 +56,10 @@ address = "127.0.0.1:0"
 # With TLS; both files are read again when they change.
 # tls = { cert = "/etc/berth/streaming.crt", key = "/etc/berth/streaming.key" }
 
+[metrics]
+# Where Prometheus scrapes /metrics: off without it. Everyone who reaches the address can read them.
+# listen = "127.0.0.1:9325"
+
 [cdi]
 # Files that say what the devices need that containers ask for by name, as vendor/class=name; later directories win.
 spec_dirs = ["/etc/cdi", "/var/run/cdi"]
@@ -81,6 +85,7 @@ pub(crate) struct Config {
     pub cni: Cni,
     pub registry: Registry,
     pub streaming: Streaming,
+    pub metrics: Metrics,
     pub cdi: Cdi,
     pub cgroup: Cgroup,
     pub handlers: BTreeMap<String, Handler>,
@@ -113,6 +118,13 @@ pub(crate) struct Registry {
 pub(crate) struct Streaming {
     pub address: SocketAddr,
     pub tls: Option<Tls>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Metrics {
+    /// Absent: nobody is told.
+    pub listen: Option<SocketAddr>,
 }
 
 /// PEM files.
@@ -187,6 +199,7 @@ impl Default for Config {
             cni: Cni::default(),
             registry: Registry::default(),
             streaming: Streaming::default(),
+            metrics: Metrics::default(),
             cdi: Cdi::default(),
             cgroup: Cgroup::default(),
             handlers: BTreeMap::new(),

@@ -8,6 +8,7 @@ mod config;
 mod container;
 mod error;
 mod events;
+mod exporter;
 mod handlers;
 mod id;
 mod image;
@@ -23,6 +24,7 @@ mod server;
 mod shim;
 mod stats;
 mod streaming;
+mod telemetry;
 mod trash;
 
 #[cfg(fuzzing)]
@@ -285,6 +287,9 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let streaming = streaming::Streaming::start(machine.clone(), &config.streaming).await?;
     let node = recover::recover(machine).await?;
     node.machine.images.import_all(&config.images_dir).await;
+    if let Some(address) = config.metrics.listen {
+        exporter::start(address, node.clone(), streaming.clone()).await?;
+    }
     let listener = server::listen(&config.listen)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %config.listen.display(), root = %config.root.display(), "serving CRI v1");
     // Without a service manager there is nobody to tell.

@@ -12,6 +12,7 @@ use crate::{
     machine::Machine,
     node::Node,
     sandbox::{self, Sandbox},
+    telemetry::METRICS,
 };
 
 /// A node as an earlier daemon left it.
@@ -27,6 +28,7 @@ pub(crate) async fn recover(machine: Arc<Machine>) -> anyhow::Result<Arc<Node>> 
     // Containers hold their layers by now.
     node.machine.images.collect();
     collect_networks(&node);
+    METRICS.recovery_seconds.set(begun.elapsed().as_secs_f64());
     tracing::info!(
         sandboxes = node.sandboxes.all().len(),
         containers = node.containers.all().len(),

@@ -83,7 +83,7 @@ fn shim_and_plugin_know_neither_each_other_nor_the_daemon() {
 /// Highest first: a module may use what is below it.
 const LAYERS: [&[&str]; 12] = [
     &["main", "lib"],
-    &["server", "client", "recover"],
+    &["server", "client", "recover", "exporter"],
     &["stats"],
     &["node"],
     &["streaming"],
@@ -91,7 +91,7 @@ const LAYERS: [&[&str]; 12] = [
     &["sandbox"],
     &["machine"],
     &["image", "network", "shim", "cgroup", "apparmor", "cdi", "handlers", "selinux"],
-    &["index", "trash", "events"],
+    &["index", "trash", "events", "telemetry"],
     &["layout"],
     &["config", "id", "error"],
 ];

@@ -25,6 +25,7 @@ use crate::{
     machine::Machine,
     sandbox::{self, NamespaceMode, Sandbox},
     shim::{self, Connection, Stuck},
+    telemetry::{METRICS, step},
 };
 
 /// How long the shim of a failed launch takes to leave by itself.
@@ -78,7 +79,7 @@ impl Container {
             }
             self.record_failure(machine, error).await;
         }
-        self.settle(machine).await?;
+        step("start_container", "connect", self.settle(machine)).await?;
         launched.map_err(|error| describe(error).during(format!("start container {}", self.meta.id)))
     }
 
@@ -94,9 +95,10 @@ impl Container {
         if let Some(directory) = self.meta.log_path.as_deref().and_then(Path::parent) {
             fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
         }
-        let placeholder = machine.make_cgroup(&self.meta.cgroup, self.resources(), self.meta.devices()).await?;
+        let made = machine.make_cgroup(&self.meta.cgroup, self.resources(), self.meta.devices());
+        let placeholder = step("start_container", "cgroup", made).await?;
         let stage = || machine.cgroups.names(&self.meta.cgroup).iter().find_map(|name| Stage::parse(name));
-        let launched = machine.shim.run(&dir, stage).await;
+        let launched = step("start_container", "launch", machine.shim.run(&dir, stage)).await;
         drop(placeholder);
         launched.map(drop).map_err(|error| match error.downcast_ref() {
             Some(stuck) => gave_up(&dir, stuck).into(),
@@ -137,6 +139,7 @@ impl Container {
                 Verdict::Launching => tokio::time::sleep(shim::LAUNCHING).await,
                 Verdict::Exited(exited) => {
                     self.set_connection(None);
+                    METRICS.end(Self::reason(&exited).0);
                     self.state.send_replace(State::Exited { started_at, exited });
                     self.tell(machine, events::Kind::Stopped);
                     return Ok(());

@@ -20,7 +20,10 @@ use super::{
     reference::Digest,
     registry::{Registry, root_cause, unavailable},
 };
-use crate::error::{Error, Kind, Result};
+use crate::{
+    error::{Error, Kind, Result},
+    telemetry::METRICS,
+};
 
 /// Chunks between the network and the inflating thread.
 pub(super) const CHUNKS: usize = 8;
@@ -225,6 +228,7 @@ impl Download {
             let chunk = watch.wait(answer.response.chunk()).await.map_err(|error| unavailable(root_cause(&error)))?;
             let Some(mut chunk) = chunk else { return Ok(Answered::Whole) };
             self.registry.progress.received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+            METRICS.pull_bytes.inc_by(chunk.len() as u64);
             watch.own += chunk.len() as u64;
             if watch.is_stalled(self.limits.stall, self.received()) {
                 self.registry.avoid(answer.endpoint);

@@ -27,6 +27,7 @@ use super::{
 use crate::{
     config,
     error::{Error, Kind, Result},
+    telemetry::METRICS,
 };
 
 /// overlayfs takes 500 lower directories, images are held to what Docker's builders make.
@@ -117,8 +118,10 @@ impl Fetcher {
     pub(super) async fn fetch(&self, origin: &Origin, wanted: &Wanted, below: Vec<Layer>) -> Result<Arc<Lease>> {
         let present = wanted.keys.iter().find_map(|key| self.store.lease(std::slice::from_ref(key)));
         if let Some(lease) = present {
+            METRICS.layer("reused");
             return Ok(Arc::new(lease));
         }
+        METRICS.layer("pulled");
         let prepared = self.store.prepare()?;
         let landed = self.land(origin, wanted, below, &prepared).await;
         let landed = landed.map_err(|error| error.during(format!("layer {}", wanted.blob)));

@@ -27,6 +27,7 @@ use crate::{
     config,
     error::{Error, Kind, Result},
     index::Flights,
+    telemetry::METRICS,
 };
 
 /// Between two lines in the log that say how far a pull is.
@@ -59,7 +60,13 @@ impl Puller {
     pub(crate) async fn pull(&self, reference: Reference, credentials: Credentials) -> Result<Digest> {
         let key = (reference.to_string(), credentials.clone());
         let own = self.clone();
-        self.images.join(key, async move { own.pull_once(&reference, credentials).await }).await
+        let pull = async move {
+            let begun = Instant::now();
+            let pulled = own.pull_once(&reference, credentials).await;
+            METRICS.pull(begun.elapsed(), pulled.is_ok());
+            pulled
+        };
+        self.images.join(key, pull).await
     }
 
     async fn pull_once(&self, reference: &Reference, credentials: Credentials) -> Result<Digest> {

@@ -104,7 +104,7 @@ impl Networks {
 
     /// For the verbose status: the network, what is wrong with the files, and how many pods still wait for their DEL.
     pub(crate) fn info(&self) -> Value {
-        let owed = self.owed().len();
+        let owed = self.owed_detachments();
         match self.confs.current(&self.ranges()) {
             Ok((network, wrong)) => json!({
                 "confList": network.list,
@@ -192,6 +192,11 @@ impl Networks {
         if first_attempt.is_none() {
             tracing::info!(sandbox = id, "the network is detached at last");
         }
+    }
+
+    /// Pods whose DEL has not succeeded yet.
+    pub(crate) fn owed_detachments(&self) -> usize {
+        self.owed().len()
     }
 
     fn owed(&self) -> MutexGuard<'_, HashSet<String>> {

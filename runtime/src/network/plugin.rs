@@ -5,7 +5,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     process::{Output, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, anyhow, bail};
@@ -19,6 +19,9 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     process::{Child, Command},
 };
+use tracing::Instrument;
+
+use crate::telemetry::METRICS;
 
 /// A result is a page of JSON.
 const MAX_OUTPUT: usize = 1 << 20;
@@ -67,6 +70,20 @@ impl Plugins {
     ) -> anyhow::Result<Vec<u8>> {
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let during = || format!("CNI plugin {name} {command}");
+        let begun = Instant::now();
+        let span = tracing::info_span!("cni", otel.name = format!("{name} {command}"));
+        let answered = self.converse(program, command, environment, conf).instrument(span).await.with_context(during);
+        METRICS.plugin(&name, command, begun.elapsed(), answered.is_err());
+        answered
+    }
+
+    async fn converse(
+        &self,
+        program: &Path,
+        command: &str,
+        environment: &[(&str, String)],
+        conf: &Conf,
+    ) -> anyhow::Result<Vec<u8>> {
         let mut plugin = Command::new(program);
         plugin
             .env("CNI_COMMAND", command)
@@ -76,7 +93,7 @@ impl Plugins {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
-        let mut child = spawn(&mut plugin).await.with_context(during)?;
+        let mut child = spawn(&mut plugin).await?;
         let group = Group(child.id());
         let request = serde_json::to_vec(conf)?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
@@ -93,10 +110,9 @@ impl Plugins {
         let output = tokio::time::timeout(self.timeout, conversation)
             .await
             .map_err(|_| anyhow!("no answer in {} s: killed", self.timeout.as_secs()))
-            .and_then(|result| result)
-            .with_context(during)?;
+            .and_then(|result| result)?;
         group.keep();
-        answer(command, output).with_context(during)
+        answer(command, output)
     }
 }
 

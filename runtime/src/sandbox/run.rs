@@ -20,6 +20,7 @@ use crate::{
     layout,
     machine::Machine,
     selinux::Labels,
+    telemetry::step,
 };
 
 /// As Docker and containerd have it.
@@ -75,14 +76,15 @@ async fn make(
     let meta = Meta { id: id.clone(), created_at, config, netns, labels };
     fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
     record::write(&directory.join(layout::sandbox::META), &meta).context("write the sandbox's record")?;
-    pin(machine, &meta, &directory, sysctls).await?;
+    step("run_sandbox", "pin", pin(machine, &meta, &directory, sysctls)).await?;
     let addresses = match meta.pod() {
-        Some(pod) => machine.networks.attach(&pod).await?.addresses(),
+        Some(pod) => step("run_sandbox", "network", machine.networks.attach(&pod)).await?.addresses(),
         None => Vec::new(),
     };
     files::write(&directory, &meta, &addresses)?;
     if meta.config.namespaces.pid == NamespaceMode::Pod {
-        launch_pause(machine, &meta, &directory).await.context("start the pod's pause process")?;
+        let launched = step("run_sandbox", "pause", launch_pause(machine, &meta, &directory)).await;
+        launched.context("start the pod's pause process")?;
     }
     let logs = &meta.config.log_directory;
     if !logs.as_os_str().is_empty() {

@@ -17,6 +17,7 @@ use crate::{
     container::Container,
     events::{Change, Kind},
     node::Node,
+    telemetry::METRICS,
 };
 
 /// How far behind a listener may be.
@@ -58,6 +59,7 @@ impl Events {
             match receiver.recv().await {
                 Ok(event) => Some((Ok(event), Some(receiver))),
                 Err(RecvError::Lagged(missed)) => {
+                    METRICS.cut_off.inc();
                     let words = format!("{missed} events behind: list pods and containers, and listen again");
                     Some((Err(Status::resource_exhausted(words)), None))
                 }

@@ -4,6 +4,7 @@ mod convert;
 mod events;
 mod filter;
 mod image;
+mod observe;
 mod own;
 mod runtime;
 mod status;
@@ -56,6 +57,7 @@ pub(crate) async fn serve(node: Arc<Node>, streaming: Arc<Streaming>, listener: 
     let own = ImagesServer::new(own::Own { node: node.clone() });
     let images = ImageServiceServer::new(image::Images { node });
     tonic::transport::Server::builder()
+        .layer(observe::Observe)
         .layer(Corrections)
         .add_service(runtime.max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
         .add_service(images.max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))

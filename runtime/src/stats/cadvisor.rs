@@ -158,7 +158,7 @@ const INTERFACE: &[&str] = &["interface"];
 const PAGE: &[&str] = &["pagesize"];
 
 #[rustfmt::skip]
-pub(crate) static METRICS: [Metric; 56] = [
+pub(crate) static CADVISOR: [Metric; 56] = [
     metric("container_blkio_device_usage_total", Counter, &["device", "major", "minor", "operation"], blkio, "Bytes read from and written to block devices"),
     metric("container_cpu_cfs_periods_total", Counter, &[], |f| of(f, |d| d.periods), "Elapsed periods of the CPU quota"),
     metric("container_cpu_cfs_throttled_periods_total", Counter, &[], |f| of(f, |d| d.throttled_periods), "Periods of the CPU quota in which it was used up"),
@@ -285,7 +285,7 @@ fn lines(facts: &Facts<'_>, base: &[String]) -> Vec<Value> {
         let line = move |(own, value): (Vec<String>, u64)| Value { metric, labels: [base, &own].concat(), value };
         (metric.values)(facts).into_iter().map(line)
     };
-    METRICS.iter().flat_map(of).collect()
+    CADVISOR.iter().flat_map(of).collect()
 }
 
 fn started_at(container: &Container) -> Option<i64> {
@@ -337,7 +337,7 @@ mod tests {
         for line in &lines {
             assert_eq!(line.labels.len(), labels(line.metric).len(), "{}", line.metric.name);
         }
-        for metric in &METRICS {
+        for metric in &CADVISOR {
             let count = lines.iter().filter(|line| line.metric.name == metric.name).count();
             // Pressure of memory and of io is not known here, and no task was counted.
             let unknown = ["_pressure_memory_", "_pressure_io_", "container_threads"];

@@ -13,7 +13,7 @@ use std::{
 };
 
 pub(crate) use self::{
-    cadvisor::{Kind, METRICS, Metric, PodMetrics, Value, labels},
+    cadvisor::{CADVISOR, Kind, Metric, PodMetrics, Value, labels},
     network::Interface,
 };
 use crate::{

@@ -45,6 +45,7 @@ use crate::{
     error::{Error, Kind, Result},
     id,
     machine::Machine,
+    telemetry::METRICS,
 };
 
 /// Of a URL that nobody opens.
@@ -119,6 +120,10 @@ impl Streaming {
         let url = format!("{}/{}/{token}", self.base, session.verb());
         pending.insert(token, (session, Instant::now()));
         Ok(url)
+    }
+
+    pub(crate) fn pending_urls(&self) -> usize {
+        self.pending().len()
     }
 
     fn pending(&self) -> MutexGuard<'_, HashMap<String, (Session, Instant)>> {
@@ -198,8 +203,9 @@ impl Streaming {
                 _ => return refuse(StatusCode::NOT_FOUND, "no such session: it was opened before, or too late"),
             }
         };
+        let open = METRICS.session();
         if upgrade == "websocket" {
-            return websocket::answer(self.machine.clone(), session, request);
+            return websocket::answer(self.machine.clone(), session, open, request);
         }
         let offered = words(headers, &STREAM_PROTOCOL);
         let known: &[&str] =
@@ -215,7 +221,11 @@ impl Streaming {
             return response;
         };
         let on_upgrade = hyper::upgrade::on(&mut request);
-        tokio::spawn(serve_spdy(self.machine.clone(), session, protocol, on_upgrade));
+        let serving = serve_spdy(self.machine.clone(), session, protocol, on_upgrade);
+        tokio::spawn(async move {
+            let _open = open;
+            serving.await;
+        });
         let mut response = switching("SPDY/3.1");
         response.headers_mut().insert(STREAM_PROTOCOL, HeaderValue::from_static(protocol));
         response

@@ -41,7 +41,7 @@ use super::{
     spdy::HEADER,
     switching, upgraded, words,
 };
-use crate::machine::Machine;
+use crate::{machine::Machine, telemetry::Open};
 
 const QUEUE: usize = 8;
 /// Of one message; clients send what a person types, or 32 KiB of a file.
@@ -106,7 +106,12 @@ impl Sender {
 }
 
 /// The answer to a request for WebSocket, and the session in a task of its own.
-pub(super) fn answer(machine: Arc<Machine>, session: Session, mut request: Request<Incoming>) -> Response<Full<Bytes>> {
+pub(super) fn answer(
+    machine: Arc<Machine>,
+    session: Session,
+    counted: Open,
+    mut request: Request<Incoming>,
+) -> Response<Full<Bytes>> {
     let refuse = |words: &'static str| {
         let mut response = Response::new(Full::new(Bytes::from_static(words.as_bytes())));
         *response.status_mut() = StatusCode::BAD_REQUEST;
@@ -121,6 +126,7 @@ pub(super) fn answer(machine: Arc<Machine>, session: Session, mut request: Reque
     let name = match session.wanted() {
         None if is_offered(TUNNEL) => {
             tokio::spawn(async move {
+                let _counted = counted;
                 let Some((io, early)) = upgraded(on_upgrade).await else { return };
                 let Session::PortForward { netns, .. } = session else { return };
                 let tunnel = Tunnel { socket: open(io, &early).await, read: Bytes::new() };
@@ -133,6 +139,7 @@ pub(super) fn answer(machine: Arc<Machine>, session: Session, mut request: Reque
                 return refuse("a port is forwarded by SPDY/3.1+portforward.k8s.io or v4.channel.k8s.io\n");
             };
             tokio::spawn(async move {
+                let _counted = counted;
                 let Some((io, early)) = upgraded(on_upgrade).await else { return };
                 serve_ports(session, protocol, open(io, &early).await).await;
             });
@@ -146,6 +153,7 @@ pub(super) fn answer(machine: Arc<Machine>, session: Session, mut request: Reque
             let [.., oldest] = PROTOCOLS;
             let spoken = protocol.unwrap_or(oldest);
             tokio::spawn(async move {
+                let _counted = counted;
                 let Some((io, early)) = upgraded(on_upgrade).await else { return };
                 serve(&machine, session, wanted, spoken, open(io, &early).await).await;
             });

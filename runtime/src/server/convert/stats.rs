@@ -118,7 +118,7 @@ pub(in crate::server) fn metric_descriptors() -> Vec<v1::MetricDescriptor> {
         help: metric.help.to_owned(),
         label_keys: stats::labels(metric),
     };
-    stats::METRICS.iter().map(descriptor).collect()
+    stats::CADVISOR.iter().map(descriptor).collect()
 }
 
 pub(in crate::server) fn pod_metrics(metrics: stats::PodMetrics) -> v1::PodSandboxMetrics {
