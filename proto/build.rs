@@ -10,7 +10,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(["api.proto"], ["."])?;
     // The test against the published table reads the descriptors, not the source text.
     fs::write(PathBuf::from(env::var("OUT_DIR")?).join("descriptors.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().generate_default_stubs(true).compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .generate_default_stubs(true)
+        .extern_path(".runtime.v1.ListContainersResponse", "crate::ListContainersResponse")
+        .compile_fds(descriptors)?;
     tonic_prost_build::configure().compile_fds(protox::compile(["berth.proto"], ["."])?)?;
     Ok(())
 }

@@ -14,6 +14,8 @@ use futures_util::{
     future::{BoxFuture, Shared},
 };
 
+use tracing::Instrument;
+
 use crate::error::{Error, Kind, Result};
 
 /// Objects of one kind. An object has an id and a name that is unique for as long as it exists.
@@ -114,11 +116,13 @@ where
                 flight.clone()
             } else {
                 let (flights, own) = (self.clone(), key.clone());
-                let task = tokio::spawn(async move {
+                let task = async move {
                     let result = operation.await;
                     flights.lock().remove(&own);
                     result
-                });
+                };
+                // It stays a part of the trace of who asked first.
+                let task = tokio::spawn(task.in_current_span());
                 let flight = task
                     .map(|joined| {
                         joined.unwrap_or_else(|error| {

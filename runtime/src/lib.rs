@@ -42,8 +42,9 @@ use anyhow::{Context, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::{config::Config, layout::Layout, machine::Machine};
+use crate::{config::Config, layout::Layout, machine::Machine, telemetry::Traces};
 
 const CONFIG: &str = "/etc/berth/config.toml";
 
@@ -207,30 +208,40 @@ fn images(arguments: &Arguments, verb: &ImagesVerb) -> anyhow::Result<()> {
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = configuration(arguments)?;
-    log(arguments)?;
+    // Traces are sent by tasks of it.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    let entered = runtime.enter();
+    let _traces = log(arguments)?;
+    drop(entered);
     if !rustix::process::geteuid().is_root() {
         bail!("berthd makes namespaces, mounts and cgroups: run it as root");
     }
     let layout = Layout { root: config.root.clone(), state: config.state.clone() };
     // Held to the end of the process.
     let _lock = prepare(&layout)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(serve(&config))
 }
 
-fn log(arguments: &Arguments) -> anyhow::Result<()> {
+/// Log lines to standard error, spans to wherever the environment says.
+fn log(arguments: &Arguments) -> anyhow::Result<Option<Traces>> {
     let level = &arguments.log_level;
     // A level alone is about berth itself: a person who wants to see HTTP/2 frames says so.
     let directives = if level.contains(['=', ',']) { level.clone() } else { format!("warn,berthd={level}") };
     let filter = tracing_subscriber::EnvFilter::try_new(directives).context("--log-level")?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match arguments.log_format {
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match arguments.log_format {
         LogFormat::Text => {
-            builder.with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init()
+            lines.with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed()
         }
-        LogFormat::Json => builder.json().init(),
-    }
-    Ok(())
+        LogFormat::Json => lines.json().boxed(),
+    };
+    let traces = Traces::from_environment()?;
+    let spans = traces.as_ref().map(|traces| {
+        let only = Targets::new().with_target(telemetry::TARGET, tracing::Level::INFO);
+        tracing_opentelemetry::layer().with_tracer(traces.tracer()).with_filter(only)
+    });
+    tracing_subscriber::registry().with(lines.with_filter(filter)).with(spans).init();
+    Ok(traces)
 }
 
 /// Makes the directories, and takes the one lock: two daemons on one root would each undo what the other does.

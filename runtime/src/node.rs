@@ -9,6 +9,7 @@ use std::{
 
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
+use tracing::Instrument;
 
 use crate::{
     container::{self, Container, Output},
@@ -227,7 +228,8 @@ impl Node {
         let target =
             (namespaces.pid == NamespaceMode::Target).then(|| self.containers.find(&namespaces.target)).transpose()?;
         let machine = self.machine.clone();
-        let started = tokio::spawn(async move { container.start(&machine, &sandbox, target.as_deref()).await });
+        let start = async move { container.start(&machine, &sandbox, target.as_deref()).await };
+        let started = tokio::spawn(start.in_current_span());
         started.await.map_err(|error| Error::new(Kind::Internal, error.to_string()))?
     }
 

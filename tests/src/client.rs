@@ -5,6 +5,7 @@ use std::{collections::HashMap, path::Path};
 use berth_proto::v1::{self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient};
 use futures_util::TryStreamExt;
 use hyper_util::rt::TokioIo;
+use prost::Message;
 use tokio::net::UnixStream;
 use tonic::{
     Status,
@@ -197,6 +198,7 @@ impl Cri {
         let pieces: Vec<v1::StreamContainersResponse> = stream.try_collect().await.expect("stream containers");
         let request = v1::ListContainersRequest { filter: Some(filter) };
         let items = runtime.list_containers(request).await.expect("list containers").into_inner().containers;
+        let items: Vec<_> = items.into_iter().map(|item| v1::Container::decode(item).expect("a container")).collect();
         assert_eq!(items, pieces.into_iter().flat_map(|piece| piece.containers).collect::<Vec<_>>());
         items
     }

@@ -16,6 +16,7 @@ mod stats;
 
 use std::{
     collections::BTreeMap,
+    mem::Discriminant,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -26,6 +27,7 @@ use berth_shim::{
     protocol::Call,
     record::{self, End, Exited, Found, Started},
 };
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -188,6 +190,8 @@ pub(crate) struct Container {
     stopping: Mutex<Option<Stopping>>,
     sampler: Mutex<Sampler>,
     walks: Mutex<layer::Walks>,
+    /// What lists say of it, encoded, and in which state.
+    pub listed: Mutex<Option<(Discriminant<State>, Bytes)>>,
     /// In force: those of `meta` until the first update.
     resources: Mutex<Resources>,
     /// Start, stop's beginning and remove come one after the other.
@@ -206,6 +210,7 @@ impl Container {
             stopping: Mutex::default(),
             sampler: Mutex::default(),
             walks: Mutex::default(),
+            listed: Mutex::default(),
             resources,
             busy: tokio::sync::Mutex::default(),
             _layers: layers,

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     config,
     error::{Error, Kind, Result},
-    telemetry::METRICS,
+    telemetry::{METRICS, step},
 };
 
 /// overlayfs takes 500 lower directories, images are held to what Docker's builders make.
@@ -123,7 +123,7 @@ impl Fetcher {
         }
         METRICS.layer("pulled");
         let prepared = self.store.prepare()?;
-        let landed = self.land(origin, wanted, below, &prepared).await;
+        let landed = step("pull_image", "layer", self.land(origin, wanted, below, &prepared)).await;
         let landed = landed.map_err(|error| error.during(format!("layer {}", wanted.blob)));
         if landed.is_err() {
             self.store.abandon(&prepared);

@@ -27,7 +27,7 @@ use crate::{
     config,
     error::{Error, Kind, Result},
     index::Flights,
-    telemetry::METRICS,
+    telemetry::{METRICS, step},
 };
 
 /// Between two lines in the log that say how far a pull is.
@@ -73,7 +73,8 @@ impl Puller {
         let begun = Instant::now();
         let registry = Arc::new(Registry::open(&self.config.config_path, reference, credentials)?);
         let during = |error: Error| error.during(format!("pull {reference}"));
-        let found = self.find_manifest(&registry, reference).await.map_err(during)?;
+        let manifest = self.find_manifest(&registry, reference);
+        let found = step("pull_image", "manifest", manifest).await.map_err(during)?;
         let names: Vec<String> = reference.repo_tag().into_iter().chain([reference.repo_digest(&found.top)]).collect();
         if let Some(policy) = &self.config.signature_policy {
             let own = digest_of(&found.descriptor)?;
@@ -86,8 +87,8 @@ impl Puller {
             Some((manifest, made)) => (manifest, Some(made)),
         };
         let landing = self.land(&origin, &found, made, Some(reference));
-        let landed = told(reference, &registry, landing).await.map_err(during)?;
-        let image = self.add(found, landed, names).await.map_err(during)?;
+        let landed = step("pull_image", "layers", told(reference, &registry, landing)).await.map_err(during)?;
+        let image = step("pull_image", "add", self.add(found, landed, names)).await.map_err(during)?;
         let received = registry.progress.received.load(Ordering::Relaxed);
         tracing::info!(image = %reference, id = %image.id, layers = image.layers.len(), bytes = image.size, received, ms = begun.elapsed().as_millis() as u64, "pulled");
         Ok(image.id.clone())

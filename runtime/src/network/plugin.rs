@@ -21,7 +21,7 @@ use tokio::{
 };
 use tracing::Instrument;
 
-use crate::telemetry::METRICS;
+use crate::telemetry::{METRICS, TARGET};
 
 /// A result is a page of JSON.
 const MAX_OUTPUT: usize = 1 << 20;
@@ -71,7 +71,7 @@ impl Plugins {
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let during = || format!("CNI plugin {name} {command}");
         let begun = Instant::now();
-        let span = tracing::info_span!("cni", otel.name = format!("{name} {command}"));
+        let span = tracing::info_span!(target: TARGET, "cni", otel.name = format!("{name} {command}"));
         let answered = self.converse(program, command, environment, conf).instrument(span).await.with_context(during);
         METRICS.plugin(&name, command, begun.elapsed(), answered.is_err());
         answered

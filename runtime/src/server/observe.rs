@@ -9,9 +9,8 @@ use futures_util::{FutureExt, future::BoxFuture};
 use http::{Request, Response};
 use tonic::{Code, Status};
 use tower::{Layer, Service};
-use tracing::Instrument;
 
-use crate::telemetry::{self, METRICS, Rpc};
+use crate::telemetry::{METRICS, Rpc, RpcSpan};
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Observe;
@@ -47,8 +46,8 @@ where
         // "/runtime.v1.RuntimeService/Version"
         let mut parts = request.uri().path().split('/').skip(1).map(str::to_owned);
         let (service, method) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-        let span = telemetry::rpc_span(&service, &method, request.headers());
-        let answer = self.inner.call(request).instrument(span.clone());
+        let span = RpcSpan::new(&service, &method, request.headers());
+        let answer = span.around(self.inner.call(request));
         async move {
             let answered = answer.await?;
             // Unary answers have their error in the headers, and streams theirs at the end, which is not waited for.
@@ -56,7 +55,7 @@ where
             // What is not served may be called anything.
             let method = if code == Code::Unimplemented { "unknown".to_owned() } else { method };
             METRICS.rpc(Rpc { grpc_service: service_name(service), grpc_method: method }, code, begun.elapsed());
-            telemetry::end_rpc(&span, code);
+            span.end(code);
             Ok(answered)
         }
         .boxed()

@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use berth_proto::v1::{self, runtime_service_server::RuntimeService};
+use berth_proto::{
+    ListContainersResponse,
+    v1::{self, runtime_service_server::RuntimeService},
+};
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
 use super::{convert, events::Events, filter, pieces, status};
@@ -164,16 +167,18 @@ impl RuntimeService for Runtime {
         ok(v1::ContainerStatusResponse { status: Some(status), info })
     }
 
-    async fn list_containers(&self, request: Request<v1::ListContainersRequest>) -> Answer<v1::ListContainersResponse> {
-        let containers = self.matching_containers(request.into_inner().filter);
-        ok(v1::ListContainersResponse { containers })
+    async fn list_containers(&self, request: Request<v1::ListContainersRequest>) -> Answer<ListContainersResponse> {
+        let found = filter::containers(&self.node, request.into_inner().filter);
+        let containers = found.iter().map(|container| convert::encoded_item(container)).collect();
+        ok(ListContainersResponse { containers })
     }
 
     async fn stream_containers(
         &self,
         request: Request<v1::StreamContainersRequest>,
     ) -> Answer<BoxStream<v1::StreamContainersResponse>> {
-        let items = self.matching_containers(request.into_inner().filter);
+        let found = filter::containers(&self.node, request.into_inner().filter);
+        let items = found.iter().map(|container| convert::container_item(container)).collect();
         ok(pieces(items, |containers| v1::StreamContainersResponse { containers }))
     }
 
@@ -315,10 +320,6 @@ impl RuntimeService for Runtime {
 impl Runtime {
     fn matching_sandboxes(&self, wanted: Option<v1::PodSandboxFilter>) -> Vec<v1::PodSandbox> {
         filter::sandboxes(&self.node, wanted).iter().map(|sandbox| convert::sandbox_item(sandbox)).collect()
-    }
-
-    fn matching_containers(&self, wanted: Option<v1::ContainerFilter>) -> Vec<v1::Container> {
-        filter::containers(&self.node, wanted).iter().map(|container| convert::container_item(container)).collect()
     }
 
     async fn stats_of(&self, containers: Vec<Arc<Container>>) -> Result<Vec<v1::ContainerStats>, Status> {

@@ -1,7 +1,11 @@
 //! What a client is told, from our types.
 
+use std::{mem, sync::PoisonError};
+
 use berth_proto::v1;
 use berth_shim::spec::{IdMapping, Propagation};
+use bytes::Bytes;
+use prost::Message;
 
 use super::signal::cri_signal;
 use crate::{
@@ -146,6 +150,20 @@ pub(in crate::server) fn container_item(container: &Container) -> v1::Container 
     }
 }
 
+/// As bytes of the wire, which the container keeps until its state is another.
+pub(in crate::server) fn encoded_item(container: &Container) -> Bytes {
+    let shown = mem::discriminant(&container.state());
+    let mut listed = container.listed.lock().unwrap_or_else(PoisonError::into_inner);
+    match &*listed {
+        Some((state, bytes)) if *state == shown => bytes.clone(),
+        _ => {
+            let bytes = Bytes::from(container_item(container).encode_to_vec());
+            *listed = Some((shown, bytes.clone()));
+            bytes
+        }
+    }
+}
+
 pub(in crate::server) fn container_status(
     container: &Container,
     user: Option<berth_shim::record::ResolvedUser>,
@@ -245,7 +263,6 @@ mod tests {
 
     #[test]
     fn output_fits_a_message() {
-        use prost::Message as _;
         for (out, err) in [(16 << 20, 5), (5, 16 << 20), (16 << 20, 16 << 20), (8 << 20, 8 << 20)] {
             let message = exec_output(container::Output { stdout: vec![0; out], stderr: vec![0; err], exit_code: -1 });
             assert!(message.encoded_len() <= MAX_MESSAGE, "{out} {err}");

@@ -1,0 +1,143 @@
+//! Traces: what a collector gets of an RPC that came with a trace, and what the log says of it.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics fails")]
+
+use std::{collections::HashMap, net::TcpListener};
+
+use berth_proto::v1;
+use berth_tests::{Image, Machine, container, eventually, pod};
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::{
+        ExportTraceServiceRequest, ExportTraceServiceResponse,
+        trace_service_server::{TraceService, TraceServiceServer},
+    },
+    trace::v1::Span,
+};
+use tokio::sync::mpsc;
+use tonic::{Request, Response, Status, transport::Server};
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const CALLER: &str = "00f067aa0ba902b7";
+
+/// What a collector is: it takes spans. Those of berthd are passed on, with the service's name.
+struct Collector(mpsc::UnboundedSender<(String, Span)>);
+
+#[tonic::async_trait]
+impl TraceService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        for resource in request.into_inner().resource_spans {
+            let attributes = resource.resource.unwrap_or_default().attributes;
+            let service = attributes.into_iter().find(|attribute| attribute.key == "service.name");
+            let service = format!("{:?}", service.and_then(|attribute| attribute.value));
+            for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
+                let _ = self.0.send((service.clone(), span));
+            }
+        }
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+/// A collector on the machine's loopback: its address, and what it gets.
+fn collector(machine: &Machine) -> (String, mpsc::UnboundedReceiver<(String, Span)>) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let listener = machine.in_network(|| TcpListener::bind("127.0.0.1:0")).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(tokio::net::TcpListener::from_std(listener).unwrap());
+    let server = Server::builder().add_service(TraceServiceServer::new(Collector(sender)));
+    tokio::spawn(server.serve_with_incoming(incoming));
+    (address, receiver)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// As the kubelet sends it.
+fn traced<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("traceparent", format!("00-{TRACE}-{CALLER}-01").parse().unwrap());
+    request
+}
+
+#[tokio::test]
+async fn the_steps_of_a_traced_rpc_are_its_spans() {
+    let mut machine = Machine::new();
+    let (endpoint, mut spans) = collector(&machine);
+    machine.environment.push(("OTEL_EXPORTER_OTLP_ENDPOINT".into(), endpoint));
+    machine.environment.push(("OTEL_BSP_SCHEDULE_DELAY".into(), "100".into()));
+    let daemon = machine.start().await;
+    let cri = daemon.cri();
+    let image = cri.pull_image(&machine, Image::busybox()).await;
+    let run = v1::RunPodSandboxRequest { config: Some(pod(&machine, "traced")), ..Default::default() };
+    let sandbox = cri.runtime.clone().run_pod_sandbox(traced(run)).await.unwrap().into_inner().pod_sandbox_id;
+    let id = cri.create(&sandbox, container("c", &image, "exec sleep 1000")).await.unwrap();
+    let start = v1::StartContainerRequest { container_id: id };
+    cri.runtime.clone().start_container(traced(start.clone())).await.unwrap();
+    cri.runtime.clone().start_container(traced(start)).await.unwrap_err();
+
+    let mut got: Vec<(String, Span)> = Vec::new();
+    let of = |spans: &[(String, Span)], name: &str| -> Vec<Span> {
+        spans.iter().map(|(_, span)| span).filter(|span| span.name == name).cloned().collect()
+    };
+    eventually("all spans", async || {
+        while let Ok(span) = spans.try_recv() {
+            got.push(span);
+        }
+        of(&got, "runtime.v1.RuntimeService/StartContainer").len() == 2
+    })
+    .await;
+    assert!(got.iter().all(|(service, _)| service.contains("berthd")), "{got:?}");
+    let rpc = of(&got, "runtime.v1.RuntimeService/RunPodSandbox").pop().unwrap();
+    assert_eq!((hex(&rpc.trace_id), hex(&rpc.parent_span_id)), (TRACE.to_owned(), CALLER.to_owned()));
+    assert_eq!(rpc.kind, 2, "of a server");
+    let parents: HashMap<Vec<u8>, String> = got.iter().map(|(_, span)| (span.span_id.clone(), span.name.clone())).collect();
+    for (name, parent) in [
+        ("pin", "runtime.v1.RuntimeService/RunPodSandbox"),
+        ("network", "runtime.v1.RuntimeService/RunPodSandbox"),
+        ("berth-bridge ADD", "network"),
+        ("launch", "runtime.v1.RuntimeService/StartContainer"),
+    ] {
+        let span = of(&got, name).pop().unwrap_or_else(|| panic!("no {name}"));
+        assert_eq!((hex(&span.trace_id).as_str(), parents[&span.parent_span_id].as_str()), (TRACE, parent), "{name}");
+        assert!(span.end_time_unix_nano > span.start_time_unix_nano);
+    }
+    let pulled = of(&got, "layer").pop().unwrap();
+    assert!(hex(&pulled.trace_id) != TRACE && parents[&pulled.parent_span_id] == "layers");
+    let failed = of(&got, "runtime.v1.RuntimeService/StartContainer");
+    let failed: Vec<_> = failed.iter().filter(|span| span.status.as_ref().is_some_and(|status| status.code == 2)).collect();
+    assert_eq!(failed.len(), 1, "{failed:?}");
+
+    // What is not sent yet goes with the daemon's last breath.
+    cri.remove_pod(&sandbox).await.unwrap();
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn log_lines_name_the_trace_without_any_collector() {
+    let machine = Machine::new();
+    let daemon = machine.start().await;
+    let cri = daemon.cri();
+    let spec = v1::ImageSpec { image: "127.0.0.1:1/none:1".into(), ..Default::default() };
+    let update = v1::RuntimeConfig { network_config: Some(v1::NetworkConfig { pod_cidr: "10.77.0.0/24".into() }) };
+    let request = v1::UpdateRuntimeConfigRequest { runtime_config: Some(update) };
+    cri.runtime.clone().update_runtime_config(traced(request)).await.unwrap();
+    let log = daemon.log();
+    let line = log.lines().find(|line| line.contains("10.77.0.0/24")).unwrap();
+    assert!(line.contains("UpdateRuntimeConfig") && line.contains(TRACE), "{line}");
+    cri.images.clone().pull_image(v1::PullImageRequest { image: Some(spec), ..Default::default() }).await.unwrap_err();
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_protocol_that_is_not_spoken_is_said_at_the_start() {
+    let mut machine = Machine::new();
+    machine.environment.push(("OTEL_EXPORTER_OTLP_ENDPOINT".into(), "http://127.0.0.1:4318".into()));
+    machine.environment.push(("OTEL_EXPORTER_OTLP_PROTOCOL".into(), "http/json".into()));
+    let (daemon, _) = machine.launch(&[]);
+    eventually("its words", async || daemon.log().contains("OTEL_EXPORTER_OTLP_PROTOCOL")).await;
+    assert!(!daemon.wait().success());
+}
