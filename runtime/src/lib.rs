@@ -6,6 +6,7 @@ mod cgroup;
 mod client;
 mod config;
 mod container;
+mod debug;
 mod error;
 mod events;
 mod exporter;
@@ -59,6 +60,7 @@ const CONFIG: &str = "/etc/berth/config.toml";
   berthd config check                           says what is wrong with /etc/berth/config.toml, with its line
   docker save web:1 | berthd images import -    adds an image without a registry
   berthd images export web:1 | ssh node2 berthd images import -
+  berthd debug state                            what is on disk, and what berthd makes of it
   berthd images check --repair                  verifies all images, pulls again what is damaged
   crictl --runtime-endpoint unix:///run/berth/berth.sock pods"
 )]
@@ -99,6 +101,9 @@ enum Verb {
     /// Images of a daemon that runs
     #[command(subcommand)]
     Images(ImagesVerb),
+    /// For bug reports
+    #[command(subcommand)]
+    Debug(DebugVerb),
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -130,6 +135,12 @@ enum ImagesVerb {
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]
+enum DebugVerb {
+    /// Print what is on disk of pods and containers, and what berthd makes of it; changes nothing
+    State,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
 enum ConfigVerb {
     /// Print a file with every key at its default
     Default,
@@ -150,6 +161,7 @@ pub fn main() -> ExitCode {
         }
         Some(Verb::Config(ConfigVerb::Check)) => configuration(&arguments).map(drop),
         Some(Verb::Images(verb)) => images(&arguments, verb),
+        Some(Verb::Debug(DebugVerb::State)) => debug_state(&arguments),
         None => run(&arguments),
     };
     match result {
@@ -175,6 +187,13 @@ fn configuration(arguments: &Arguments) -> anyhow::Result<Config> {
         config.listen.clone_from(listen);
     }
     Ok(config)
+}
+
+#[allow(clippy::print_stdout, reason = "what was asked for")]
+fn debug_state(arguments: &Arguments) -> anyhow::Result<()> {
+    let config = configuration(arguments)?;
+    print!("{}", debug::state(&Layout { root: config.root, state: config.state })?);
+    Ok(())
 }
 
 #[allow(clippy::print_stdout, reason = "what was asked for")]

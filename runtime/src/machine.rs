@@ -38,14 +38,19 @@ pub(crate) struct Machine {
     pub boot_id: String,
 }
 
+/// Another one after every boot (random(4)).
+pub(crate) fn boot_id() -> anyhow::Result<String> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;
+    Ok(text.trim().to_owned())
+}
+
 impl Machine {
     pub(crate) async fn new(config: &Config) -> anyhow::Result<Self> {
         let layout = Layout { root: config.root.clone(), state: config.state.clone() };
         for directory in [layout.sandboxes(), layout.containers()] {
             fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
         }
-        let boot_id =
-            fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?.trim().to_owned();
+        let boot_id = boot_id()?;
         let shim = Program::load(&Program::path()?)?;
         let probed = shim.probe(&layout.containers()).await;
         if let Err(error) = &probed {

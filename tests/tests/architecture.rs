@@ -83,7 +83,7 @@ fn shim_and_plugin_know_neither_each_other_nor_the_daemon() {
 /// Highest first: a module may use what is below it.
 const LAYERS: [&[&str]; 12] = [
     &["main", "lib"],
-    &["server", "client", "recover", "exporter"],
+    &["server", "client", "debug", "recover", "exporter"],
     &["stats"],
     &["node"],
     &["streaming"],

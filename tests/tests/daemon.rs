@@ -3,7 +3,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
-use berth_tests::{Machine, binary};
+use berth_tests::{Machine, binary, container, eventually, pod, ready};
 use nix::sys::signal::Signal;
 
 fn berthd(arguments: &[&str]) -> (bool, String, String) {
@@ -78,4 +78,45 @@ async fn a_root_of_another_layout_is_left_alone() {
     fs::write(&version, "").unwrap();
     machine.start().await.kill();
     assert_eq!(fs::read_to_string(&version).unwrap(), own);
+}
+
+#[tokio::test]
+async fn what_is_on_disk_is_told_without_a_daemon() {
+    let (machine, daemon, cri, image) = ready().await;
+    let sandbox = cri.run_pod(pod(&machine, "told")).await.unwrap();
+    let running = cri.run(&sandbox, container("runs", &image, "exec sleep 1000")).await.unwrap();
+    let ended = cri.run(&sandbox, container("ended", &image, "exit 7")).await.unwrap();
+    cri.exited(&ended).await;
+    let created = cri.create(&sandbox, container("created", &image, "true")).await.unwrap();
+    let (root, state) = (machine.path("root").display().to_string(), machine.path("state").display().to_string());
+    let say = || {
+        let (ok, text, error) = berthd(&["--root", &root, "--state", &state, "debug", "state"]);
+        assert!(ok, "{error}");
+        text
+    };
+    let line = |text: &str, id: &str| text.lines().find(|line| line.contains(id)).unwrap_or_default().to_owned();
+    let text = say();
+    assert!(text.contains(": runs\n") && text.contains(&root), "{text}");
+    let pod = line(&text, &sandbox);
+    assert!(pod.contains("  ready  told_test_uid-told_0"), "{text}");
+    for (id, words) in
+        [(&running, "  running  runs (attempt 0)"), (&ended, "  exited with 7  "), (&created, "  created  ")]
+    {
+        assert!(line(&text, id).contains(words), "{words}: {text}");
+    }
+    daemon.kill();
+    for (pid, _) in machine.shims() {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    }
+    eventually("the shims' end", async || machine.shims().is_empty()).await;
+    fs::create_dir(machine.path("root/containers/abc.tmp")).unwrap();
+    let text = say();
+    assert!(text.contains(": does not run\n") && text.contains("attached"), "{text}");
+    assert!(line(&text, &running).contains("its shim was killed"), "{text}");
+    assert!(line(&text, "abc.tmp").contains("half-made"), "{text}");
+    let daemon = machine.start().await;
+    assert!(line(&say(), &running).contains("exited with 137"), "{}", say());
+    daemon.cri().remove_pod(&sandbox).await.unwrap();
+    assert!(!say().contains(&sandbox));
+    machine.assert_clean().await;
 }

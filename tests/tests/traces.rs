@@ -94,7 +94,8 @@ async fn the_steps_of_a_traced_rpc_are_its_spans() {
     let rpc = of(&got, "runtime.v1.RuntimeService/RunPodSandbox").pop().unwrap();
     assert_eq!((hex(&rpc.trace_id), hex(&rpc.parent_span_id)), (TRACE.to_owned(), CALLER.to_owned()));
     assert_eq!(rpc.kind, 2, "of a server");
-    let parents: HashMap<Vec<u8>, String> = got.iter().map(|(_, span)| (span.span_id.clone(), span.name.clone())).collect();
+    let parents: HashMap<Vec<u8>, String> =
+        got.iter().map(|(_, span)| (span.span_id.clone(), span.name.clone())).collect();
     for (name, parent) in [
         ("pin", "runtime.v1.RuntimeService/RunPodSandbox"),
         ("network", "runtime.v1.RuntimeService/RunPodSandbox"),
@@ -108,7 +109,8 @@ async fn the_steps_of_a_traced_rpc_are_its_spans() {
     let pulled = of(&got, "layer").pop().unwrap();
     assert!(hex(&pulled.trace_id) != TRACE && parents[&pulled.parent_span_id] == "layers");
     let failed = of(&got, "runtime.v1.RuntimeService/StartContainer");
-    let failed: Vec<_> = failed.iter().filter(|span| span.status.as_ref().is_some_and(|status| status.code == 2)).collect();
+    let failed: Vec<_> =
+        failed.iter().filter(|span| span.status.as_ref().is_some_and(|status| status.code == 2)).collect();
     assert_eq!(failed.len(), 1, "{failed:?}");
 
     // What is not sent yet goes with the daemon's last breath.

@@ -1,8 +1,7 @@
 //! What a cgroup uses: the counters of every look.
 
 use std::{
-    fs,
-    io::{self, Read},
+    fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -120,11 +119,14 @@ impl Host {
         let stat = memory.text("memory.stat")?;
         let [inactive, rss, page_faults, major_page_faults] = names.map(|name| field(&stat, name).unwrap_or(0));
         let used = whole(&memory.text(self.name("memory.current", "memory.usage_in_bytes"))?).unwrap_or(0);
-        let memory_limit = memory.limit(self.name("memory.max", "memory.limit_in_bytes"));
-        let swap_limit = match self.is_v2 {
-            true => memory.limit("memory.swap.max"),
-            // Of both together.
-            false => memory.limit("memory.memsw.limit_in_bytes").map(|both| both - memory_limit.unwrap_or(0).min(both)),
+        let (memory_limit, swap_limit) = match self.is_v2 {
+            true => (memory.limit("memory.max"), memory.limit("memory.swap.max")),
+            // What holds, whether it is its own or that of a cgroup above; the second one is of memory and swap together.
+            false => {
+                let [memory, both] = ["hierarchical_memory_limit", "hierarchical_memsw_limit"]
+                    .map(|name| field(&stat, name).filter(|limit| is_limit(*limit)));
+                (memory, both.map(|both| both.saturating_sub(memory.unwrap_or(0))))
+            }
         };
         let unified = self.unified.as_ref().and_then(|root| Files::of(&root.join(path)).ok());
         let pressure = |name| parse_pressure(&unified.as_ref()?.text(name).ok()?);
@@ -176,10 +178,16 @@ impl Files {
     }
 
     fn text(&self, name: &str) -> io::Result<String> {
-        let file = fs::File::from(openat(&self.0, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?);
-        // Its length is not known: with `take` nobody asks for it.
-        let mut text = String::with_capacity(4096);
-        file.take(1 << 20).read_to_string(&mut text)?;
+        let file = openat(&self.0, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let (mut text, mut buffer) = (String::new(), [0; 8192]);
+        loop {
+            let read = rustix::io::read(&file, &mut buffer)?;
+            text.push_str(str::from_utf8(&buffer[..read]).map_err(|_| io::ErrorKind::InvalidData)?);
+            // The kernel gives such a file as a whole.
+            if read < buffer.len() {
+                break;
+            }
+        }
         Ok(text)
     }
 
@@ -212,7 +220,11 @@ pub(super) fn limit(path: &Path) -> Option<u64> {
 
 /// v1 writes "no limit" as a number near the largest one, v2 as "max".
 fn limited(text: &str) -> Option<u64> {
-    whole(text).filter(|limit| *limit < 1 << 62)
+    whole(text).filter(|limit| is_limit(*limit))
+}
+
+fn is_limit(number: u64) -> bool {
+    number < 1 << 62
 }
 
 /// The number after `name` in a file of such lines.

@@ -53,7 +53,8 @@ use crate::{
     shim::Connection,
 };
 use actor::Stopping;
-use state::{Findings, Verdict};
+use state::Findings;
+pub(crate) use state::Verdict;
 
 /// What was asked for (`ContainerConfig`); checked, and kept as it is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -336,7 +337,7 @@ impl Container {
 }
 
 /// The state function, applied to a container's directory.
-fn look(dir: &Path, boot_id: &str) -> anyhow::Result<(Verdict, Option<Started>)> {
+pub(crate) fn look(dir: &Path, boot_id: &str) -> anyhow::Result<(Verdict, Option<Started>)> {
     // The lock first: a shim that leaves in between has written its last file by then.
     let locked = crate::shim::is_alive(dir)?;
     let exited = record::read::<Exited>(&dir.join(shim_layout::EXITED))?.record();

@@ -241,21 +241,7 @@ impl Sandbox {
     /// # Errors
     /// Its record cannot be read.
     pub(crate) fn load(machine: &Machine, id: &SandboxId) -> anyhow::Result<Option<Self>> {
-        let directory = machine.layout.sandbox(id);
-        let Found::Record(meta) = record::read::<Meta>(&directory.join(layout::sandbox::META))? else {
-            return Ok(None);
-        };
-        let stopped = directory.join(layout::sandbox::STOPPED).exists();
-        let state = match record::read::<Ready>(&directory.join(layout::sandbox::READY))? {
-            Found::Record(ready) if ready.boot_id == machine.boot_id && !stopped => State::Ready,
-            Found::Record(_) => State::NotReady,
-            _ if stopped => State::NotReady,
-            _ => return Ok(None),
-        };
-        // Containers that share its PID namespace ended with it.
-        let pause_lost = meta.config.namespaces.pid == NamespaceMode::Pod
-            && !shim::is_alive(&directory.join(layout::sandbox::PAUSE))?;
-        let state = if pause_lost { State::NotReady } else { state };
+        let Some((meta, state)) = look(&machine.layout.sandbox(id), &machine.boot_id)? else { return Ok(None) };
         let attachment = Networks::attachment(&machine.layout, id.as_str())?;
         Ok(Some(Self::new(machine, meta, state, attachment.map_or_else(Vec::new, |attachment| attachment.addresses()))))
     }
@@ -316,6 +302,27 @@ impl Sandbox {
         let attachment = Networks::attachment(layout, self.meta.id.as_str());
         json!(attachment.ok().flatten().and_then(|attachment| attachment.result))
     }
+}
+
+/// What a sandbox's directory says: `None` if it was never ready.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn look(directory: &Path, boot_id: &str) -> anyhow::Result<Option<(Meta, State)>> {
+    let Found::Record(meta) = record::read::<Meta>(&directory.join(layout::sandbox::META))? else {
+        return Ok(None);
+    };
+    let stopped = directory.join(layout::sandbox::STOPPED).exists();
+    let state = match record::read::<Ready>(&directory.join(layout::sandbox::READY))? {
+        Found::Record(ready) if ready.boot_id == boot_id && !stopped => State::Ready,
+        Found::Record(_) => State::NotReady,
+        _ if stopped => State::NotReady,
+        _ => return Ok(None),
+    };
+    // Containers that share its PID namespace ended with it.
+    let pause_lost =
+        meta.config.namespaces.pid == NamespaceMode::Pod && !shim::is_alive(&directory.join(layout::sandbox::PAUSE))?;
+    Ok(Some((meta, if pause_lost { State::NotReady } else { state })))
 }
 
 /// Ids of the sandboxes that keep their attachment to the network.
