@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     path::Path,
     process::{Command, Output, Stdio},
@@ -96,6 +96,79 @@ async fn a_pods_life_by_crictl() {
     run(&machine, &["rmi", &image]);
     assert!(!run(&machine, &["images"]).contains("busybox"));
     assert!(!crictl(&machine, &["inspect", &container]).0);
+    machine.assert_clean().await;
+}
+
+/// Numbers of a pod that burns what there is, as crictl shows them, beside those of its cgroup.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs crictl: hack/test builds it"]
+async fn what_crictl_shows_of_a_busy_pod() {
+    let (machine, daemon, cri, image) = ready().await;
+    let endpoint = format!("unix://{}", daemon.socket.display());
+    let config = format!("runtime-endpoint: {endpoint}\nimage-endpoint: {endpoint}\ntimeout: 20\n");
+    fs::write(machine.path("crictl.yaml"), config).unwrap();
+    let mut events = Command::new(tools().join("crictl"))
+        .arg("--config")
+        .arg(machine.path("crictl.yaml"))
+        .arg("events")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut heard = BufReader::new(events.stdout.take().unwrap());
+    // It says nothing of itself: it is there when it hears of a first pod.
+    let probe = async |number: usize| {
+        let sandbox = cri.run_pod(pod(&machine, &format!("probe{number}"))).await.unwrap();
+        cri.remove_pod(&sandbox).await.unwrap();
+    };
+    let listening = std::thread::spawn(move || {
+        let mut line = String::new();
+        heard.read_line(&mut line).unwrap();
+        (line, heard)
+    });
+    let mut probes = 0;
+    while !listening.is_finished() {
+        probe(probes).await;
+        probes += 1;
+    }
+    let (first, mut heard) = listening.join().unwrap();
+    assert!(first.contains("podSandboxStatus") || first.trim() == "{", "{first}");
+
+    let sandbox = cri.run_pod(pod(&machine, "busy")).await.unwrap();
+    let script = "x=$(head -c 30000000 /dev/zero | tr '\\0' a); dd if=/dev/zero of=/file bs=1M count=16 2>/dev/null; \
+        echo ready; while true; do :; done";
+    let id = cri.run(&sandbox, container("busy", &image, script)).await.unwrap();
+    let log = cri.status(&id).await.unwrap().log_path;
+    eventually("its file", async || fs::read_to_string(&log).unwrap().contains("ready")).await;
+    let json = |arguments: &[&str]| -> Value { serde_json::from_str(&run(&machine, arguments)).unwrap() };
+    let number = |value: &Value| value["value"].as_str().unwrap().parse::<u64>().unwrap();
+    let in_use: u64 = machine.cgroup_file(&id, ("memory", "memory.usage_in_bytes"), "memory.current").parse().unwrap();
+    let near = |what: &str, told: u64, counted: u64| {
+        assert!(told.abs_diff(counted) <= counted / 20, "{what}: told {told}, counted {counted}");
+    };
+    let stats = json(&["stats", "-o", "json"]);
+    near("memory", number(&stats["stats"][0]["memory"]["usageBytes"]), in_use);
+    near("disk", number(&stats["stats"][0]["writableLayer"]["usedBytes"]), 16 << 20);
+    let table = run(&machine, &["stats"]);
+    assert!(table.contains("busy") && table.contains("16.8MB"), "{table}");
+    let pods = json(&["statsp", "-o", "json"]);
+    near("memory of the pod", number(&pods["stats"][0]["linux"]["memory"]["usageBytes"]), in_use);
+    assert!(number(&pods["stats"][0]["linux"]["network"]["defaultInterface"]["rxBytes"]) > 0, "{pods}");
+    assert!(run(&machine, &["statsp"]).contains("busy"));
+    assert_eq!(json(&["metricdescs"])["descriptors"].as_array().unwrap().len(), 56);
+    let metrics = json(&["metricsp"]);
+    let own = metrics["podMetrics"][0]["containerMetrics"][0]["metrics"].as_array().unwrap();
+    let memory = own.iter().find(|metric| metric["name"] == "container_memory_usage_bytes").unwrap();
+    near("metric of memory", number(&memory["value"]), in_use);
+
+    cri.remove_pod(&sandbox).await.unwrap();
+    let (mut text, mut line) = (String::new(), String::new());
+    while !(text.contains(&id) && text.contains("CONTAINER_DELETED_EVENT") && line.contains(&sandbox)) {
+        line.clear();
+        assert!(heard.read_line(&mut line).unwrap() > 0, "{text}");
+        text += &line;
+    }
+    events.kill().unwrap();
+    events.wait().unwrap();
     machine.assert_clean().await;
 }
 

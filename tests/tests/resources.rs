@@ -4,7 +4,7 @@
 use std::{collections::HashMap, fs, os::unix::fs::MetadataExt};
 
 use berth_proto::v1;
-use berth_tests::{Cri, container, eventually, in_guest, pod, ready};
+use berth_tests::{Cri, container, in_guest, pod, ready};
 use tonic::Code;
 
 #[tokio::test]

@@ -4,15 +4,18 @@
 //! ask, and the more seldom the longer it takes.
 
 use std::{
-    ffi::OsStr,
-    os::{fd::AsFd, unix::ffi::OsStrExt},
-    path::{Path, PathBuf},
+    mem::MaybeUninit,
+    os::fd::AsFd,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use berth_shim::layout as shim_layout;
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, statat};
+use rustix::{
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat, fstat, openat, statat},
+    path::Arg,
+};
 
 use super::{Container, State, actor::now};
 use crate::{layout::Layout, machine::Machine};
@@ -79,7 +82,7 @@ impl Container {
         let (begun, directory) = (Instant::now(), layout.container(&self.meta.id));
         let mut layer = Layer { at: now(), path: directory.join(shim_layout::UPPER), bytes: 0, inodes: 0 };
         for part in [shim_layout::UPPER, shim_layout::VOLUMES] {
-            walk(CWD, &directory.join(part), 0, &mut layer);
+            walk(CWD, directory.join(part), 0, &mut layer);
         }
         let due = Instant::now() + AGAIN.max(begun.elapsed() * SHARE);
         *self.walks() = Walks { known: Some(layer), due: Some(due), under_way: false };
@@ -88,22 +91,32 @@ impl Container {
 
 /// Counts blocks, not lengths: sparse files take what they take. By descriptor, because the container may put links where
 /// directories were; what vanishes on the way is not counted.
-fn walk(at: impl AsFd, name: &Path, depth: usize, layer: &mut Layer) {
-    let Ok(found) = statat(&at, name, AtFlags::SYMLINK_NOFOLLOW) else { return };
+fn walk(at: impl AsFd, name: impl Arg, depth: usize, layer: &mut Layer) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let Ok(directory) = openat(at, name, flags, Mode::empty()) else { return };
+    let Ok(own) = fstat(&directory) else { return };
+    count(&own, layer);
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let mut entries = RawDir::new(&directory, &mut buffer);
+    while let Some(Ok(entry)) = entries.next() {
+        let name = entry.file_name();
+        match entry.file_type() {
+            _ if name == c"." || name == c".." => {}
+            FileType::Directory if depth < MAX_DEPTH => walk(&directory, name, depth + 1, layer),
+            _ => {
+                if let Ok(found) = statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+                    count(&found, layer);
+                }
+            }
+        }
+    }
+}
+
+fn count(found: &Stat, layer: &mut Layer) {
     let is_directory = FileType::from_raw_mode(found.st_mode) == FileType::Directory;
     // Each name of a file has its share.
+    #[allow(clippy::useless_conversion, reason = "32 bits on other processors")]
     let names = if is_directory { 1 } else { u64::from(found.st_nlink).max(1) };
     layer.bytes += u64::try_from(found.st_blocks).unwrap_or(0) * 512 / names;
     layer.inodes += 1;
-    if !is_directory || depth == MAX_DEPTH {
-        return;
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let Ok(directory) = openat(&at, name, flags, Mode::empty()) else { return };
-    for entry in Dir::read_from(&directory).into_iter().flatten().flatten() {
-        let name = OsStr::from_bytes(entry.file_name().to_bytes());
-        if name != "." && name != ".." {
-            walk(&directory, Path::new(name), depth + 1, layer);
-        }
-    }
 }

@@ -72,7 +72,8 @@ impl Plugins {
         let during = || format!("CNI plugin {name} {command}");
         let begun = Instant::now();
         let span = tracing::info_span!(target: TARGET, "cni", otel.name = format!("{name} {command}"));
-        let answered = self.converse(program, command, environment, conf).instrument(span).await.with_context(during);
+        let conversation = Box::pin(self.converse(program, command, environment, conf));
+        let answered = conversation.instrument(span).await.with_context(during);
         METRICS.plugin(&name, command, begun.elapsed(), answered.is_err());
         answered
     }
