@@ -81,8 +81,17 @@ async fn a_pods_life_by_crictl() {
     assert!(run(&machine, &["pods"]).contains("Ready"));
     let status: Value = serde_json::from_str(&run(&machine, &["inspect", &container])).unwrap();
     assert!(status["info"]["pid"].as_i64().unwrap() > 0 && status["status"]["state"] == "CONTAINER_RUNNING");
+    let spec = &status["info"]["runtimeSpec"];
+    assert!(spec["mounts"].as_array().unwrap().iter().any(|mount| mount["destination"] == "/etc/hosts"), "{spec}");
+    let network = |status: &Value| -> Value {
+        let namespaces = status["info"]["runtimeSpec"]["linux"]["namespaces"].as_array().unwrap();
+        namespaces.iter().find(|namespace| namespace["type"] == "network").unwrap()["path"].clone()
+    };
+    let joined = network(&status);
     let status: Value = serde_json::from_str(&run(&machine, &["inspectp", &pod])).unwrap();
     assert!(status["status"]["network"]["ip"].as_str().unwrap().starts_with("10.88."));
+    assert_eq!(network(&status), joined);
+    assert_eq!(status["info"]["netNamespace"], joined);
     assert!(run(&machine, &["exec", "-s", &container, "hostname"]).starts_with("life"));
     eventually("a log line", async || run(&machine, &["logs", &container]).contains("hello from the image")).await;
     run(&machine, &["logs", "-r", &container]);

@@ -4,6 +4,7 @@ mod convert;
 mod events;
 mod filter;
 mod image;
+mod inspect;
 mod observe;
 mod own;
 mod runtime;

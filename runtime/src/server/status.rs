@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use berth_proto::v1;
 use serde_json::json;
 
+use super::inspect;
 use crate::{container::Container, image::Image, node::Node, sandbox::Sandbox};
 
 pub(super) fn version() -> v1::VersionResponse {
@@ -78,6 +79,7 @@ pub(super) async fn sandbox_info(node: &Node, sandbox: &Sandbox) -> HashMap<Stri
             "cniCheck": check.map_or_else(|error| format!("{error:#}"), str::to_owned),
             "runtimeHandler": meta.config.runtime_handler,
             "config": meta.config,
+            "runtimeSpec": inspect::of_sandbox(sandbox, &node.machine.layout),
         }),
     )
 }
@@ -92,6 +94,7 @@ pub(super) fn container_info(node: &Node, container: &Container) -> HashMap<Stri
             "privileged": meta.config.security.privileged,
             "config": meta.config,
             "spec": container.spec(&node.machine.layout),
+            "runtimeSpec": inspect::of_container(container, &node.machine.layout),
         }),
     )
 }
