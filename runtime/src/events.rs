@@ -1,6 +1,6 @@
 //! What happens to pods and containers: told here by whoever makes it so, once the new state can be read.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
@@ -25,16 +25,16 @@ pub(crate) struct Change {
 }
 
 /// One queue, so that changes come out of it in the order in which they happened.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Changes {
     sender: UnboundedSender<Change>,
-    receiver: Arc<Mutex<Option<UnboundedReceiver<Change>>>>,
+    receiver: Mutex<Option<UnboundedReceiver<Change>>>,
 }
 
 impl Changes {
     pub(crate) fn new() -> Self {
         let (sender, receiver) = mpsc::unbounded_channel();
-        Self { sender, receiver: Arc::new(Mutex::new(Some(receiver))) }
+        Self { sender, receiver: Mutex::new(Some(receiver)) }
     }
 
     pub(crate) fn tell(&self, kind: Kind, sandbox: &SandboxId, id: &impl ToString) {

@@ -78,6 +78,7 @@ impl Plugins {
         answered
     }
 
+    /// One question and its answer, for as long as a plugin may take.
     async fn converse(
         &self,
         program: &Path,
