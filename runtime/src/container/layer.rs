@@ -20,9 +20,11 @@ use rustix::{
 use super::{Container, State, actor::now};
 use crate::{layout::Layout, machine::Machine};
 
-/// A layer is walked again after so long at the earliest,
+/// A layer that changes is walked again after so long,
 const AGAIN: Duration = Duration::from_secs(10);
-/// and after so many times as long as its last walk took: one layer costs at most a hundredth of a core.
+/// one that does not ever later, up to what the kubelet takes for volumes,
+const AT_REST: Duration = Duration::from_secs(60);
+/// and any after so many times as long as its last walk took: one layer costs at most a hundredth of a core.
 const SHARE: u32 = 100;
 /// How long a request waits for walks that are due; without them it has the figures of the last ones.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -42,8 +44,9 @@ pub(crate) struct Layer {
 #[derive(Debug, Default)]
 pub(super) struct Walks {
     known: Option<Layer>,
-    /// When the next one is due.
+    /// When the next one is due, and how long after the last that is.
     due: Option<Instant>,
+    pause: Duration,
     under_way: bool,
 }
 
@@ -84,9 +87,18 @@ impl Container {
         for part in [shim_layout::UPPER, shim_layout::VOLUMES] {
             walk(CWD, directory.join(part), 0, &mut layer);
         }
-        let due = Instant::now() + AGAIN.max(begun.elapsed() * SHARE);
-        *self.walks() = Walks { known: Some(layer), due: Some(due), under_way: false };
+        let mut walks = self.walks();
+        let usage = |layer: &Layer| (layer.bytes, layer.inodes);
+        let is_at_rest = walks.known.as_ref().map(usage) == Some(usage(&layer));
+        let pause = pause(walks.pause, is_at_rest, begun.elapsed());
+        *walks = Walks { known: Some(layer), due: Some(Instant::now() + pause), pause, under_way: false };
     }
+}
+
+/// Until the next walk, after one that took so long.
+fn pause(last: Duration, is_at_rest: bool, took: Duration) -> Duration {
+    let pause = if is_at_rest { (last * 2).min(AT_REST) } else { AGAIN };
+    pause.max(took * SHARE)
 }
 
 /// Counts blocks, not lengths: sparse files take what they take. By descriptor, because the container may put links where
@@ -119,4 +131,18 @@ fn count(found: &Stat, layer: &mut Layer) {
     let names = if is_directory { 1 } else { u64::from(found.st_nlink).max(1) };
     layer.bytes += u64::try_from(found.st_blocks).unwrap_or(0) * 512 / names;
     layer.inodes += 1;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_rests_or_is_large_is_walked_more_seldom() {
+        let (quick, slow) = (Duration::from_millis(1), Duration::from_secs(2));
+        let seconds = |last, is_at_rest, took| pause(Duration::from_secs(last), is_at_rest, took).as_secs();
+        assert_eq!((seconds(0, false, quick), seconds(10, true, quick), seconds(20, true, quick)), (10, 20, 40));
+        assert_eq!((seconds(40, true, quick), seconds(60, true, quick), seconds(60, false, quick)), (60, 60, 10));
+        assert_eq!((seconds(10, true, slow), seconds(200, true, slow), seconds(200, true, quick)), (200, 200, 60));
+    }
 }
