@@ -2,13 +2,11 @@
 
 use std::{
     collections::HashMap,
-    num::NonZero,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use futures_util::future::join_all;
-use tokio::sync::Semaphore;
 use tracing::Instrument;
 
 use crate::{
@@ -35,14 +33,9 @@ pub(crate) struct Node {
     running: Flights<String, Arc<Sandbox>>,
     creating: Flights<String, Arc<Container>>,
     ending: Flights<(Ending, String), ()>,
-    /// Creates are work for processors: more at once would only keep lists and statuses waiting.
-    slots: Semaphore,
     /// Removed, until that was told.
     gone: Mutex<HashMap<SandboxId, Arc<Sandbox>>>,
 }
-
-/// For a slot; a create that hangs must not hold up the others.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Node {
     pub(crate) fn new(machine: Arc<Machine>) -> Arc<Self> {
@@ -53,7 +46,6 @@ impl Node {
             running: Flights::default(),
             creating: Flights::default(),
             ending: Flights::default(),
-            slots: Semaphore::new(std::thread::available_parallelism().map_or(1, NonZero::get)),
             gone: Mutex::default(),
         })
     }
@@ -185,7 +177,6 @@ impl Node {
             node.containers.check_free(&own_name)?;
             let (machine, sandbox, id) = (node.machine.clone(), sandbox.clone(), ContainerId::random());
             let (own, during) = (id.clone(), own_name.clone());
-            let _slot = tokio::time::timeout(PATIENCE, node.slots.acquire()).await;
             let make = move || container::create(&machine, &sandbox, &own, own_name, config);
             let made = tokio::task::spawn_blocking(make)
                 .await
