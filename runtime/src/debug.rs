@@ -102,7 +102,7 @@ fn said(verdict: &Verdict) -> String {
     }
 }
 
-/// What there is of the files that decide, with what a record says.
+/// What there is of the files that decide, and whether a shim lives.
 fn files(directory: &Path) -> String {
     let all = [
         layout::sandbox::META,

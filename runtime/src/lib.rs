@@ -4,6 +4,7 @@ mod apparmor;
 mod cdi;
 mod cgroup;
 mod client;
+mod clock;
 mod config;
 mod container;
 mod debug;

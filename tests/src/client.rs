@@ -73,7 +73,6 @@ impl Cri {
         name
     }
 
-    /// ListImages, which StreamImages must agree with.
     /// Bytes and inodes that images use.
     pub async fn image_fs(&self) -> (u64, u64) {
         let answer = self.images.clone().image_fs_info(v1::ImageFsInfoRequest {}).await.expect("ImageFsInfo");
@@ -81,6 +80,7 @@ impl Cri {
         (usage.used_bytes.map_or(0, |bytes| bytes.value), usage.inodes_used.map_or(0, |inodes| inodes.value))
     }
 
+    /// ListImages, which StreamImages must agree with.
     pub async fn images(&self) -> Vec<v1::Image> {
         let mut images = self.images.clone();
         let stream =

@@ -93,7 +93,7 @@ const LAYERS: [&[&str]; 12] = [
     &["image", "network", "shim", "cgroup", "apparmor", "cdi", "handlers", "selinux"],
     &["index", "trash", "events", "telemetry"],
     &["layout"],
-    &["config", "id", "error"],
+    &["config", "id", "error", "clock"],
 ];
 
 #[test]

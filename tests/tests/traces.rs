@@ -113,7 +113,6 @@ async fn the_steps_of_a_traced_rpc_are_its_spans() {
         failed.iter().filter(|span| span.status.as_ref().is_some_and(|status| status.code == 2)).collect();
     assert_eq!(failed.len(), 1, "{failed:?}");
 
-    // What is not sent yet goes with the daemon's last breath.
     cri.remove_pod(&sandbox).await.unwrap();
     machine.assert_clean().await;
 }

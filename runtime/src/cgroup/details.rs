@@ -48,16 +48,20 @@ impl Host {
         let text = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
         let (cpu, memory) = (text(at("cpu", "cpu.stat")), text(at("memory", "memory.stat")));
         let of = |text: &str, name| field(text, name).unwrap_or(0);
-        let tasks = (number(&at("pids", "pids.current")), limit(&at("pids", "pids.max")));
-        let huge_pages = self.huge_pages(path);
+        let common = Details {
+            periods: of(&cpu, "nr_periods"),
+            throttled_periods: of(&cpu, "nr_throttled"),
+            tasks: number(&at("pids", "pids.current")),
+            max_tasks: limit(&at("pids", "pids.max")),
+            huge_pages: self.huge_pages(path),
+            ..Details::default()
+        };
         match self.is_v2 {
             true => {
                 let events = text(at("", "memory.events"));
                 Details {
                     user_nanos: of(&cpu, "user_usec") * 1000,
                     system_nanos: of(&cpu, "system_usec") * 1000,
-                    periods: of(&cpu, "nr_periods"),
-                    throttled_periods: of(&cpu, "nr_throttled"),
                     throttled_nanos: of(&cpu, "throttled_usec") * 1000,
                     cache: of(&memory, "file"),
                     mapped_file: of(&memory, "file_mapped"),
@@ -67,17 +71,13 @@ impl Host {
                     max_memory: number(&at("", "memory.peak")).unwrap_or(0),
                     limit_hits: of(&events, "max"),
                     oom_kills: of(&events, "oom_kill"),
-                    tasks: tasks.0,
-                    max_tasks: tasks.1,
                     devices: io_stat(&text(at("", "io.stat"))),
-                    huge_pages,
+                    ..common
                 }
             }
             false => Details {
                 user_nanos: number(&at("cpuacct", "cpuacct.usage_user")).unwrap_or(0),
                 system_nanos: number(&at("cpuacct", "cpuacct.usage_sys")).unwrap_or(0),
-                periods: of(&cpu, "nr_periods"),
-                throttled_periods: of(&cpu, "nr_throttled"),
                 throttled_nanos: of(&cpu, "throttled_time"),
                 cache: of(&memory, "total_cache"),
                 mapped_file: of(&memory, "total_mapped_file"),
@@ -85,20 +85,19 @@ impl Host {
                 max_memory: number(&at("memory", "memory.max_usage_in_bytes")).unwrap_or(0),
                 limit_hits: number(&at("memory", "memory.failcnt")).unwrap_or(0),
                 oom_kills: of(&text(at("memory", "memory.oom_control")), "oom_kill"),
-                tasks: tasks.0,
-                max_tasks: tasks.1,
                 devices: blkio(
                     &text(at("blkio", "blkio.throttle.io_service_bytes_recursive")),
                     &text(at("blkio", "blkio.throttle.io_serviced_recursive")),
                 ),
-                huge_pages,
+                ..common
             },
         }
     }
 
     fn huge_pages(&self, path: &str) -> BTreeMap<String, (u64, u64)> {
         let directory = self.directory("hugetlb", path);
-        let (current, most) = (self.name(".current", ".usage_in_bytes"), self.name(".max", ".max_usage_in_bytes"));
+        // v2 does not remember the most that was in use.
+        let (current, most) = (self.name(".current", ".usage_in_bytes"), self.name(".current", ".max_usage_in_bytes"));
         let names = fs::read_dir(&directory).into_iter().flatten().flatten();
         let size = |name: &str| {
             let size = name.strip_prefix("hugetlb.")?.strip_suffix(current)?;
@@ -108,9 +107,7 @@ impl Host {
             .filter_map(|entry| size(entry.file_name().to_str()?))
             .map(|size| {
                 let read = |end: &str| number(&directory.join(format!("hugetlb.{size}{end}"))).unwrap_or(0);
-                // v2 does not remember the most that was in use.
-                let most = if self.is_v2 { read(current) } else { read(most) };
-                let used = (read(current), most);
+                let used = (read(current), read(most));
                 (size, used)
             })
             .collect()

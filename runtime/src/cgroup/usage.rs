@@ -4,12 +4,13 @@ use std::{
     fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use rustix::fs::{Mode, OFlags, openat};
 
 use super::{Host, ROOT};
+use crate::clock::Rising;
 
 /// Rates are over at least so long: shorter ones are noise.
 const MIN_SAMPLE: Duration = Duration::from_millis(100);
@@ -53,15 +54,13 @@ pub(crate) struct Stall {
 pub(crate) struct Sampler {
     cpu: Option<(Instant, u64)>,
     rate: Option<u64>,
-    last: i64,
+    clock: Rising,
 }
 
 impl Sampler {
-    /// When the look was, in nanoseconds since the epoch: later than the one before, whatever the clock does.
+    /// When the look was, in nanoseconds since the epoch: later than the one before.
     pub(crate) fn at(&mut self) -> i64 {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as i64;
-        self.last = now.max(self.last + 1);
-        self.last
+        self.clock.next()
     }
 
     /// Nanoseconds of CPU time per second, from the second look on.
@@ -272,7 +271,5 @@ mod tests {
         let rate = sampler.rate(1000 + 1_000_000_000).unwrap();
         assert!((490_000_000..=500_000_000).contains(&rate), "{rate}");
         assert_eq!(sampler.rate(u64::MAX), Some(rate), "too early for another");
-        sampler.last = i64::MAX - 1;
-        assert_eq!(sampler.at(), i64::MAX, "later than the last, though the clock was set back");
     }
 }

@@ -4,7 +4,7 @@ use std::{
     fs, io,
     path::Path,
     sync::{Arc, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -20,6 +20,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{Container, State, look, state::Verdict};
 use crate::{
+    clock::now,
     error::{Error, Kind, Result},
     events, layout,
     machine::Machine,
@@ -321,10 +322,6 @@ fn describe(error: anyhow::Error) -> Error {
         _ => Kind::Internal,
     };
     Error::new(kind, failure.to_string())
-}
-
-pub(super) fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as i64
 }
 
 /// Success when it is not there.

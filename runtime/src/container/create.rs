@@ -5,7 +5,6 @@ use std::{
     fs,
     path::Path,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::Context;
@@ -22,6 +21,7 @@ use super::{
 };
 use crate::{
     cdi,
+    clock::now,
     error::{Error, Result},
     id::ContainerId,
     image::{self, Image},
@@ -65,7 +65,7 @@ pub(crate) fn create(
         id: id.clone(),
         sandbox: sandbox.meta.id.clone(),
         unique_name,
-        created_at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as i64,
+        created_at: now(),
         image_id: image.id.to_string(),
         image_ref: image_ref(machine, &image),
         layers,

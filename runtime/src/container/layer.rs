@@ -17,8 +17,8 @@ use rustix::{
     path::Arg,
 };
 
-use super::{Container, State, actor::now};
-use crate::{layout::Layout, machine::Machine};
+use super::{Container, State};
+use crate::{clock::now, layout::Layout, machine::Machine};
 
 /// A layer that changes is walked again after so long,
 const AGAIN: Duration = Duration::from_secs(10);

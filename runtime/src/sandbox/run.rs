@@ -3,7 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, bail};
@@ -15,6 +14,7 @@ use berth_shim::{
 use super::{Config, Meta, NamespaceMode, Pins, Ready, Sandbox, State, files, remove};
 use crate::{
     cgroup::{Devices, Resources},
+    clock::now,
     error::{Error, Result},
     id::{self, SandboxId},
     layout,
@@ -70,7 +70,7 @@ async fn make(
 ) -> anyhow::Result<Sandbox> {
     let directory = machine.layout.sandbox(id);
     let netns = (config.namespaces.network != NamespaceMode::Node).then(|| format!("cni-{}", uuid()));
-    let created_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as i64;
+    let created_at = now();
     // Its level is taken until the sandbox itself takes it.
     let (labels, _level) = machine.selinux.for_pod(&config.selinux)?.unzip();
     let meta = Meta { id: id.clone(), created_at, config, netns, labels };

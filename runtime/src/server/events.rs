@@ -2,10 +2,7 @@
 //!
 //! A listener who reads too slowly holds nothing up: he is cut off, and so knows that he has to list and to listen anew.
 
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::sync::Arc;
 
 use berth_proto::v1;
 use futures_util::stream;
@@ -14,6 +11,7 @@ use tonic::{Status, codegen::BoxStream};
 
 use super::convert;
 use crate::{
+    clock::Rising,
     container::Container,
     events::{Change, Kind},
     node::Node,
@@ -37,11 +35,11 @@ impl Events {
         // What recovery found is no news: whoever comes lists first.
         while changes.try_recv().is_ok() {}
         tokio::spawn(async move {
-            let mut last = 0;
+            let mut clock = Rising::default();
             while let Some(change) = changes.recv().await {
                 let gone = change.clone();
                 if sender.receiver_count() > 0
-                    && let Some(event) = event(&node, change, &mut last)
+                    && let Some(event) = event(&node, change, &mut clock)
                 {
                     // Fails when the last listener has just left.
                     let _ = sender.send(event);
@@ -71,10 +69,8 @@ impl Events {
 }
 
 /// The event of a change: its pod, all of the pod's containers, and a time that is later than that of any event before.
-fn event(node: &Node, change: Change, last: &mut i64) -> Option<v1::ContainerEventResponse> {
+fn event(node: &Node, change: Change, clock: &mut Rising) -> Option<v1::ContainerEventResponse> {
     let sandbox = node.sandbox_of(&change)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as i64;
-    *last = now.max(*last + 1);
     let status = |container: &Arc<Container>| convert::container_status(container, container.user(&node.machine));
     let kind = match change.kind {
         Kind::Created => v1::ContainerEventType::ContainerCreatedEvent,
@@ -85,7 +81,7 @@ fn event(node: &Node, change: Change, last: &mut i64) -> Option<v1::ContainerEve
     Some(v1::ContainerEventResponse {
         container_id: change.id,
         container_event_type: kind.into(),
-        created_at: *last,
+        created_at: clock.next(),
         pod_sandbox_status: Some(convert::sandbox_status(&sandbox)),
         containers_statuses: node.containers_of(&sandbox.meta.id).iter().map(status).collect(),
     })

@@ -109,7 +109,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// The end of an RPC; `code` by its number.
+    /// The end of an RPC.
     pub(crate) fn rpc(&self, rpc: Rpc, code: tonic::Code, took: Duration) {
         let Rpc { grpc_service, grpc_method } = rpc.clone();
         self.rpcs.get_or_create(&RpcEnd { grpc_service, grpc_method, grpc_code: code_name(code) }).inc();
