@@ -34,8 +34,7 @@ fn security(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurity
 
 /// One that uses as much as possible of what `config.json` is made of.
 fn rich(machine: &Machine, image: &str) -> v1::ContainerConfig {
-    let mut config =
-        container("c", image, "echo out; echo err >&2; trap 'exit 7' TERM; while true; do sleep 0.05; done");
+    let mut config = container("c", image, "trap 'exit 7' TERM; sleep 1000 & echo out; echo err >&2; wait");
     config.mounts = vec![bind(machine, true)];
     config.devices = vec![v1::Device {
         host_path: "/dev/zero".into(),
@@ -56,8 +55,9 @@ fn rich(machine: &Machine, image: &str) -> v1::ContainerConfig {
     config
 }
 
-/// What a container sees of itself, which must not depend on who made it.
-const LOOK: &str = "id; pwd; echo $KEY $HOME $HOSTNAME; cat /given/file; hostname; cat /proc/1/oom_score_adj; ls /proc | grep -c '^[0-9]';
+/// What a container sees of itself, which must not depend on who made it. Its processes are counted without a fork: a pipe's other end may
+/// be there or not.
+const LOOK: &str = "id; pwd; echo $KEY $HOME $HOSTNAME; cat /given/file; hostname; cat /proc/1/oom_score_adj; set -- /proc/[0-9]*; echo $#;
     grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/1/status; ls -1 /dev | grep -v core; wc -c </proc/keys; ulimit -n -H; ip -o -4 addr show dev eth0 | wc -l;
     (echo x >/proc/sys/kernel/domainname) 2>&1; (echo x >/given/file) 2>&1; unshare -U true 2>&1; head -c 3 /dev/nothing | wc -c;
     grep -cE ' (/|/given|/etc/hosts|/dev/shm) ' /proc/mounts; true";
@@ -65,6 +65,8 @@ const LOOK: &str = "id; pwd; echo $KEY $HOME $HOSTNAME; cat /given/file; hostnam
 async fn look(cri: &Cri, machine: &Machine, handler: &str, image: &str) -> (String, String) {
     let sandbox = cri.run_pod_under(handler, pod(machine, handler)).await.unwrap();
     let id = cri.run(&sandbox, rich(machine, image)).await.unwrap();
+    let log = machine.path(&format!("logs/{handler}/c.log"));
+    eventually("its last word", async || fs::read_to_string(&log).is_ok_and(|log| log.contains("err"))).await;
     let seen = cri.sh(&id, LOOK).await.replace(handler, "HANDLER");
     (seen, id)
 }
