@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use nix::errno::Errno;
+
 /// Which gRPC code a failure becomes (`cri.md` part 0: NOT_FOUND and DEADLINE_EXCEEDED are load-bearing).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -70,13 +72,19 @@ impl From<anyhow::Error> for Error {
         if let Some(own) = error.downcast_ref::<Self>() {
             return Self::new(own.kind, format!("{error:#}"));
         }
-        let io = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
-        let kind = match io.map(std::io::Error::kind) {
-            Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => Kind::ResourceExhausted,
+        let kind = match error.chain().find_map(errno) {
+            Some(Errno::ENOSPC | Errno::EDQUOT) => Kind::ResourceExhausted,
             _ => Kind::Internal,
         };
         Self::new(kind, format!("{error:#}"))
     }
+}
+
+/// The kernel's number, whichever crate has made the call.
+fn errno(cause: &(dyn std::error::Error + 'static)) -> Option<Errno> {
+    let std = || cause.downcast_ref::<std::io::Error>()?.raw_os_error();
+    let rustix = || cause.downcast_ref::<rustix::io::Errno>().map(|errno| errno.raw_os_error());
+    cause.downcast_ref::<Errno>().copied().or_else(|| std().or_else(rustix).map(Errno::from_raw))
 }
 
 impl From<Error> for tonic::Status {
@@ -97,5 +105,22 @@ impl From<Error> for tonic::Status {
             Kind::Internal => (tonic::Code::Internal, ""),
         };
         tonic::Status::new(code, format!("{word}{}", error.message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_whoever_met_it() {
+        let std = std::io::Error::from_raw_os_error(Errno::ENOSPC as i32);
+        let rustix: Result<(), _> = Err(rustix::io::Errno::NOSPC);
+        for error in [anyhow::Error::from(std), rustix.context("make directory").unwrap_err(), Errno::EDQUOT.into()] {
+            assert_eq!(Error::from(error.context("layer")).kind, Kind::ResourceExhausted);
+        }
+        assert_eq!(Error::from(anyhow::Error::from(Errno::EROFS)).kind, Kind::Internal);
     }
 }

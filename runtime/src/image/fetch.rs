@@ -126,7 +126,7 @@ impl Fetcher {
         let landed = step("pull_image", "layer", self.land(origin, wanted, below, &prepared)).await;
         let landed = landed.map_err(|error| error.during(format!("layer {}", wanted.blob)));
         if landed.is_err() {
-            self.store.abandon(&prepared);
+            Store::abandon(&prepared).await;
         }
         landed.map(Arc::new)
     }

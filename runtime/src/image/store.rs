@@ -262,9 +262,11 @@ impl Store {
         Ok(path)
     }
 
-    /// Throws away what `prepare` made.
-    pub(crate) fn abandon(&self, prepared: &Path) {
-        discard(&self.layout, prepared);
+    /// Deletes what `prepare` made, before anyone is told: after a full disk there is room again.
+    pub(crate) async fn abandon(prepared: &Path) {
+        if let Err(error) = tokio::fs::remove_dir_all(prepared).await {
+            tracing::warn!(path = %prepared.display(), %error, "delete half a layer");
+        }
     }
 
     /// Makes a prepared directory the layer `key`, and holds it.
