@@ -127,8 +127,12 @@ impl Host {
                 (memory, both.map(|both| both.saturating_sub(memory.unwrap_or(0))))
             }
         };
-        let unified = self.unified.as_ref().and_then(|root| Files::of(&root.join(path)).ok());
-        let pressure = |name| parse_pressure(&unified.as_ref()?.text(name).ok()?);
+        // On hybrid hosts it is in the other tree.
+        let unified = self.unified.as_ref().filter(|_| !self.is_v2).and_then(|root| Files::of(&root.join(path)).ok());
+        let pressure = |name| {
+            let files = if self.is_v2 { &memory } else { unified.as_ref()? };
+            parse_pressure(&files.text(name).ok()?)
+        };
         Ok(Usage {
             cpu_nanos: match &cpu {
                 None => field(&memory.text("cpu.stat")?, "usage_usec").unwrap_or(0) * 1000,

@@ -69,23 +69,8 @@ impl Plugins {
         conf: &Conf,
     ) -> anyhow::Result<Vec<u8>> {
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let during = || format!("CNI plugin {name} {command}");
         let begun = Instant::now();
         let span = tracing::info_span!(target: TARGET, "cni", otel.name = format!("{name} {command}"));
-        let conversation = Box::pin(self.converse(program, command, environment, conf));
-        let answered = conversation.instrument(span).await.with_context(during);
-        METRICS.plugin(&name, command, begun.elapsed(), answered.is_err());
-        answered
-    }
-
-    /// One question and its answer, for as long as a plugin may take.
-    async fn converse(
-        &self,
-        program: &Path,
-        command: &str,
-        environment: &[(&str, String)],
-        conf: &Conf,
-    ) -> anyhow::Result<Vec<u8>> {
         let mut plugin = Command::new(program);
         plugin
             .env("CNI_COMMAND", command)
@@ -95,9 +80,16 @@ impl Plugins {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
-        let mut child = spawn(&mut plugin).await?;
+        let answered = Box::pin(self.converse(&mut plugin, serde_json::to_vec(conf)?)).instrument(span).await;
+        let answered = answered.and_then(|output| answer(command, output));
+        METRICS.plugin(&name, command, begun.elapsed(), answered.is_err());
+        answered.with_context(|| format!("CNI plugin {name} {command}"))
+    }
+
+    /// One question and its answer, for as long as a plugin may take.
+    async fn converse(&self, plugin: &mut Command, request: Vec<u8>) -> anyhow::Result<Output> {
+        let mut child = spawn(plugin).await?;
         let group = Group(child.id());
-        let request = serde_json::to_vec(conf)?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let conversation = async {
             let feed = async {
@@ -114,7 +106,7 @@ impl Plugins {
             .map_err(|_| anyhow!("no answer in {} s: killed", self.timeout.as_secs()))
             .and_then(|result| result)?;
         group.keep();
-        answer(command, output)
+        Ok(output)
     }
 }
 
