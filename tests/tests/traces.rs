@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that panics fails")]
 
-use std::{collections::HashMap, net::TcpListener};
+use std::{collections::HashMap, fs, net::TcpListener};
 
 use berth_proto::v1;
-use berth_tests::{Image, Machine, container, eventually, pod};
+use berth_tests::{Image, Machine, certificate, container, eventually, pod};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -13,22 +13,24 @@ use opentelemetry_proto::tonic::{
     },
     trace::v1::Span,
 };
+use prost::Message;
 use tokio::sync::mpsc;
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{
+    Request, Response, Status,
+    service::Routes,
+    transport::{Identity, Server, ServerTlsConfig},
+};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
 
 /// What a collector is: it takes spans. Those of berthd are passed on, with the service's name.
+#[derive(Clone)]
 struct Collector(mpsc::UnboundedSender<(String, Span)>);
 
-#[tonic::async_trait]
-impl TraceService for Collector {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        for resource in request.into_inner().resource_spans {
+impl Collector {
+    fn take(&self, request: ExportTraceServiceRequest) {
+        for resource in request.resource_spans {
             let attributes = resource.resource.unwrap_or_default().attributes;
             let service = attributes.into_iter().find(|attribute| attribute.key == "service.name");
             let service = format!("{:?}", service.and_then(|attribute| attribute.value));
@@ -36,20 +38,38 @@ impl TraceService for Collector {
                 let _ = self.0.send((service.clone(), span));
             }
         }
+    }
+}
+
+#[tonic::async_trait]
+impl TraceService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        self.take(request.into_inner());
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
 
-/// A collector on the machine's loopback: its address, and what it gets.
-fn collector(machine: &Machine) -> (String, mpsc::UnboundedReceiver<(String, Span)>) {
+/// A collector on the machine's loopback, for OTLP over gRPC and over HTTP: its port, and what it gets.
+fn collector(machine: &Machine, tls: Option<ServerTlsConfig>) -> (u16, mpsc::UnboundedReceiver<(String, Span)>) {
     let (sender, receiver) = mpsc::unbounded_channel();
+    let collector = Collector(sender);
     let listener = machine.in_network(|| TcpListener::bind("127.0.0.1:0")).unwrap();
     listener.set_nonblocking(true).unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
+    let port = listener.local_addr().unwrap().port();
     let incoming = tokio_stream::wrappers::TcpListenerStream::new(tokio::net::TcpListener::from_std(listener).unwrap());
-    let server = Server::builder().add_service(TraceServiceServer::new(Collector(sender)));
-    tokio::spawn(server.serve_with_incoming(incoming));
-    (address, receiver)
+    let by_http = collector.clone();
+    let post = axum::routing::post(async move |body: axum::body::Bytes| {
+        by_http.take(ExportTraceServiceRequest::decode(body).unwrap());
+        ([("content-type", "application/x-protobuf")], ExportTraceServiceResponse::default().encode_to_vec())
+    });
+    let routes = axum::Router::new().route("/v1/traces", post);
+    let routes = Routes::from(routes).add_service(TraceServiceServer::new(collector));
+    let server = tls.into_iter().fold(Server::builder(), |server, tls| server.tls_config(tls).unwrap());
+    tokio::spawn(server.accept_http1(true).add_routes(routes).serve_with_incoming(incoming));
+    (port, receiver)
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -66,8 +86,8 @@ fn traced<T>(message: T) -> Request<T> {
 #[tokio::test]
 async fn the_steps_of_a_traced_rpc_are_its_spans() {
     let mut machine = Machine::new();
-    let (endpoint, mut spans) = collector(&machine);
-    machine.environment.push(("OTEL_EXPORTER_OTLP_ENDPOINT".into(), endpoint));
+    let (port, mut spans) = collector(&machine, None);
+    machine.environment.push(("OTEL_EXPORTER_OTLP_ENDPOINT".into(), format!("http://127.0.0.1:{port}")));
     machine.environment.push(("OTEL_BSP_SCHEDULE_DELAY".into(), "100".into()));
     let daemon = machine.start().await;
     let cri = daemon.cri();
@@ -130,6 +150,44 @@ async fn log_lines_name_the_trace_without_any_collector() {
     let line = log.lines().find(|line| line.contains("10.77.0.0/24")).unwrap();
     assert!(line.contains("UpdateRuntimeConfig") && line.contains(TRACE), "{line}");
     cri.images.clone().pull_image(v1::PullImageRequest { image: Some(spec), ..Default::default() }).await.unwrap_err();
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_collector_is_reached_by_grpc_and_by_http_with_and_without_tls() {
+    for (protocol, scheme) in [("grpc", "http"), ("grpc", "https"), ("http/protobuf", "https")] {
+        let mut machine = Machine::new();
+        let (certificate, key) = certificate(&machine.path("collector"));
+        let tls = || {
+            let identity = Identity::from_pem(fs::read(&certificate).unwrap(), fs::read(&key).unwrap());
+            ServerTlsConfig::new().identity(identity)
+        };
+        let (port, mut spans) = collector(&machine, (scheme == "https").then(tls));
+        for (name, value) in [
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("{scheme}://127.0.0.1:{port}")),
+            ("OTEL_BSP_SCHEDULE_DELAY", "100"),
+            ("SSL_CERT_FILE", certificate.to_str().unwrap()),
+        ] {
+            machine.environment.push((name.into(), value.into()));
+        }
+        let daemon = machine.start().await;
+        daemon.cri().runtime.clone().version(traced(v1::VersionRequest::default())).await.unwrap();
+        let what = format!("a span by {protocol}, {scheme}");
+        let is_it = |span: &Span| span.name.ends_with("/Version") && hex(&span.trace_id) == TRACE;
+        eventually(&what, async || spans.try_recv().is_ok_and(|(_, span)| is_it(&span))).await;
+        machine.assert_clean().await;
+    }
+}
+
+#[tokio::test]
+async fn a_collector_that_is_down_is_told_in_the_log() {
+    let mut machine = Machine::new();
+    machine.environment.push(("OTEL_EXPORTER_OTLP_ENDPOINT".into(), "http://127.0.0.1:1".into()));
+    machine.environment.push(("OTEL_BSP_SCHEDULE_DELAY".into(), "100".into()));
+    let daemon = machine.start().await;
+    daemon.cri().runtime.clone().version(v1::VersionRequest::default()).await.unwrap();
+    eventually("a line of it", async || daemon.log().contains("ExportError")).await;
     machine.assert_clean().await;
 }
 

@@ -1,4 +1,4 @@
-//! Traces: the caller's W3C context from gRPC's metadata, a span for each RPC and for its steps, sent by OTLP over gRPC.
+//! Traces: the caller's W3C context from gRPC's metadata, a span for each RPC and for its steps, sent by OTLP.
 //!
 //! Off unless `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` is set; the other `OTEL_*` variables are the SDK's
 //! (OpenTelemetry's environment variable specification). A trace's id is in the log lines of its RPC either way.
@@ -11,13 +11,13 @@ use opentelemetry::{
     propagation::{Extractor, TextMapPropagator},
     trace::{TraceContextExt, TraceId, TracerProvider},
 };
-use opentelemetry_otlp::SpanExporter;
+use opentelemetry_otlp::{SpanExporter, WithTonicConfig};
 use opentelemetry_sdk::{
     Resource,
     propagation::TraceContextPropagator,
     trace::{SdkTracerProvider, Tracer},
 };
-use tonic::Code;
+use tonic::{Code, transport::ClientTlsConfig};
 use tracing::{Instrument, Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -34,31 +34,43 @@ impl Traces {
     /// `None` unless an endpoint is set.
     ///
     /// # Errors
-    /// An endpoint that cannot be one, or a protocol other than `grpc`.
+    /// An endpoint that cannot be one, a protocol that is not spoken, no certificate authorities for TLS.
     pub(crate) fn from_environment() -> anyhow::Result<Option<Self>> {
         let is = |name: &str, value: &str| env::var(name).is_ok_and(|found| found.eq_ignore_ascii_case(value));
-        let set = |name: &&&str| env::var_os(name).is_some_and(|value| !value.is_empty());
-        if ENDPOINTS.iter().find(set).is_none() || is("OTEL_SDK_DISABLED", "true") || is("OTEL_TRACES_EXPORTER", "none")
-        {
+        let Some((name, endpoint)) = first_set(ENDPOINTS) else { return Ok(None) };
+        if is("OTEL_SDK_DISABLED", "true") || is("OTEL_TRACES_EXPORTER", "none") {
             return Ok(None);
         }
-        if let Some(name) = PROTOCOLS.iter().find(set)
-            && !is(name, "grpc")
-        {
-            bail!("{name}: traces are sent by \"grpc\"");
-        }
-        let exporter = SpanExporter::builder().with_tonic().build().context("OTEL_EXPORTER_OTLP_ENDPOINT")?;
+        let exporter = match first_set(PROTOCOLS) {
+            // As the specification has it where nothing is said.
+            None => SpanExporter::builder().with_http().build(),
+            Some((_, protocol)) if protocol == "http/protobuf" => SpanExporter::builder().with_http().build(),
+            Some((_, protocol)) if protocol == "grpc" => {
+                let builder = SpanExporter::builder().with_tonic();
+                match endpoint.starts_with("https:") {
+                    true => builder.with_tls_config(ClientTlsConfig::new().with_enabled_roots()).build(),
+                    false => builder.build(),
+                }
+            }
+            Some((name, protocol)) => bail!("{name}: {protocol:?} is neither \"grpc\" nor \"http/protobuf\""),
+        };
         let resource = match env::var_os("OTEL_SERVICE_NAME") {
             Some(_) => Resource::builder(),
             None => Resource::builder().with_service_name("berthd"),
         };
-        let provider = SdkTracerProvider::builder().with_resource(resource.build()).with_batch_exporter(exporter);
-        Ok(Some(Self(provider.build())))
+        let provider = SdkTracerProvider::builder().with_resource(resource.build());
+        let exporter = exporter.with_context(|| format!("{name} {endpoint}"))?;
+        Ok(Some(Self(provider.with_batch_exporter(exporter).build())))
     }
 
     pub(crate) fn tracer(&self) -> Tracer {
         self.0.tracer("berthd")
     }
+}
+
+/// An empty variable is one that is not set.
+fn first_set(names: [&'static str; 2]) -> Option<(&'static str, String)> {
+    names.into_iter().find_map(|name| Some((name, env::var(name).ok().filter(|value| !value.is_empty())?)))
 }
 
 impl Drop for Traces {
