@@ -174,6 +174,7 @@ pub struct Answer {
 /// A request, as far as tests look at it.
 #[derive(Clone, Debug)]
 pub struct Asked {
+    pub method: String,
     /// With its query.
     pub path: String,
     /// Lower-case names.
@@ -237,7 +238,8 @@ fn serve(stream: &TcpStream, seen: &Mutex<Vec<Asked>>, rule: &Arc<Override>, ima
     if reader.read_line(&mut line)? == 0 {
         return Ok(false);
     }
-    let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+    let mut words = line.split(' ').map(str::to_owned);
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let mut headers = Vec::new();
     loop {
         let mut line = String::new();
@@ -247,7 +249,7 @@ fn serve(stream: &TcpStream, seen: &Mutex<Vec<Asked>>, rule: &Arc<Override>, ima
             None => break,
         }
     }
-    let mut asked = Asked { path, headers, body: String::new() };
+    let mut asked = Asked { method, path, headers, body: String::new() };
     let length = asked.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
     reader.take(length).read_to_string(&mut asked.body)?;
     seen.lock().expect("no panic").push(asked.clone());
@@ -256,6 +258,9 @@ fn serve(stream: &TcpStream, seen: &Mutex<Vec<Asked>>, rule: &Arc<Override>, ima
     answer.headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
     let mut writer = stream;
     writer.write_all((head + "\r\n").as_bytes())?;
+    if asked.method == "HEAD" {
+        return Ok(true);
+    }
     let body = &answer.body[..answer.cut_after.unwrap_or(answer.body.len()).min(answer.body.len())];
     for part in body.chunks(answer.pace.unwrap_or(usize::MAX)) {
         writer.write_all(part)?;
@@ -274,7 +279,8 @@ fn stored(asked: &Asked, image: &Image) -> Answer {
     let path = asked.path.split('?').next().unwrap_or_default();
     let last = path.rsplit('/').next().unwrap_or_default();
     if path.contains("/manifests/") {
-        let headers = vec![("content-type".to_owned(), image.media_type.clone())];
+        let headers = [("content-type", image.media_type.clone()), ("docker-content-digest", digest(&image.manifest))];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value)).to_vec();
         return Answer { status: 200, headers, body: image.manifest.clone(), ..Answer::default() };
     }
     let Some(blob) = image.blobs.iter().find(|blob| digest(blob) == last) else {

@@ -40,7 +40,7 @@ fn assert_no_image(machine: &Machine) {
 
 #[tokio::test]
 async fn an_image_of_a_real_registry_is_pulled_listed_and_removed() {
-    let (machine, _daemon, cri) = ready().await;
+    let (machine, daemon, cri) = ready().await;
     let registry = DockerRegistry::start(&machine).await;
     let image = Image::busybox();
     let name = registry.push(&machine, "library/busybox", "1.0", &image);
@@ -60,7 +60,10 @@ async fn an_image_of_a_real_registry_is_pulled_listed_and_removed() {
         assert_eq!(cri.image_status(known).await.unwrap().unwrap().id, id, "{known}");
     }
     assert_eq!(cri.images().await.len(), 1);
-    assert_eq!(cri.pull(&by_digest).await.unwrap(), id);
+    for known in [&by_digest, &name] {
+        assert_eq!(cri.pull(known).await.unwrap(), id);
+    }
+    assert_eq!(daemon.log().matches("is up to date").count(), 2, "{}", daemon.log());
     let usage = cri
         .images
         .clone()
@@ -440,6 +443,8 @@ async fn credentials_go_where_they_belong() {
     for host in [&bearer.host, &basic.host] {
         assert_eq!(pull(host, v1::AuthConfig::default()).await.unwrap_err().code(), Code::Unauthenticated);
         assert!(pull(host, password.clone()).await.is_ok() && pull(host, encoded.clone()).await.is_ok());
+        // That it is here already opens it to nobody.
+        assert_eq!(pull(host, v1::AuthConfig::default()).await.unwrap_err().code(), Code::Unauthenticated);
         let elsewhere = v1::AuthConfig { server_address: "other.example".into(), ..password.clone() };
         cri.remove_image(&format!("{host}/a:1")).await.unwrap();
         assert_eq!(pull(host, elsewhere).await.unwrap_err().code(), Code::Unauthenticated);

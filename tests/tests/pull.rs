@@ -2,11 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics fails")]
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
+    os::unix::fs::MetadataExt,
     sync::{
         Arc, Condvar, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -297,6 +298,56 @@ async fn a_daemon_killed_at_any_moment_of_a_pull_never_lists_an_image_that_is_wr
     cri.remove_image(&name).await.unwrap();
     assert_all_named(&machine);
     assert_eq!(names(&machine, "layers"), BTreeSet::from(["empty".to_owned()]));
+}
+
+/// Inodes of the index and the blobs, which are replaced by a rename whenever they are written.
+fn documents(machine: &Machine) -> BTreeMap<String, u64> {
+    let index = ["index.json".to_owned()].into_iter();
+    let blobs = names(machine, "images/blobs/sha256").into_iter().map(|name| format!("blobs/sha256/{name}"));
+    let inode = |path: String| (path.clone(), fs::metadata(machine.path("root/images").join(path)).unwrap().ino());
+    index.chain(blobs).map(inode).collect()
+}
+
+#[tokio::test]
+async fn an_image_that_is_there_costs_one_head_and_is_not_written_again() {
+    let (machine, _daemon, cri) = start().await;
+    let knows_head = Arc::new(AtomicBool::new(true));
+    let rule = knows_head.clone();
+    let registry = FakeRegistry::start(&machine, Image::busybox(), move |asked| {
+        (asked.method == "HEAD" && !rule.load(Ordering::Relaxed)).then(|| Answer { status: 405, ..Answer::default() })
+    });
+    let name = format!("{}/a:1", registry.host);
+    let id = cri.pull(&name).await.unwrap();
+    let by_digest = format!("{}/a@{}", registry.host, digest(&Image::busybox().manifest));
+    let synced = || read_json(&machine, "images/index.json.synced") == read_json(&machine, "images/index.json");
+    eventually("the sync after a pull", async || synced()).await;
+    let (asked, written) = (registry.asked().len(), documents(&machine));
+    for name in [&name, &by_digest] {
+        assert_eq!(cri.pull(name).await.unwrap(), id);
+    }
+    let methods: Vec<String> = registry.asked()[asked..].iter().map(|asked| asked.method.clone()).collect();
+    assert_eq!(
+        (methods.as_slice(), documents(&machine)),
+        (["HEAD".to_owned(), "HEAD".to_owned()].as_slice(), written.clone())
+    );
+
+    // A registry that knows no HEAD is asked for everything but the layers; what is there stays as it is.
+    knows_head.store(false, Ordering::Relaxed);
+    let asked = registry.asked().len();
+    assert_eq!(cri.pull(&name).await.unwrap(), id);
+    let layer = digest(&Image::busybox().blobs[0]);
+    assert!(registry.asked()[asked..].iter().all(|asked| !asked.path.contains(&layer)));
+    let blobs = |documents: BTreeMap<String, u64>| documents.into_iter().filter(|(path, _)| path.starts_with("blobs"));
+    assert!(blobs(documents(&machine)).eq(blobs(written)));
+    cri.pull(&format!("{}/b:1", registry.host)).await.unwrap();
+    eventually("the sync of an index alone", async || synced()).await;
+
+    // What has been damaged since is pulled, whatever a HEAD says.
+    knows_head.store(true, Ordering::Relaxed);
+    let config = machine.path("root/images/blobs/sha256").join(&id["sha256:".len()..]);
+    fs::write(&config, "{}").unwrap();
+    assert_eq!(cri.pull(&name).await.unwrap(), id);
+    assert_eq!(digest(&fs::read(&config).unwrap()), id);
 }
 
 /// What is on disk after a power loss, at worst: nothing of the files that were not synced yet, and records of another boot.

@@ -73,14 +73,15 @@ impl Puller {
         let begun = Instant::now();
         let registry = Arc::new(Registry::open(&self.config.config_path, reference, credentials)?);
         let during = |error: Error| error.during(format!("pull {reference}"));
+        if let Some(image) = step("pull_image", "head", self.unchanged(&registry, reference)).await.map_err(during)? {
+            image.layers.iter().for_each(|_| METRICS.layer("reused"));
+            tracing::info!(image = %reference, id = %image.id, ms = begun.elapsed().as_millis() as u64, "is up to date");
+            return Ok(image.id.clone());
+        }
         let manifest = self.find_manifest(&registry, reference);
         let found = step("pull_image", "manifest", manifest).await.map_err(during)?;
         let names: Vec<String> = reference.repo_tag().into_iter().chain([reference.repo_digest(&found.top)]).collect();
-        if let Some(policy) = &self.config.signature_policy {
-            let own = digest_of(&found.descriptor)?;
-            let digests = if own == found.top { vec![&found.top] } else { vec![&found.top, &own] };
-            trust::check(policy, &registry, reference, &digests).await.map_err(during)?;
-        }
+        self.check_trust(&registry, reference, &found.top, &digest_of(&found.descriptor)?).await.map_err(during)?;
         let origin = Origin::Registry(registry.clone());
         let (found, made) = match artifact::of(&found).map_err(during)? {
             None => (found, None),
@@ -92,6 +93,32 @@ impl Puller {
         let received = registry.progress.received.load(Ordering::Relaxed);
         tracing::info!(image = %reference, id = %image.id, layers = image.layers.len(), bytes = image.size, received, ms = begun.elapsed().as_millis() as u64, "pulled");
         Ok(image.id.clone())
+    }
+
+    /// What `reference` names here, if that is what the registry means by it too.
+    async fn unchanged(&self, registry: &Registry, reference: &Reference) -> Result<Option<Arc<Image>>> {
+        let by_digest = reference.digest.as_ref().map(|digest| reference.repo_digest(digest));
+        let Some(image) = reference.repo_tag().or(by_digest).and_then(|name| self.store.by_name(&name)) else {
+            return Ok(None);
+        };
+        let Some(top) = registry.digest(reference.target()).await? else { return Ok(None) };
+        let name = reference.repo_digest(&top);
+        let (Some(manifest), Some(known)) = (self.store.manifest(&name), self.store.by_name(&name)) else {
+            return Ok(None);
+        };
+        let store = self.store.clone();
+        if known.id != image.id || !blocking(move || Ok(store.is_whole(&known))).await? {
+            return Ok(None);
+        }
+        self.check_trust(registry, reference, &top, &manifest).await?;
+        Ok(Some(image))
+    }
+
+    /// Whether the policy, if there is one, lets in what is signed under one of these digests.
+    async fn check_trust(&self, registry: &Registry, reference: &Reference, top: &Digest, own: &Digest) -> Result<()> {
+        let Some(policy) = &self.config.signature_policy else { return Ok(()) };
+        let digests = if own == top { vec![top] } else { vec![top, own] };
+        trust::check(policy, registry, reference, &digests).await
     }
 
     /// Adds what is in the archive at `path`, once all of it is on the disk: of every image its id and its names.

@@ -6,7 +6,7 @@ use std::{
     ops::Range,
     path::Path,
     sync::{Mutex, PoisonError, atomic::AtomicU64},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::Context;
@@ -102,11 +102,8 @@ impl Registry {
     /// A manifest or index by tag or digest: its media type and its bytes, which are checked when `target` is a digest.
     pub(crate) async fn manifest(&self, target: &str) -> Result<(String, Vec<u8>)> {
         let by_digest = Digest::parse(target).ok();
-        let (_, response) = self
-            .request(&format!("manifests/{target}"), by_digest.is_none(), |request| {
-                request.header(header::ACCEPT, MANIFEST_TYPES)
-            })
-            .await?;
+        let get = |client: &Client, url: &str| client.get(url).header(header::ACCEPT, MANIFEST_TYPES);
+        let (_, response) = self.request(&format!("manifests/{target}"), by_digest.is_none(), get).await?;
         let media_type =
             response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let media_type = media_type.split(';').next().unwrap_or_default().trim().to_owned();
@@ -117,9 +114,22 @@ impl Registry {
         Ok((media_type, bytes))
     }
 
+    /// The digest of the manifest or index that a tag or digest names; `None` where the registry does not say, or refuses. A HEAD,
+    /// which registries with limits for pulls do not count as one.
+    pub(crate) async fn digest(&self, target: &str) -> Result<Option<Digest>> {
+        let resolve = Digest::parse(target).is_err();
+        let head = |client: &Client, url: &str| client.head(url).header(header::ACCEPT, MANIFEST_TYPES);
+        let (_, response) = match self.request(&format!("manifests/{target}"), resolve, head).await {
+            Err(error) if error.kind != Kind::RegistryUnavailable => return Ok(None),
+            answered => answered?,
+        };
+        let said = response.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
+        Ok(said.and_then(|digest| Digest::parse(digest).ok()))
+    }
+
     /// A small blob, such as an image's config.
     pub(crate) async fn document(&self, digest: &Digest) -> Result<Vec<u8>> {
-        let (_, response) = self.request(&format!("blobs/{digest}"), false, |request| request).await?;
+        let (_, response) = self.request(&format!("blobs/{digest}"), false, |client, url| client.get(url)).await?;
         let bytes = read_document(response).await.map_err(|error| error.during(format!("blob {digest}")))?;
         check_digest(&bytes, digest)?;
         Ok(bytes)
@@ -153,9 +163,9 @@ impl Registry {
             (start, end) => Some(format!("bytes={start}-{}", end - 1)),
         };
         let (endpoint, response) = self
-            .request(&format!("blobs/{digest}"), false, |request| match &header {
-                None => request,
-                Some(range) => request.header(header::RANGE, range),
+            .request(&format!("blobs/{digest}"), false, |client, url| match &header {
+                None => client.get(url),
+                Some(range) => client.get(url).header(header::RANGE, range),
             })
             .await?;
         let partial = response.status() == StatusCode::PARTIAL_CONTENT;
@@ -180,7 +190,7 @@ impl Registry {
         &self,
         path: &str,
         resolve: bool,
-        build: impl Fn(RequestBuilder) -> RequestBuilder,
+        build: impl Fn(&Client, &str) -> RequestBuilder,
     ) -> Result<(usize, Response)> {
         let mut failure = unavailable("no endpoint of the registry serves pulls".to_owned());
         let slow = self.slow.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -204,14 +214,14 @@ impl Registry {
         endpoint: &Endpoint,
         client: &Client,
         path: &str,
-        build: &impl Fn(RequestBuilder) -> RequestBuilder,
+        build: &impl Fn(&Client, &str) -> RequestBuilder,
     ) -> Result<Response> {
         let url = format!("{}/{}/{path}", endpoint.base, self.repository);
         let mut pause = FIRST_PAUSE;
         let mut challenged = false;
         let mut attempt = 1;
         loop {
-            let mut request = build(client.get(&url));
+            let mut request = build(client, &url);
             if let Some(namespace) = &endpoint.namespace {
                 request = request.query(&[("ns", namespace)]);
             }
@@ -230,7 +240,7 @@ impl Registry {
                     refused(&url, &response)
                 }
                 Ok(response) => return Err(refused(&url, &response)),
-                Err(error) => unavailable(format!("GET {url}: {}", root_cause(&error))),
+                Err(error) => unavailable(format!("{url}: {}", root_cause(&error))),
             };
             if attempt == ATTEMPTS || pause > LONGEST_PAUSE {
                 return Err(failure);
@@ -384,13 +394,16 @@ fn passes(status: StatusCode) -> bool {
     status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
 }
 
+/// In seconds, or as a date (RFC 9110 10.2.3); one that has passed is now.
 fn retry_after(response: &Response) -> Option<Duration> {
-    response.headers().get(header::RETRY_AFTER)?.to_str().ok()?.parse().ok().map(Duration::from_secs)
+    let text = response.headers().get(header::RETRY_AFTER)?.to_str().ok()?;
+    let until = || Some(httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).unwrap_or_default());
+    text.parse().ok().map(Duration::from_secs).or_else(until)
 }
 
 fn refused(url: &str, response: &Response) -> Error {
     let status = response.status();
-    let message = format!("GET {url}: {status}");
+    let message = format!("{url}: {status}");
     match status {
         StatusCode::UNAUTHORIZED => Error::new(Kind::Unauthenticated, message),
         StatusCode::FORBIDDEN => Error::new(Kind::PermissionDenied, message),

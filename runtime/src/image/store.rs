@@ -77,6 +77,8 @@ struct State {
     names: BTreeMap<String, Named>,
     images: BTreeMap<Digest, Arc<Image>>,
     layers: HashMap<String, Layer>,
+    /// The index is newer than the last sync.
+    unsynced: bool,
 }
 
 #[derive(Debug)]
@@ -337,6 +339,10 @@ impl Store {
         // From here on: another image's end must not take blobs that no name needs yet.
         let mut state = self.state();
         for (digest, bytes) in [(&Digest::parse(descriptor.digest().as_ref())?, manifest_bytes), (&id, config)] {
+            // Written anew it would not be on the disk before the next sync.
+            if self.blob(digest).is_ok() {
+                continue;
+            }
             let path = self.layout.blobs().join(digest.hex());
             let tmp = path.with_extension(id::random_hex(4));
             fs::write(&tmp, bytes)
@@ -356,10 +362,7 @@ impl Store {
         let mut changed = state.names.clone();
         changed
             .extend(names.iter().map(|name| (name.clone(), Named { manifest: descriptor.clone(), image: id.clone() })));
-        let result = self.write_index(&changed);
-        if result.is_ok() {
-            state.names = changed;
-        }
+        let result = self.replace_names(&mut state, changed);
         self.drop_nameless(&mut state);
         result?;
         Ok(image)
@@ -370,13 +373,13 @@ impl Store {
         let mut state = self.state();
         let mut changed = state.names.clone();
         changed.retain(|_, named| named.image != *id);
-        self.write_index(&changed)?;
-        state.names = changed;
+        self.replace_names(&mut state, changed)?;
         self.drop_nameless(&mut state);
         Ok(())
     }
 
-    fn write_index(&self, names: &BTreeMap<String, Named>) -> anyhow::Result<()> {
+    /// The transaction of every change.
+    fn replace_names(&self, state: &mut State, names: BTreeMap<String, Named>) -> anyhow::Result<()> {
         let manifests = names.iter().map(|(name, named)| {
             let mut descriptor = named.manifest.clone();
             descriptor.set_annotations(Some(HashMap::from([(REF_NAME.to_owned(), name.clone())])));
@@ -385,7 +388,9 @@ impl Store {
         let mut index = ImageIndex::default();
         index.set_schema_version(2);
         index.set_manifests(manifests.collect());
-        record::write(&self.layout.image_index(), &index).context("write the image index")
+        record::write(&self.layout.image_index(), &index).context("write the image index")?;
+        (state.names, state.unsynced) = (names, true);
+        Ok(())
     }
 
     /// An image without a name is gone: nobody can ask for it any more.
@@ -412,7 +417,10 @@ impl Store {
     pub(crate) fn make_durable_later(self: &Arc<Self>) {
         let own = self.clone();
         tokio::task::spawn_blocking(move || {
-            own.make_durable().inspect_err(|error| tracing::warn!("make images durable: {error:#}"))
+            if let Err(error) = own.make_durable() {
+                tracing::warn!("make images durable: {error:#}");
+                own.state().unsynced = true;
+            }
         });
     }
 
@@ -420,13 +428,15 @@ impl Store {
     fn make_durable(&self) -> anyhow::Result<()> {
         let _one = self.sync.lock().unwrap_or_else(PoisonError::into_inner);
         let pending: Vec<(String, LayerRecord)> = {
-            let state = self.state();
+            let mut state = self.state();
             let made_now = state.layers.iter().filter(|(_, layer)| layer.record.boot_id.is_some());
-            made_now.map(|(key, layer)| (key.clone(), layer.record.clone())).collect()
+            let pending: Vec<_> = made_now.map(|(key, layer)| (key.clone(), layer.record.clone())).collect();
+            if pending.is_empty() && !state.unsynced {
+                return Ok(());
+            }
+            state.unsynced = false;
+            pending
         };
-        if pending.is_empty() {
-            return Ok(());
-        }
         // What the index is now will be on disk afterwards, whatever takes its place meanwhile, or is written over it.
         let (index, syncing) = (self.layout.image_index(), self.layout.image_index().with_extension("json.syncing"));
         let kept = index.exists();
@@ -456,6 +466,16 @@ impl Store {
     pub(crate) fn by_name(&self, name: &str) -> Option<Arc<Image>> {
         let state = self.state();
         state.names.get(name).and_then(|named| state.images.get(&named.image)).cloned()
+    }
+
+    /// Whether all that an image has is on the disk, as far as that is known.
+    pub(crate) fn is_whole(self: &Arc<Self>, image: &Image) -> bool {
+        self.lease(&image.layers).is_some() && self.check_documents(&image.id).is_ok()
+    }
+
+    /// The digest of the manifest that a name leads to.
+    pub(crate) fn manifest(&self, name: &str) -> Option<Digest> {
+        Digest::parse(self.state().names.get(name)?.manifest.digest().as_ref()).ok()
     }
 
     /// By image id, with or without `sha256:`, or by a prefix of it that only one image has.
