@@ -6,7 +6,10 @@ use std::{
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
 };
 
@@ -202,6 +205,7 @@ type Override = dyn Fn(&Asked) -> Option<Answer> + Send + Sync;
 pub struct FakeRegistry {
     pub host: String,
     asked: Arc<Mutex<Vec<Asked>>>,
+    connections: Arc<AtomicUsize>,
 }
 
 impl FakeRegistry {
@@ -214,15 +218,22 @@ impl FakeRegistry {
         let listener = machine.in_network(|| TcpListener::bind("127.0.0.1:0")).expect("bind");
         let host = listener.local_addr().expect("bound").to_string();
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let (seen, rule): (_, Arc<Override>) = (asked.clone(), Arc::new(rule));
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (seen, counted, rule): (_, _, Arc<Override>) = (asked.clone(), connections.clone(), Arc::new(rule));
         let image = Arc::new(image);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
+                counted.fetch_add(1, Ordering::Relaxed);
                 let (seen, rule, image) = (seen.clone(), rule.clone(), image.clone());
                 thread::spawn(move || while serve(&stream, &seen, &rule, &image).unwrap_or(false) {});
             }
         });
-        Self { host, asked }
+        Self { host, asked, connections }
+    }
+
+    /// How often somebody connected.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
     }
 
     /// Everything that it was asked.

@@ -321,7 +321,7 @@ async fn an_image_that_is_there_costs_one_head_and_is_not_written_again() {
     let by_digest = format!("{}/a@{}", registry.host, digest(&Image::busybox().manifest));
     let synced = || read_json(&machine, "images/index.json.synced") == read_json(&machine, "images/index.json");
     eventually("the sync after a pull", async || synced()).await;
-    let (asked, written) = (registry.asked().len(), documents(&machine));
+    let (asked, connections, written) = (registry.asked().len(), registry.connections(), documents(&machine));
     for name in [&name, &by_digest] {
         assert_eq!(cri.pull(name).await.unwrap(), id);
     }
@@ -330,6 +330,8 @@ async fn an_image_that_is_there_costs_one_head_and_is_not_written_again() {
         (methods.as_slice(), documents(&machine)),
         (["HEAD".to_owned(), "HEAD".to_owned()].as_slice(), written.clone())
     );
+
+    assert_eq!(registry.connections(), connections, "by a connection that is there");
 
     // A registry that knows no HEAD is asked for everything but the layers; what is there stays as it is.
     knows_head.store(false, Ordering::Relaxed);

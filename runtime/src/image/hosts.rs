@@ -16,7 +16,7 @@ use anyhow::{Context, anyhow, bail};
 use serde::Deserialize;
 
 /// One endpoint to try.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Endpoint {
     /// `https://host:port/v2`, without a slash at the end.
     pub base: String,
@@ -32,7 +32,7 @@ pub(crate) struct Endpoint {
 }
 
 /// A certificate and its key, which may be in the same file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Pair {
     pub certificate: PathBuf,
     pub key: Option<PathBuf>,
@@ -186,7 +186,7 @@ fn default_server(host: &str) -> String {
 }
 
 impl Endpoint {
-    fn new(url: &str, host: &str, override_path: bool) -> anyhow::Result<Self> {
+    pub(super) fn new(url: &str, host: &str, override_path: bool) -> anyhow::Result<Self> {
         let url = if url.contains("://") { url.to_owned() } else { format!("https://{url}") };
         let parsed = reqwest::Url::parse(&url).map_err(|error| anyhow!("{url:?} is not a URL: {error}"))?;
         if !["http", "https"].contains(&parsed.scheme()) || parsed.host_str().is_none() {

@@ -4,6 +4,7 @@ mod archive;
 mod artifact;
 mod auth;
 mod check;
+mod client;
 mod download;
 mod export;
 mod fetch;

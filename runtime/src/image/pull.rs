@@ -15,6 +15,7 @@ use super::{
     artifact::{self, Artifact},
     auth::Credentials,
     blocking,
+    client::Clients,
     fetch::{self, Fetcher, Layer, Origin, Wanted},
     manifest::{self, Manifest, digest, digest_of},
     reference::{Digest, Reference},
@@ -38,6 +39,7 @@ const TOLD_EVERY: Duration = Duration::from_secs(10);
 pub(crate) struct Puller {
     store: Arc<Store>,
     config: config::Registry,
+    clients: Arc<Clients>,
     images: Flights<(String, Credentials), Digest>,
     layers: Flights<String, Arc<Lease>>,
     unfinished: Arc<Unfinished>,
@@ -50,6 +52,7 @@ impl Puller {
             fetcher: Arc::new(Fetcher::new(store.clone(), unfinished.clone(), config)),
             store,
             config: config.clone(),
+            clients: Arc::default(),
             images: Flights::default(),
             layers: Flights::default(),
             unfinished,
@@ -71,7 +74,9 @@ impl Puller {
 
     async fn pull_once(&self, reference: &Reference, credentials: Credentials) -> Result<Digest> {
         let begun = Instant::now();
-        let registry = Arc::new(Registry::open(&self.config.config_path, reference, credentials)?);
+        let (own, name) = (self.clone(), reference.clone());
+        let open = move || Registry::open(&own.config.config_path, &own.clients, &name, credentials);
+        let registry = Arc::new(blocking(open).await?);
         let during = |error: Error| error.during(format!("pull {reference}"));
         if let Some(image) = step("pull_image", "head", self.unchanged(&registry, reference)).await.map_err(during)? {
             image.layers.iter().for_each(|_| METRICS.layer("reused"));

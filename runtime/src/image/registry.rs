@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fs,
     ops::Range,
     path::Path,
     sync::{Mutex, PoisonError, atomic::AtomicU64},
@@ -16,7 +15,8 @@ use serde::Deserialize;
 
 use super::{
     auth::{Challenge, Credentials},
-    hosts::{self, Endpoint, Pair},
+    client::Clients,
+    hosts::{self, Endpoint},
     reference::{Digest, Reference},
 };
 use crate::error::{Error, Kind, Result};
@@ -34,9 +34,6 @@ const ATTEMPTS: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// A registry that asks for a longer pause is left for the next mirror.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Nothing at all for that long ends a read; the next attempt goes on where it ended.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// For all of a manifest or config.
 const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -83,11 +80,17 @@ pub(crate) struct Answer {
 }
 
 impl Registry {
-    pub(crate) fn open(config_path: &Path, reference: &Reference, credentials: Credentials) -> Result<Self> {
+    /// Reads where the registry of `reference` is. Blocks.
+    pub(super) fn open(
+        config_path: &Path,
+        clients: &Clients,
+        reference: &Reference,
+        credentials: Credentials,
+    ) -> Result<Self> {
         let endpoints = hosts::endpoints(config_path, &reference.host)?;
         let endpoints = endpoints
             .into_iter()
-            .map(|endpoint| client(&endpoint).map(|client| (endpoint, client)))
+            .map(|endpoint| clients.get(&endpoint).map(|client| (endpoint, client)))
             .collect::<anyhow::Result<Vec<_>>>()?;
         Ok(Self {
             repository: reference.repository.clone(),
@@ -322,47 +325,6 @@ impl Registry {
         Ok(if token.token.is_empty() { token.access_token } else { token.token })
     }
 }
-
-fn client(endpoint: &Endpoint) -> anyhow::Result<Client> {
-    let mut headers = header::HeaderMap::new();
-    for (name, value) in &endpoint.headers {
-        let name = header::HeaderName::from_bytes(name.as_bytes()).with_context(|| format!("header {name:?}"))?;
-        headers.append(name, header::HeaderValue::from_str(value).context("header value")?);
-    }
-    let mut certificates = Vec::new();
-    for path in &endpoint.ca {
-        let pem = fs::read(path).with_context(|| format!("read {}", path.display()))?;
-        let certificate = reqwest::Certificate::from_pem(&pem);
-        certificates.push(certificate.with_context(|| format!("certificate {}", path.display()))?);
-    }
-    let mut builder = Client::builder()
-        .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")))
-        .default_headers(headers)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(READ_TIMEOUT)
-        .tls_danger_accept_invalid_certs(endpoint.skip_verify);
-    if let Some(Pair { certificate, key }) = &endpoint.client {
-        let read = |path: &Path| fs::read(path).with_context(|| format!("read {}", path.display()));
-        let mut pem = read(certificate)?;
-        if let Some(key) = key {
-            pem.push(b'\n');
-            pem.extend(read(key)?);
-        }
-        let identity = reqwest::Identity::from_pem(&pem);
-        builder = builder.identity(identity.with_context(|| format!("certificate and key {}", certificate.display()))?);
-    }
-    // A machine without any certificate authority can still speak http, and https where the endpoint says whom to trust.
-    let needs_roots = endpoint.base.starts_with("https:") && certificates.is_empty() && !endpoint.skip_verify;
-    let builder = match needs_roots || SYSTEM_ROOTS.iter().any(|path| Path::new(path).exists()) {
-        true => builder.tls_certs_merge(certificates),
-        false => builder.tls_certs_only(certificates),
-    };
-    builder.build().context("make an http client: is the package ca-certificates installed?")
-}
-
-/// Where distributions keep the certificate authorities that they trust.
-const SYSTEM_ROOTS: [&str; 3] =
-    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
 async fn read_document(mut response: Response) -> Result<Vec<u8>> {
     let read = async {

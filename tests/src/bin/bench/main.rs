@@ -172,6 +172,8 @@ async fn life(target: &mut Target, machine: &Machine, image: &str, round: usize)
         measured.push((name, clock.elapsed()));
         clock = Instant::now();
     };
+    cri.pull(image).await?;
+    lap("Pull what is there");
     let config = pod(machine, &format!("bench-{}-{round}", target.name));
     let sandbox = cri.run_pod(config.clone()).await?;
     lap("RunPodSandbox");
