@@ -104,7 +104,7 @@ fn add(archive: &mut Builder<impl Write>, path: &str, bytes: &[u8]) -> Result<()
 /// The length of what was added.
 fn add_layer(archive: &mut Builder<impl Write>, store: &Store, diff_id: &Digest, key: &str) -> Result<u64> {
     let wrong = |what: String| Error::new(Kind::FailedPrecondition, format!("layer {diff_id} {what}"));
-    let open = || Rebuilt::open(&store.layer(key));
+    let open = || Rebuilt::open(&store.layers.directory(key));
     let unknown = || wrong("is of an artifact, or has one name twice: its tar cannot be made again".to_owned());
     let length = open()?.ok_or_else(unknown)?.length().map_err(|error| wrong(format!("is damaged: {error}")))?;
     let mut tar = Hashed { inner: open()?.ok_or_else(unknown)?, hash: Sha256::new(), failed: false };

@@ -17,10 +17,11 @@ use super::{
     archive::Archive,
     blocking,
     download::{self, Download, Limits},
+    layers::{Layers, Lease, Usage},
     manifest::digest_of,
     reference::Digest,
     registry::Registry,
-    store::{self, Lease, Store, Usage},
+    store,
     unfinished::{Part, Unfinished},
     unpack::{self, Source, Unpacked},
 };
@@ -97,7 +98,7 @@ impl Origin {
 /// What the pulls of this node share.
 #[derive(Debug)]
 pub(super) struct Fetcher {
-    store: Arc<Store>,
+    layers: Arc<Layers>,
     unfinished: Arc<Unfinished>,
     limits: Arc<Limits>,
     /// Layers that are downloaded at once: the next ones' bytes are there when a thread is.
@@ -107,26 +108,26 @@ pub(super) struct Fetcher {
 }
 
 impl Fetcher {
-    pub(super) fn new(store: Arc<Store>, unfinished: Arc<Unfinished>, config: &config::Registry) -> Self {
+    pub(super) fn new(layers: Arc<Layers>, unfinished: Arc<Unfinished>, config: &config::Registry) -> Self {
         // Each takes two threads; more than the cores only take turns.
         let slots = std::thread::available_parallelism().map_or(2, usize::from).clamp(3, 8);
         let limits = Arc::new(Limits::new(Duration::from_secs(config.stall_seconds.get())));
-        Self { store, unfinished, limits, connections: Semaphore::new(2 * slots), slots: Semaphore::new(slots) }
+        Self { layers, unfinished, limits, connections: Semaphore::new(2 * slots), slots: Semaphore::new(slots) }
     }
 
     /// A layer, from the disk if it is there; `below` are the ones under it.
     pub(super) async fn fetch(&self, origin: &Origin, wanted: &Wanted, below: Vec<Layer>) -> Result<Arc<Lease>> {
-        let present = wanted.keys.iter().find_map(|key| self.store.lease(std::slice::from_ref(key)));
+        let present = wanted.keys.iter().find_map(|key| self.layers.lease(std::slice::from_ref(key)));
         if let Some(lease) = present {
             METRICS.layer("reused");
             return Ok(Arc::new(lease));
         }
         METRICS.layer("pulled");
-        let prepared = self.store.prepare()?;
+        let prepared = self.layers.prepare()?;
         let landed = step("pull_image", "layer", self.land(origin, wanted, below, &prepared)).await;
         let landed = landed.map_err(|error| error.during(format!("layer {}", wanted.blob)));
         if landed.is_err() {
-            Store::abandon(&prepared).await;
+            Layers::abandon(&prepared).await;
         }
         landed.map(Arc::new)
     }
@@ -152,9 +153,9 @@ impl Fetcher {
             let (own, implied) = (prepared.join(unpack::FILES), unpacked.implied);
             blocking(move || Ok(inherit(&own, &implied, &directories)?)).await?;
         }
-        let (store, prepared, key) = (self.store.clone(), prepared.to_owned(), key.clone());
+        let (layers, prepared, key) = (self.layers.clone(), prepared.to_owned(), key.clone());
         let usage = Usage { bytes: unpacked.bytes, inodes: unpacked.inodes };
-        blocking(move || Ok(store.commit(&prepared, &key, usage)?)).await
+        blocking(move || Ok(layers.commit(&prepared, &key, usage)?)).await
     }
 
     /// Downloads and unpacks at once.

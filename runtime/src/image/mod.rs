@@ -12,6 +12,7 @@ mod fetch;
 pub mod fuzz;
 mod hosts;
 mod keychain;
+mod layers;
 mod manifest;
 mod providers;
 mod pull;
@@ -33,8 +34,9 @@ use std::{
 use anyhow::{Context, anyhow};
 
 pub(crate) use auth::Given;
+pub(crate) use layers::{Lease, Usage};
 pub(crate) use reference::Digest;
-pub(crate) use store::{Image, Lease, Usage};
+pub(crate) use store::Image;
 pub(crate) use unpack::FILES;
 pub(crate) use view::contains;
 
@@ -46,6 +48,7 @@ use crate::{
 use auth::Credentials;
 use check::Verdict;
 use export::Exported;
+use layers::Layers;
 use pull::Puller;
 use reference::Reference;
 use store::{Store, layer_keys};
@@ -82,8 +85,9 @@ pub(crate) struct Images {
 
 impl Images {
     pub(crate) fn open(layout: Layout, config: &Config, boot_id: &str) -> anyhow::Result<Self> {
-        let store = Store::open(layout.clone(), boot_id)?;
-        let unfinished = Unfinished::open(&store, layout, boot_id)?;
+        let layers = Layers::open(layout.clone(), boot_id)?;
+        let store = Store::open(layout.clone(), layers.clone())?;
+        let unfinished = Unfinished::open(&layers, layout, boot_id)?;
         Ok(Self {
             puller: Puller::new(store.clone(), unfinished, &config.registry),
             store,
@@ -153,7 +157,7 @@ impl Images {
         let mut leases = Vec::new();
         for name in names {
             let image = self.find(name)?.ok_or_else(|| Error::not_found(format!("no image {name:?}")))?;
-            let lease = self.store.lease(&image.layers);
+            let lease = self.store.layers.lease(&image.layers);
             leases.push(lease.ok_or_else(|| Error::precondition(format!("{name}: a layer is damaged")))?);
             // By its id an image goes with all of its tags.
             let asked = Reference::parse(name).ok().and_then(|reference| reference.repo_tag());
@@ -182,10 +186,10 @@ impl Images {
         for image in self.store.all() {
             let (mut problems, mut damaged) = (Vec::new(), Vec::new());
             // What is removed meanwhile stays until it was looked at.
-            let lease = self.store.lease(&image.layers);
+            let lease = self.store.layers.lease(&image.layers);
             for (diff_id, key) in layer_keys(&image)? {
                 if !verdicts.contains_key(&key) {
-                    let (directory, diff_id) = (self.store.layer(&key), diff_id.clone());
+                    let (directory, diff_id) = (self.store.layers.directory(&key), diff_id.clone());
                     let verdict = blocking(move || Ok(check::verify(&directory, &diff_id))).await?;
                     verdicts.insert(key.clone(), verdict);
                 }
@@ -292,17 +296,17 @@ impl Images {
 
     /// Keeps layers for a container.
     pub(crate) fn lease(&self, layers: &[String]) -> Option<Lease> {
-        self.store.lease(layers)
+        self.store.layers.lease(layers)
     }
 
     /// Throws away the layers that nothing needs, and syncs what an earlier daemon did not; for start-up, once containers hold theirs.
     pub(crate) fn collect(&self) {
-        self.store.collect();
+        self.store.layers.collect();
         self.store.make_durable_later();
     }
 
     pub(crate) fn usage(&self) -> Usage {
-        self.store.usage()
+        self.store.layers.usage()
     }
 }
 

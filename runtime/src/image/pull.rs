@@ -17,10 +17,11 @@ use super::{
     blocking,
     client::Clients,
     fetch::{self, Fetcher, Layer, Origin, Wanted},
+    layers::Lease,
     manifest::{self, Manifest, digest, digest_of},
     reference::{Digest, Reference},
     registry::Registry,
-    store::{Image, Lease, Store},
+    store::{Image, Store},
     trust,
     unfinished::{Attempt, Unfinished},
 };
@@ -49,7 +50,7 @@ pub(crate) struct Puller {
 impl Puller {
     pub(crate) fn new(store: Arc<Store>, unfinished: Arc<Unfinished>, config: &config::Registry) -> Self {
         Self {
-            fetcher: Arc::new(Fetcher::new(store.clone(), unfinished.clone(), config)),
+            fetcher: Arc::new(Fetcher::new(store.layers.clone(), unfinished.clone(), config)),
             store,
             config: config.clone(),
             clients: Arc::default(),
@@ -128,7 +129,7 @@ impl Puller {
 
     /// Adds what is in the archive at `path`, once all of it is on the disk: of every image its id and its names.
     pub(crate) async fn import(&self, path: PathBuf, name: Option<Reference>) -> Result<Vec<(Digest, Vec<String>)>> {
-        let directory = self.store.directory();
+        let directory = self.store.layers.scratch();
         let (archive, images) = blocking(move || {
             let mut archive = Archive::open(&path, &directory)?;
             let images = archive.images(name)?;

@@ -1,37 +1,34 @@
-//! Images on disk: an OCI layout of names, manifests and configs, and layers as directories.
+//! Images on disk: an OCI layout of names, manifests and configs; their layers are in `layers`.
 //!
-//! `images/index.json` names what there is and is replaced by one rename, which is the transaction. A layer is complete when
-//! `layers/<key>/layer.json` is, and it appears by one rename too. Nothing is synced before a pull answers: a record made since
-//! boot carries the boot id until a background syncfs(2) has passed, and one of another boot is thrown away, so that power loss
-//! can cost a pull but never gives a damaged image. `index.json.synced` is the index of that moment, for when the newer one is lost.
+//! `images/index.json` names what there is and is replaced by one rename, which is the transaction. Nothing is synced before a pull
+//! answers, so that power loss can cost a pull but never gives a damaged image. `index.json.synced` is the index as of the last
+//! background syncfs(2), for when the newer one is lost.
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs, io,
-    path::{Path, PathBuf},
+    fs,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context, anyhow};
 use berth_shim::record::{self, Found};
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
-use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{reference::Digest, unpack::FILES};
+use super::{
+    layers::{EMPTY, Layers, Lease},
+    reference::Digest,
+};
 use crate::{
     error::{Error, Result},
     id,
     layout::Layout,
-    trash,
 };
 
-const RECORD: &str = "layer.json";
 /// Extension of the index as it was at the last sync.
 const SYNCED: &str = "json.synced";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
-/// The layer of images that have none: overlayfs wants at least one.
-pub(crate) const EMPTY: &str = "empty";
 
 /// What a user calls an image: its manifest, as the names lead to it, and its config, which is its id.
 #[derive(Debug)]
@@ -45,25 +42,6 @@ pub(crate) struct Image {
     pub size: u64,
 }
 
-/// `layer.json`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct LayerRecord {
-    bytes: u64,
-    inodes: u64,
-    /// Not yet known to be on disk since this boot.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    boot_id: Option<String>,
-}
-
-#[derive(Debug)]
-struct Layer {
-    record: LayerRecord,
-    /// Images, containers and running pulls that need it.
-    uses: usize,
-    /// Not what it was: nothing may start with it, and whoever pulls it replaces it.
-    damaged: bool,
-}
-
 /// A manifest under a name.
 #[derive(Clone, Debug)]
 struct Named {
@@ -71,12 +49,18 @@ struct Named {
     image: Digest,
 }
 
+/// An image with its layers, which stay as long as it does.
+#[derive(Debug)]
+struct Stored {
+    image: Arc<Image>,
+    _layers: Lease,
+}
+
 #[derive(Debug, Default)]
 struct State {
     /// `repository:tag` and `repository@digest`.
     names: BTreeMap<String, Named>,
-    images: BTreeMap<Digest, Arc<Image>>,
-    layers: HashMap<String, Layer>,
+    images: BTreeMap<Digest, Stored>,
     /// The index is newer than the last sync.
     unsynced: bool,
 }
@@ -84,87 +68,21 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Store {
     layout: Layout,
-    boot_id: String,
+    pub layers: Arc<Layers>,
     state: Mutex<State>,
     /// One sync at a time.
     sync: Mutex<()>,
 }
 
-/// Keeps layers from being deleted for as long as it lives.
-#[derive(Debug)]
-pub(crate) struct Lease {
-    store: Arc<Store>,
-    keys: Vec<String>,
-}
-
-impl Lease {
-    /// The directories of its layers' files.
-    pub(crate) fn files(&self) -> Vec<PathBuf> {
-        self.keys.iter().map(|key| self.store.files(key)).collect()
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        let mut state = self.store.state();
-        for key in &self.keys {
-            state.release(key, &self.store.layout);
-        }
-    }
-}
-
-/// Bytes and inodes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Usage {
-    pub bytes: u64,
-    pub inodes: u64,
-}
-
-impl State {
-    fn release(&mut self, key: &str, layout: &Layout) {
-        let Some(layer) = self.layers.get_mut(key) else { return };
-        layer.uses = layer.uses.saturating_sub(1);
-        if layer.uses == 0 {
-            self.layers.remove(key);
-            discard(layout, &layout.layers().join(key));
-        }
-    }
-
-    fn acquire(&mut self, key: &str) {
-        if let Some(layer) = self.layers.get_mut(key) {
-            layer.uses += 1;
-        }
-    }
-}
-
-fn discard(layout: &Layout, path: &Path) {
-    if let Err(error) = trash::discard(layout, path) {
-        tracing::warn!(path = %path.display(), %error, "move into the trash");
-    }
-}
-
 impl Store {
-    /// Reads what is on disk. What is damaged, half-made or of an unclean reboot is set aside or thrown away with a line in the
-    /// log; layers that nothing needs go with `collect`, once containers have taken their leases.
-    pub(crate) fn open(layout: Layout, boot_id: &str) -> anyhow::Result<Arc<Self>> {
-        for directory in [layout.blobs(), layout.layers(), layout.layers().join(EMPTY).join(FILES)] {
-            fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
-        }
+    /// Reads what is on disk. What is damaged is set aside or thrown away with a line in the log.
+    pub(crate) fn open(layout: Layout, layers: Arc<Layers>) -> anyhow::Result<Arc<Self>> {
+        let blobs = layout.blobs();
+        fs::create_dir_all(&blobs).with_context(|| format!("make {}", blobs.display()))?;
         let version = layout.images().join("oci-layout");
         fs::write(&version, br#"{"imageLayoutVersion":"1.0.0"}"#)
             .with_context(|| format!("write {}", version.display()))?;
-        let mut state = State::default();
-        for entry in fs::read_dir(layout.layers()).context("read layers")?.flatten() {
-            let key = entry.file_name().to_string_lossy().into_owned();
-            match record::read::<LayerRecord>(&entry.path().join(RECORD)) {
-                Ok(Found::Record(record)) if record.boot_id.as_ref().is_none_or(|made| made == boot_id) => {
-                    state.layers.insert(key, Layer { record, uses: 0, damaged: false });
-                }
-                _ if key == EMPTY => {}
-                _ => discard(&layout, &entry.path()),
-            }
-        }
-        let store = Self { layout, boot_id: boot_id.to_owned(), state: Mutex::new(state), sync: Mutex::default() };
+        let store = Self { layout, layers, state: Mutex::default(), sync: Mutex::default() };
         store.load_index()?;
         Ok(Arc::new(store))
     }
@@ -210,9 +128,7 @@ impl Store {
         let mut state = self.state();
         if !state.images.contains_key(&id) {
             let config: ImageConfiguration = serde_json::from_slice(&self.blob(&id)?)?;
-            let image = assemble(&id, config, |key| state.layers.get(key).map(|layer| layer.record.bytes))?;
-            image.layers.iter().for_each(|key| state.acquire(key));
-            state.images.insert(id.clone(), Arc::new(image));
+            state.images.insert(id.clone(), self.assemble(&id, config)?);
         }
         let mut manifest = descriptor.clone();
         manifest.set_annotations(None);
@@ -231,90 +147,11 @@ impl Store {
         }
     }
 
-    /// Throws away the layers that nothing needs.
-    pub(crate) fn collect(&self) {
-        let mut state = self.state();
-        let unused: Vec<String> =
-            state.layers.iter().filter(|(_, layer)| layer.uses == 0).map(|(key, _)| key.clone()).collect();
-        for key in unused {
-            state.release(&key, &self.layout);
-        }
-    }
-
-    /// Takes the layers, if all of them are there and nothing is known to be wrong with them.
-    pub(crate) fn lease(self: &Arc<Self>, keys: &[String]) -> Option<Lease> {
-        let mut state = self.state();
-        let known = |key: &String| key == EMPTY || state.layers.get(key).is_some_and(|layer| !layer.damaged);
-        if !keys.iter().all(known) {
-            return None;
-        }
-        keys.iter().for_each(|key| state.acquire(key));
-        Some(Lease { store: self.clone(), keys: keys.to_vec() })
-    }
-
-    /// Where large files may be for a while.
-    pub(crate) fn directory(&self) -> PathBuf {
-        self.layout.layers()
-    }
-
-    /// A new directory to unpack a layer into, with `FILES` in it.
-    pub(crate) fn prepare(&self) -> anyhow::Result<PathBuf> {
-        let path = self.layout.layers().join(format!("{}.tmp", id::random_hex(16)));
-        fs::create_dir_all(path.join(FILES)).with_context(|| format!("make {}", path.display()))?;
-        Ok(path)
-    }
-
-    /// Deletes what `prepare` made, before anyone is told: after a full disk there is room again.
-    pub(crate) async fn abandon(prepared: &Path) {
-        if let Err(error) = tokio::fs::remove_dir_all(prepared).await {
-            tracing::warn!(path = %prepared.display(), %error, "delete half a layer");
-        }
-    }
-
-    /// Makes a prepared directory the layer `key`, and holds it.
-    pub(crate) fn commit(self: &Arc<Self>, prepared: &Path, key: &str, usage: Usage) -> anyhow::Result<Lease> {
-        let record = LayerRecord { bytes: usage.bytes, inodes: usage.inodes, boot_id: Some(self.boot_id.clone()) };
-        // Nobody sees it before the directory has its name.
-        let bytes = serde_json::to_vec(&record).context("the layer's record")?;
-        fs::write(prepared.join(RECORD), bytes).context("write the layer's record")?;
-        let mut state = self.state();
-        let path = self.layout.layers().join(key);
-        match state.layers.get_mut(key) {
-            Some(layer) if layer.damaged => {
-                discard(&self.layout, &path);
-                fs::rename(prepared, &path).context("replace layer")?;
-                (layer.record, layer.damaged) = (record, false);
-            }
-            Some(_) => discard(&self.layout, prepared),
-            None => {
-                fs::rename(prepared, &path).context("commit layer")?;
-                state.layers.insert(key.to_owned(), Layer { record, uses: 0, damaged: false });
-            }
-        }
-        state.acquire(key);
-        Ok(Lease { store: self.clone(), keys: vec![key.to_owned()] })
-    }
-
-    pub(crate) fn layer(&self, key: &str) -> PathBuf {
-        self.layout.layers().join(key)
-    }
-
-    pub(crate) fn files(&self, key: &str) -> PathBuf {
-        self.layer(key).join(FILES)
-    }
-
     /// Marks a layer as damaged, so that it is pulled anew, unless a container or a pull uses it: false then.
     pub(crate) fn distrust(&self, key: &str) -> bool {
-        let mut state = self.state();
-        let images = state.images.values().filter(|image| image.layers.iter().any(|own| own == key)).count();
-        match state.layers.get_mut(key) {
-            Some(layer) if layer.uses > images => false,
-            Some(layer) => {
-                layer.damaged = true;
-                true
-            }
-            None => true,
-        }
+        let state = self.state();
+        let images = state.images.values().filter(|stored| stored.image.layers.iter().any(|own| own == key)).count();
+        self.layers.distrust(key, images)
     }
 
     /// Reads what the image's names lead to, and its config.
@@ -350,12 +187,11 @@ impl Store {
                 .with_context(|| format!("write {}", path.display()))?;
         }
         let image = match state.images.get(&id) {
-            Some(image) => image.clone(),
+            Some(stored) => stored.image.clone(),
             None => {
-                let image = assemble(&id, parsed, |key| state.layers.get(key).map(|layer| layer.record.bytes))?;
-                image.layers.iter().for_each(|key| state.acquire(key));
-                let image = Arc::new(image);
-                state.images.insert(id.clone(), image.clone());
+                let stored = self.assemble(&id, parsed)?;
+                let image = stored.image.clone();
+                state.images.insert(id.clone(), stored);
                 image
             }
         };
@@ -395,13 +231,8 @@ impl Store {
 
     /// An image without a name is gone: nobody can ask for it any more.
     fn drop_nameless(&self, state: &mut State) {
-        let named = |id: &Digest, names: &BTreeMap<String, Named>| names.values().any(|named| named.image == *id);
-        let gone: Vec<Digest> = state.images.keys().filter(|id| !named(id, &state.names)).cloned().collect();
-        for id in gone {
-            if let Some(image) = state.images.remove(&id) {
-                image.layers.iter().for_each(|key| state.release(key, &self.layout));
-            }
-        }
+        let State { names, images, .. } = state;
+        images.retain(|id, _| names.values().any(|named| named.image == *id));
         let needed = |hex: &str| {
             let is = |digest: &str| digest.strip_prefix("sha256:") == Some(hex);
             state.names.values().any(|named| is(named.manifest.digest().as_ref()) || named.image.hex() == hex)
@@ -427,10 +258,9 @@ impl Store {
     /// Marks what was pulled since boot as being on disk, after it is. Blocks.
     fn make_durable(&self) -> anyhow::Result<()> {
         let _one = self.sync.lock().unwrap_or_else(PoisonError::into_inner);
-        let pending: Vec<(String, LayerRecord)> = {
+        let pending = {
             let mut state = self.state();
-            let made_now = state.layers.iter().filter(|(_, layer)| layer.record.boot_id.is_some());
-            let pending: Vec<_> = made_now.map(|(key, layer)| (key.clone(), layer.record.clone())).collect();
+            let pending = self.layers.unsynced();
             if pending.is_empty() && !state.unsynced {
                 return Ok(());
             }
@@ -448,29 +278,17 @@ impl Store {
         if kept {
             fs::rename(&syncing, index.with_extension(SYNCED)).context("keep the image index")?;
         }
-        for (key, mut record) in pending {
-            record.boot_id = None;
-            let path = self.layout.layers().join(&key).join(RECORD);
-            match record::write(&path, &record) {
-                // Removed in between.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                result => result.with_context(|| format!("write {}", path.display()))?,
-            }
-            if let Some(layer) = self.state().layers.get_mut(&key) {
-                layer.record = record;
-            }
-        }
-        Ok(())
+        self.layers.are_synced(pending)
     }
 
     pub(crate) fn by_name(&self, name: &str) -> Option<Arc<Image>> {
         let state = self.state();
-        state.names.get(name).and_then(|named| state.images.get(&named.image)).cloned()
+        Some(state.images.get(&state.names.get(name)?.image)?.image.clone())
     }
 
     /// Whether all that an image has is on the disk, as far as that is known.
-    pub(crate) fn is_whole(self: &Arc<Self>, image: &Image) -> bool {
-        self.lease(&image.layers).is_some() && self.check_documents(&image.id).is_ok()
+    pub(crate) fn is_whole(&self, image: &Image) -> bool {
+        self.layers.lease(&image.layers).is_some() && self.check_documents(&image.id).is_ok()
     }
 
     /// The digest of the manifest that a name leads to.
@@ -488,7 +306,8 @@ impl Store {
             return Ok(None);
         }
         let state = self.state();
-        let mut matching = state.images.iter().filter(|(id, _)| id.hex().starts_with(hex)).map(|(_, image)| image);
+        let mut matching =
+            state.images.iter().filter(|(id, _)| id.hex().starts_with(hex)).map(|(_, stored)| &stored.image);
         match (matching.next(), matching.next()) {
             (Some(_), Some(_)) => Err(Error::invalid(format!("{text} is the start of several image ids"))),
             (image, _) => Ok(image.cloned()),
@@ -501,16 +320,28 @@ impl Store {
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<Image>> {
-        self.state().images.values().cloned().collect()
+        self.state().images.values().map(|stored| stored.image.clone()).collect()
     }
 
-    /// Of all layers; counted when they were unpacked.
-    pub(crate) fn usage(&self) -> Usage {
-        let sum = |total: Usage, layer: &Layer| Usage {
-            bytes: total.bytes + layer.record.bytes,
-            inodes: total.inodes + layer.record.inodes,
-        };
-        self.state().layers.values().fold(Usage::default(), sum)
+    fn assemble(&self, id: &Digest, config: ImageConfiguration) -> anyhow::Result<Stored> {
+        let mut total = 0;
+        let mut layers = Vec::new();
+        for candidates in keys(&config)? {
+            let found = candidates.into_iter().find_map(|key| self.layers.bytes(&key).map(|bytes| (key, bytes)));
+            let (key, bytes) = found.ok_or_else(|| anyhow!("a layer of {id} is missing"))?;
+            // A layer may come twice; overlayfs takes it once, and the upper one decides.
+            layers.retain(|layer| *layer != key);
+            layers.push(key);
+            total += bytes;
+        }
+        layers.reverse();
+        if layers.is_empty() {
+            layers.push(EMPTY.to_owned());
+        }
+        let lease = self.layers.lease(&layers).ok_or_else(|| anyhow!("a layer of {id} is damaged"))?;
+        // The config counts too, so that an image is never of size 0, which CRI clients refuse.
+        let image = Image { id: id.clone(), config, layers, size: total.max(1) };
+        Ok(Stored { image: Arc::new(image), _layers: lease })
     }
 }
 
@@ -536,23 +367,4 @@ pub(crate) fn layer_keys(image: &Image) -> Result<Vec<(Digest, String)>> {
     let keys = keys(&image.config)?.into_iter().map(own);
     let diff_ids = image.config.rootfs().diff_ids().iter().map(|text| Digest::parse(text));
     diff_ids.zip(keys).map(|(diff_id, key)| Ok((diff_id?, key.context("a layer without a key")?))).collect()
-}
-
-fn assemble(id: &Digest, config: ImageConfiguration, size: impl Fn(&str) -> Option<u64>) -> anyhow::Result<Image> {
-    let mut total = 0;
-    let mut layers = Vec::new();
-    for candidates in keys(&config)? {
-        let found = candidates.into_iter().find_map(|key| size(&key).map(|bytes| (key, bytes)));
-        let (key, bytes) = found.ok_or_else(|| anyhow!("a layer of {id} is missing"))?;
-        // A layer may come twice; overlayfs takes it once, and the upper one decides.
-        layers.retain(|layer| *layer != key);
-        layers.push(key);
-        total += bytes;
-    }
-    layers.reverse();
-    if layers.is_empty() {
-        layers.push(EMPTY.to_owned());
-    }
-    // The config counts too, so that an image is never of size 0, which CRI clients refuse.
-    Ok(Image { id: id.clone(), config, layers, size: total.max(1) })
 }

@@ -22,8 +22,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     fetch::Wanted,
+    layers::{Layers, Lease},
     reference::Digest,
-    store::{Lease, Store},
 };
 use crate::{id, layout::Layout};
 
@@ -61,7 +61,7 @@ pub(super) struct Unfinished {
 
 impl Unfinished {
     /// Takes up what an earlier daemon left; needs a tokio runtime.
-    pub(super) fn open(store: &Arc<Store>, layout: Layout, boot_id: &str) -> anyhow::Result<Arc<Self>> {
+    pub(super) fn open(layers: &Arc<Layers>, layout: Layout, boot_id: &str) -> anyhow::Result<Arc<Self>> {
         for directory in [layout.pulls(), layout.partial()] {
             fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
         }
@@ -70,7 +70,7 @@ impl Unfinished {
             match record::read::<Record>(&entry.path()) {
                 Ok(Found::Record(record)) if own.path(&record.name) == entry.path() => {
                     let present =
-                        record.layers.iter().flatten().filter_map(|key| store.lease(std::slice::from_ref(key)));
+                        record.layers.iter().flatten().filter_map(|key| layers.lease(std::slice::from_ref(key)));
                     let leases = present.map(Arc::new).collect();
                     own.hold(record, leases);
                 }
