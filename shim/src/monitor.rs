@@ -301,7 +301,16 @@ impl Monitor<'_> {
             Received::Request(request, fds) => self.handle(client, request, fds),
             Received::Garbage(error) => self.reply(client, 0, Err(error)),
             Received::Nothing => {}
-            Received::Closed => drop(self.clients.remove(&client)),
+            Received::Closed => self.disconnected(client),
+        }
+    }
+
+    /// A daemon that is gone reads nothing that its execs say, and is told of no end: they go with all of their descendants.
+    fn disconnected(&mut self, client: u64) {
+        self.clients.remove(&client);
+        for (id, _) in self.execs.iter().filter(|(_, running)| running.client == client) {
+            // One that cannot be killed goes with the container.
+            let _ = self.signal(Some(id), libc::SIGKILL);
         }
     }
 
@@ -340,7 +349,7 @@ impl Monitor<'_> {
         if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) || self.execs.contains_key(id) {
             return Err(failure("not a free exec id:", id));
         }
-        let path: PathBuf = self.dir.join(layout::EXEC).join(format!("{id}.json"));
+        let path = self.request(id);
         let Found::Record(process) = record::read::<Process>(&path).step_on("read", &path)? else {
             return Err(failure("missing or damaged", &path));
         };
@@ -355,6 +364,11 @@ impl Monitor<'_> {
         let exec = exec::start(&inside, id, &process, fds)?;
         self.execs.insert(id.to_owned(), Running { exec, client, request });
         Ok(())
+    }
+
+    /// Where the daemon describes an exec.
+    fn request(&self, id: &str) -> PathBuf {
+        self.dir.join(layout::EXEC).join(format!("{id}.json"))
     }
 
     /// The channel of an exec has something to say, which for a program that runs is end-of-file.
@@ -425,8 +439,10 @@ impl Monitor<'_> {
         // Whether it ever ran comes before how it ended.
         self.exec_started(&id);
         let Some(running) = self.execs.remove(&id) else { return };
-        if let Some(connection) = self.clients.get(&running.client) {
-            socket::send(connection, &Packet::ExecExited { exec: id, code: end.code() });
+        match self.clients.get(&running.client) {
+            Some(connection) => socket::send(connection, &Packet::ExecExited { exec: id, code: end.code() }),
+            // The daemon that wrote it is gone.
+            None => drop(fs::remove_file(self.request(&id))),
         }
         if let Some(pid_file) = &running.exec.behind {
             // With the request that was made of it; both go with the container at the latest.

@@ -93,6 +93,32 @@ async fn a_killed_shim_takes_its_container_along_and_is_told() {
 }
 
 #[tokio::test]
+async fn a_killed_daemon_takes_its_execs_along_and_nothing_else() {
+    let (machine, daemon, cri, image) = ready().await;
+    let sandbox = cri.run_pod(pod(&machine, "p")).await.unwrap();
+    let id = cri.run(&sandbox, container("c", &image, "exec sleep 1000")).await.unwrap();
+    // One that ended and left something behind, and one that runs with a child.
+    cri.sh(&id, "sleep 2001 >/dev/null 2>&1 &").await;
+    let running = tokio::spawn({
+        let (cri, id) = (cri.clone(), id.clone());
+        async move { cri.exec(&id, &["sh", "-c", "sleep 2002 & sleep 2003; true"], 0).await }
+    });
+    let sleeps = async || {
+        let seen = cri.sh(&id, "ps -o args").await;
+        ["sleep 1000", "sleep 2001", "sleep 2002", "sleep 2003"].map(|sleep| seen.contains(sleep))
+    };
+    eventually("all of them", async || sleeps().await == [true; 4]).await;
+    daemon.kill();
+    running.await.unwrap().unwrap_err();
+    let _daemon = machine.start().await;
+    eventually("the end of the exec", async || sleeps().await == [true, true, false, false]).await;
+    let requests = machine.path(&format!("root/containers/{id}/exec"));
+    eventually("no request", async || fs::read_dir(&requests).unwrap().next().is_none()).await;
+    cri.remove_pod(&sandbox).await.unwrap();
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
 async fn a_daemon_killed_at_any_moment_of_a_pods_life_leaves_nothing_that_a_restart_does_not_remove() {
     let machine = Machine::new();
     let mut daemon = machine.start().await;
