@@ -386,6 +386,33 @@ async fn what_is_wrong_is_refused_and_disturbs_nobody() {
 }
 
 #[tokio::test]
+async fn streams_that_never_come_are_waited_for_30_s() {
+    let (machine, daemon, cri, sandbox, id) = sleeper().await;
+    let before = descriptors(&daemon);
+    let urls = (exec(&cri, &id, &["sleep", "7654"], "oe").await, port_forward(&cri, &sandbox).await);
+    machine.in_network(|| {
+        let begun = Instant::now();
+        let mut command = SpdyClient::open_all(&urls.0, &["error", "stdout"]);
+        let mut forward = SpdyClient::connect(&urls.1, "portforward.k8s.io");
+        let lonely = forward.open(&[("port", "80"), ("requestid", "1"), ("streamtype", "error")]);
+        for client in [&command, &forward] {
+            client.socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        }
+        command.read_until(|_| false).unwrap();
+        assert!((28..45).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+        forward.read_until(|client| client.ended.contains(&lonely)).unwrap();
+        assert!((28..45).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+        assert!(forward.text(lonely).contains("no data stream"), "{}", forward.text(lonely));
+        // The connection itself serves others.
+        let twice = [0, 1].map(|_| forward.open(&[("port", "80"), ("requestid", "2"), ("streamtype", "error")]));
+        forward.read_until(|client| client.ended.contains(&twice[1])).unwrap();
+        assert!(!forward.ended.contains(&twice[0]));
+    });
+    assert_eq!(running("sleep 7654"), 0, "it never began");
+    eventually("the last of them", async || descriptors(&daemon) <= before).await;
+}
+
+#[tokio::test]
 async fn ports_are_forwarded_as_old_websocket_clients_want_it() {
     let (machine, _daemon, cri, sandbox) = echo().await;
     let request = v1::PortForwardRequest { pod_sandbox_id: sandbox.clone(), port: vec![80, 9] };

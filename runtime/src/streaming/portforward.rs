@@ -7,7 +7,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsFd,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::sched::{CloneFlags, setns};
@@ -15,6 +15,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
     task::JoinSet,
+    time::Instant,
 };
 
 use super::{
@@ -29,23 +30,47 @@ const PAIRING: Duration = Duration::from_secs(30);
 const GRACE: Duration = Duration::from_secs(1);
 const CHUNK: usize = 64 << 10;
 
+/// A stream whose other half has not come yet.
+struct Half {
+    stream: Stream,
+    is_data: bool,
+    since: Instant,
+}
+
 /// Serves connections until the client is gone. `netns`: of the pod; `None` for the host's.
 pub(crate) async fn serve(mut connection: Connection, netns: Option<PathBuf>) {
-    let mut waiting: HashMap<String, (Stream, Instant)> = HashMap::new();
+    let mut waiting: HashMap<String, Half> = HashMap::new();
     // Ends with this function, and what it holds.
     let mut forwards = JoinSet::new();
-    while let Some(stream) = connection.accept().await {
-        waiting.retain(|_, (_, since)| since.elapsed() < PAIRING);
+    loop {
         while forwards.try_join_next().is_some() {}
+        let patience = waiting.values().map(|half| half.since + PAIRING).min();
+        let stream = tokio::select! {
+            stream = connection.accept() => stream,
+            () = until(patience) => {
+                let late = waiting.extract_if(|_, half| half.since.elapsed() >= PAIRING);
+                late.for_each(|(_, half)| drop(forwards.spawn(give_up(half))));
+                continue;
+            }
+        };
+        let Some(stream) = stream else { break };
         let Some((request, is_data)) = kind(&stream) else {
             stream.output.reset().await;
             continue;
         };
-        let Some((other, _)) = waiting.remove(&request) else {
-            waiting.insert(request, (stream, Instant::now()));
-            continue;
+        let (data, error) = match waiting.remove(&request) {
+            Some(half) if half.is_data == is_data => {
+                stream.output.reset().await;
+                waiting.insert(request, half);
+                continue;
+            }
+            Some(half) if is_data => (stream, half.stream),
+            Some(half) => (half.stream, stream),
+            None => {
+                waiting.insert(request, Half { stream, is_data, since: Instant::now() });
+                continue;
+            }
         };
-        let (data, error) = if is_data { (stream, other) } else { (other, stream) };
         let port = data.headers.get("port").and_then(|port| port.parse().ok()).unwrap_or(0);
         let netns = netns.clone();
         forwards.spawn(async move {
@@ -56,6 +81,25 @@ pub(crate) async fn serve(mut connection: Connection, netns: Option<PathBuf>) {
         });
     }
     connection.close().await;
+}
+
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Says so where the client listens.
+async fn give_up(half: Half) {
+    let output = half.stream.output;
+    if half.is_data {
+        return output.reset().await;
+    }
+    let error = Output::Spdy(output.clone());
+    let _ = error.send_text(&format!("no data stream came within {} s", PAIRING.as_secs())).await;
+    error.finish().await;
+    output.forget();
 }
 
 /// Which connection a stream belongs to, and whether it is the data of it; `None` for what is neither.
