@@ -79,7 +79,7 @@ impl Puller {
         let open = move || Registry::open(&own.config.config_path, &own.clients, &name, credentials);
         let registry = Arc::new(blocking(open).await?);
         let during = |error: Error| error.during(format!("pull {reference}"));
-        if let Some(image) = step("pull_image", "head", self.unchanged(&registry, reference)).await.map_err(during)? {
+        if let Some(image) = self.unchanged(&registry, reference).await.map_err(during)? {
             image.layers.iter().for_each(|_| METRICS.layer("reused"));
             tracing::info!(image = %reference, id = %image.id, ms = begun.elapsed().as_millis() as u64, "is up to date");
             return Ok(image.id.clone());
@@ -107,7 +107,8 @@ impl Puller {
         let Some(image) = reference.repo_tag().or(by_digest).and_then(|name| self.store.by_name(&name)) else {
             return Ok(None);
         };
-        let Some(top) = registry.digest(reference.target()).await? else { return Ok(None) };
+        let head = registry.digest(reference.target());
+        let Some(top) = step("pull_image", "head", head).await? else { return Ok(None) };
         let name = reference.repo_digest(&top);
         let (Some(manifest), Some(known)) = (self.store.manifest(&name), self.store.by_name(&name)) else {
             return Ok(None);
