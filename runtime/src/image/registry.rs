@@ -356,11 +356,14 @@ fn passes(status: StatusCode) -> bool {
     status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error()
 }
 
-/// In seconds, or as a date (RFC 9110 10.2.3); one that has passed is now.
 fn retry_after(response: &Response) -> Option<Duration> {
-    let text = response.headers().get(header::RETRY_AFTER)?.to_str().ok()?;
-    let until = || Some(httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).unwrap_or_default());
-    text.parse().ok().map(Duration::from_secs).or_else(until)
+    pause_until(response.headers().get(header::RETRY_AFTER)?.to_str().ok()?, SystemTime::now())
+}
+
+/// Seconds, or a date (RFC 9110, 10.2.3); one that has passed is now.
+fn pause_until(text: &str, now: SystemTime) -> Option<Duration> {
+    let date = || Some(httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default());
+    text.parse().ok().map(Duration::from_secs).or_else(date)
 }
 
 fn refused(url: &str, response: &Response) -> Error {
@@ -387,5 +390,18 @@ pub(crate) fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
         // What `openssl req -x509` makes unless told otherwise.
         true => format!("{cause} (the server shows a CA's certificate: it needs one with basicConstraints=CA:FALSE)"),
         false => cause,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_asks_for_a_pause_in_seconds_or_by_a_date() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:30 GMT").unwrap();
+        let seconds = |text| pause_until(text, now).map(|pause| pause.as_secs());
+        assert_eq!((seconds("120"), seconds("Sun, 06 Nov 1994 08:49:37 GMT")), (Some(120), Some(7)));
+        assert_eq!((seconds("Sun, 06 Nov 1994 08:00:00 GMT"), seconds("soon")), (Some(0), None));
     }
 }
