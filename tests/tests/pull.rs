@@ -310,7 +310,7 @@ fn documents(machine: &Machine) -> BTreeMap<String, u64> {
 
 #[tokio::test]
 async fn an_image_that_is_there_costs_one_head_and_is_not_written_again() {
-    let (machine, _daemon, cri) = start().await;
+    let (machine, daemon, cri) = start().await;
     let knows_head = Arc::new(AtomicBool::new(true));
     let rule = knows_head.clone();
     let registry = FakeRegistry::start(&machine, Image::busybox(), move |asked| {
@@ -350,6 +350,12 @@ async fn an_image_that_is_there_costs_one_head_and_is_not_written_again() {
     fs::write(&config, "{}").unwrap();
     assert_eq!(cri.pull(&name).await.unwrap(), id);
     assert_eq!(digest(&fs::read(&config).unwrap()), id);
+
+    // A daemon that ends before its sync leaves it to the next one.
+    daemon.kill();
+    fs::remove_file(machine.path("root/images/index.json.synced")).unwrap();
+    let _daemon = machine.start().await;
+    eventually("the sync after a start", async || synced()).await;
 }
 
 /// What is on disk after a power loss, at worst: nothing of the files that were not synced yet, and records of another boot.

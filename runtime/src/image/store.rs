@@ -118,6 +118,8 @@ impl Store {
                 tracing::warn!(name, "image dropped: {error:#}");
             }
         }
+        // An earlier daemon may have ended before its sync.
+        self.state().unsynced = fs::read(&path).ok() != fs::read(path.with_extension(SYNCED)).ok();
         Ok(())
     }
 
