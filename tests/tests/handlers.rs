@@ -131,9 +131,17 @@ async fn it_outlives_the_daemon_and_leaves_nothing_when_its_shim_is_killed() {
         // crun's start returns a moment before its program has become the container's.
         let name = format!("/proc/{pid}/comm");
         eventually("the program", async || fs::read_to_string(&name).is_ok_and(|name| name.trim() == "sleep")).await;
+        let exec = tokio::spawn({
+            let (cri, id) = (cri.clone(), id.clone());
+            async move { cri.exec(&id, &["sleep", "2004"], 0).await }
+        });
+        let runs = async || cri.sh(&id, "ps -o args").await.contains("sleep 2004");
+        eventually("an exec", runs).await;
         daemon.kill();
+        exec.await.unwrap().unwrap_err();
         let _daemon = machine.start().await;
         assert_eq!(cri.sh(&id, "echo reached").await, "reached\n");
+        eventually("the end of the exec", async || !runs().await).await;
         let log = fs::read_to_string(machine.path("logs/p/t.log")).unwrap();
         assert!(log.contains("stdout F /dev/pts/0"), "{handler}: {log}");
         cri.stop(&terminal, 0).await.unwrap();
