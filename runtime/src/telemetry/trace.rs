@@ -41,18 +41,16 @@ impl Traces {
         if is("OTEL_SDK_DISABLED", "true") || is("OTEL_TRACES_EXPORTER", "none") {
             return Ok(None);
         }
-        let exporter = match first_set(PROTOCOLS) {
-            // As the specification has it where nothing is said.
-            None => SpanExporter::builder().with_http().build(),
-            Some((_, protocol)) if protocol == "http/protobuf" => SpanExporter::builder().with_http().build(),
-            Some((_, protocol)) if protocol == "grpc" => {
-                let builder = SpanExporter::builder().with_tonic();
-                match endpoint.starts_with("https:") {
-                    true => builder.with_tls_config(ClientTlsConfig::new().with_enabled_roots()).build(),
-                    false => builder.build(),
-                }
+        // Where nothing is said, it is what the specification says.
+        let (variable, protocol) = first_set(PROTOCOLS).unwrap_or((PROTOCOLS[1], "http/protobuf".to_owned()));
+        let exporter = match protocol.to_ascii_lowercase().as_str() {
+            "http/protobuf" => SpanExporter::builder().with_http().build(),
+            "grpc" if endpoint.starts_with("https:") => {
+                let tls = ClientTlsConfig::new().with_enabled_roots();
+                SpanExporter::builder().with_tonic().with_tls_config(tls).build()
             }
-            Some((name, protocol)) => bail!("{name}: {protocol:?} is neither \"grpc\" nor \"http/protobuf\""),
+            "grpc" => SpanExporter::builder().with_tonic().build(),
+            _ => bail!("{variable}: {protocol:?} is neither \"grpc\" nor \"http/protobuf\""),
         };
         let resource = match env::var_os("OTEL_SERVICE_NAME") {
             Some(_) => Resource::builder(),
