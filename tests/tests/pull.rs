@@ -330,7 +330,6 @@ async fn an_image_that_is_there_costs_one_head_and_is_not_written_again() {
         (methods.as_slice(), documents(&machine)),
         (["HEAD".to_owned(), "HEAD".to_owned()].as_slice(), written.clone())
     );
-
     assert_eq!(registry.connections(), connections, "by a connection that is there");
 
     // A registry that knows no HEAD is asked for everything but the layers; what is there stays as it is.

@@ -72,6 +72,10 @@ fn collector(machine: &Machine, tls: Option<ServerTlsConfig>) -> (u16, mpsc::Unb
     (port, receiver)
 }
 
+fn set<const N: usize>(machine: &mut Machine, variables: [(&str, &str); N]) {
+    machine.environment.extend(variables.map(|(name, value)| (name.into(), value.into())));
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -87,8 +91,8 @@ fn traced<T>(message: T) -> Request<T> {
 async fn the_steps_of_a_traced_rpc_are_its_spans() {
     let mut machine = Machine::new();
     let (port, mut spans) = collector(&machine, None);
-    machine.environment.push(("OTEL_EXPORTER_OTLP_ENDPOINT".into(), format!("http://127.0.0.1:{port}")));
-    machine.environment.push(("OTEL_BSP_SCHEDULE_DELAY".into(), "100".into()));
+    let endpoint = format!("http://127.0.0.1:{port}");
+    set(&mut machine, [("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint), ("OTEL_BSP_SCHEDULE_DELAY", "100")]);
     let daemon = machine.start().await;
     let cri = daemon.cri();
     let image = cri.pull_image(&machine, Image::busybox()).await;
@@ -163,14 +167,10 @@ async fn a_collector_is_reached_by_grpc_and_by_http_with_and_without_tls() {
             ServerTlsConfig::new().identity(identity)
         };
         let (port, mut spans) = collector(&machine, (scheme == "https").then(tls));
-        for (name, value) in [
-            ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", &format!("{scheme}://127.0.0.1:{port}")),
-            ("OTEL_BSP_SCHEDULE_DELAY", "100"),
-            ("SSL_CERT_FILE", certificate.to_str().unwrap()),
-        ] {
-            machine.environment.push((name.into(), value.into()));
-        }
+        let endpoint = format!("{scheme}://127.0.0.1:{port}");
+        let certificates = certificate.to_str().unwrap();
+        set(&mut machine, [("OTEL_EXPORTER_OTLP_PROTOCOL", protocol), ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)]);
+        set(&mut machine, [("OTEL_BSP_SCHEDULE_DELAY", "100"), ("SSL_CERT_FILE", certificates)]);
         let daemon = machine.start().await;
         daemon.cri().runtime.clone().version(traced(v1::VersionRequest::default())).await.unwrap();
         let what = format!("a span by {protocol}, {scheme}");
@@ -183,8 +183,7 @@ async fn a_collector_is_reached_by_grpc_and_by_http_with_and_without_tls() {
 #[tokio::test]
 async fn a_collector_that_is_down_is_told_in_the_log() {
     let mut machine = Machine::new();
-    machine.environment.push(("OTEL_EXPORTER_OTLP_ENDPOINT".into(), "http://127.0.0.1:1".into()));
-    machine.environment.push(("OTEL_BSP_SCHEDULE_DELAY".into(), "100".into()));
+    set(&mut machine, [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1"), ("OTEL_BSP_SCHEDULE_DELAY", "100")]);
     let daemon = machine.start().await;
     daemon.cri().runtime.clone().version(v1::VersionRequest::default()).await.unwrap();
     eventually("a line of it", async || daemon.log().contains("ExportError")).await;
@@ -194,8 +193,8 @@ async fn a_collector_that_is_down_is_told_in_the_log() {
 #[tokio::test]
 async fn a_protocol_that_is_not_spoken_is_said_at_the_start() {
     let mut machine = Machine::new();
-    machine.environment.push(("OTEL_EXPORTER_OTLP_ENDPOINT".into(), "http://127.0.0.1:4318".into()));
-    machine.environment.push(("OTEL_EXPORTER_OTLP_PROTOCOL".into(), "http/json".into()));
+    let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318");
+    set(&mut machine, [endpoint, ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")]);
     let (daemon, _) = machine.launch(&[]);
     eventually("its words", async || daemon.log().contains("OTEL_EXPORTER_OTLP_PROTOCOL")).await;
     assert!(!daemon.wait().success());

@@ -109,10 +109,7 @@ impl Puller {
         };
         let head = registry.digest(reference.target());
         let Some(top) = step("pull_image", "head", head).await? else { return Ok(None) };
-        let name = reference.repo_digest(&top);
-        let (Some(manifest), Some(known)) = (self.store.manifest(&name), self.store.by_name(&name)) else {
-            return Ok(None);
-        };
+        let Some((known, manifest)) = self.store.named(&reference.repo_digest(&top)) else { return Ok(None) };
         let store = self.store.clone();
         if known.id != image.id || !blocking(move || Ok(store.is_whole(&known))).await? {
             return Ok(None);

@@ -284,18 +284,20 @@ impl Store {
     }
 
     pub(crate) fn by_name(&self, name: &str) -> Option<Arc<Image>> {
+        self.named(name).map(|(image, _)| image)
+    }
+
+    /// What a name leads to, and the digest of the manifest by which it does.
+    pub(crate) fn named(&self, name: &str) -> Option<(Arc<Image>, Digest)> {
         let state = self.state();
-        Some(state.images.get(&state.names.get(name)?.image)?.image.clone())
+        let Named { manifest, image } = state.names.get(name)?;
+        let manifest = Digest::parse(manifest.digest().as_ref()).ok()?;
+        Some((state.images.get(image)?.image.clone(), manifest))
     }
 
     /// Whether all that an image has is on the disk, as far as that is known.
     pub(crate) fn is_whole(&self, image: &Image) -> bool {
         self.layers.lease(&image.layers).is_some() && self.check_documents(&image.id).is_ok()
-    }
-
-    /// The digest of the manifest that a name leads to.
-    pub(crate) fn manifest(&self, name: &str) -> Option<Digest> {
-        Digest::parse(self.state().names.get(name)?.manifest.digest().as_ref()).ok()
     }
 
     /// By image id, with or without `sha256:`, or by a prefix of it that only one image has.

@@ -80,14 +80,15 @@ impl Plugins {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
-        let answered = Box::pin(self.converse(&mut plugin, serde_json::to_vec(conf)?)).instrument(span).await;
+        let answered = Box::pin(self.converse(&mut plugin, conf)).instrument(span).await;
         let answered = answered.and_then(|output| answer(command, output));
         METRICS.plugin(&name, command, begun.elapsed(), answered.is_err());
         answered.with_context(|| format!("CNI plugin {name} {command}"))
     }
 
     /// One question and its answer, for as long as a plugin may take.
-    async fn converse(&self, plugin: &mut Command, request: Vec<u8>) -> anyhow::Result<Output> {
+    async fn converse(&self, plugin: &mut Command, conf: &Conf) -> anyhow::Result<Output> {
+        let request = serde_json::to_vec(conf)?;
         let mut child = spawn(plugin).await?;
         let group = Group(child.id());
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
