@@ -9,7 +9,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=berth.proto");
     let descriptors = protox::compile(["api.proto"], ["."])?;
     // The test against the published table reads the descriptors, not the source text.
-    fs::write(PathBuf::from(env::var("OUT_DIR")?).join("descriptors.bin"), descriptors.encode_to_vec())?;
+    fs::write(
+        PathBuf::from(env::var("OUT_DIR")?).join("descriptors.bin"),
+        descriptors.encode_to_vec(),
+    )?;
     tonic_prost_build::configure()
         .generate_default_stubs(true)
         .extern_path(".runtime.v1.ListContainersResponse", "crate::ListContainersResponse")

@@ -1,104 +1,147 @@
-//! ADD as steps that ensure, DEL as its idempotent undo, CHECK as a comparison, GC as DEL of everybody who left.
+//! The verbs of CNI for a bridge: ADD in steps, DEL as their idempotent undo, CHECK as a comparison
+//! of what is there with what ADD made, and GC as DEL of all who left.
 
 use std::{fs::File, net::IpAddr, os::fd::AsFd};
 
-use berth_cni::{Attachment, Error, Interface, Ip, Route, Success, code};
+use berth_cni::{Error, Interface, Ip, Route, Success, code};
 use ipnet::IpNet;
 use rtnetlink::Handle;
 use serde_json::{Value, json};
 
 use crate::{
-    Args,
-    conf::{Conf, Trunk},
-    guard,
+    args::Args,
+    bandwidth,
+    conf::{self, Conf, Trunk},
     ipam::{self, Lease},
-    link::{self, Bridge, Link, Pair},
-    netns, portmap, rules, shaper,
+    macspoof, names, netfilter,
+    netlink::{
+        address,
+        bridge::{self, Bridge},
+        link::{self, Link, Pair},
+        netns, route, vlan,
+    },
+    nft::rules,
+    portmap,
+    steps::{At, begin},
+    sysctl,
 };
 
 /// Attaches the namespace of `args`, or leaves nothing.
 pub(crate) async fn add(conf: &Conf, args: &Args) -> Result<Success, Error> {
     let result = attach(conf, args).await;
     if result.is_err() {
-        // The first error is the one to tell; a runtime calls DEL after it anyway.
+        // The error of the step that failed is the one to report; an error of this DEL would hide
+        // it, and a runtime calls DEL after a failed ADD anyway. The namespace stays, so the link
+        // has to be deleted here.
         let _ = del(conf, &Args { netns_ends: false, ..args.clone() }).await;
     }
     result
 }
 
 async fn attach(conf: &Conf, args: &Args) -> Result<Success, Error> {
+    // First, because a namespace that is gone must not cost an address.
     let netns = open_netns(args)?;
+    begin(At::AddLease)?;
     let lease = ipam::add(conf, args)?;
     let gateways = gateways(conf, &lease.ips);
     let mac = match conf.mac().or(args.mac.as_deref()) {
         Some(text) => Some(link::parse_mac(text)?),
-        None => lease.ips.first().map(|ip| mac(ip.address.addr())),
+        None => lease.ips.first().map(|ip| mac_of(ip.address.addr())),
     };
     let host = netns::here()?;
     let filters_vlans = conf.vlan != 0 || !conf.vlan_trunk.is_empty();
     let settings = Bridge {
         name: &conf.bridge,
-        mac: gateways.first().map_or_else(|| bridge_mac(&conf.bridge), |gateway| self::mac(gateway.addr())),
+        mac: match gateways.first() {
+            Some(gateway) => mac_of(gateway.addr()),
+            None => names::bridge_mac(&conf.bridge),
+        },
         mtu: conf.mtu,
         promiscuous: conf.promisc_mode,
         filters_vlans,
     };
-    let bridge = link::ensure_bridge(&host, &settings).await?;
+    begin(At::AddBridge)?;
+    let bridge = bridge::ensure(&host, &settings).await?;
     if conf.serves_gateway() {
+        begin(At::AddGateway)?;
         serve_gateways(conf, &host, &bridge, &gateways).await?;
     }
-    let port = args.port(conf);
-    let pair =
-        Pair { host: &port, inside: &args.ifname, netns: netns.as_fd(), bridge: bridge.index, mac, mtu: conf.mtu };
+    // The veth pair is made with one end in the pod's namespace and the other in the bridge, so
+    // that no step in between can fail and leave half of it.
+    let port_name = names::port(conf, &args.attachment());
+    let pair = Pair {
+        host: &port_name,
+        inside: &args.ifname,
+        netns: netns.as_fd(),
+        bridge: bridge.index,
+        mac,
+        mtu: conf.mtu,
+    };
+    begin(At::AddLink)?;
     link::add_pair(&host, &pair).await?;
-    let port = find(&host, &port).await?;
-    // Where bridged packets meet the rules (br_netfilter), a pod that asks for its own port of the host is sent back at once.
-    let hairpin = conf.hairpin_mode || (!conf.runtime_config.port_mappings.is_empty() && !conf.promisc_mode);
-    link::start_port(&host, port.index, hairpin, conf.port_isolation).await?;
+    begin(At::AddPort)?;
+    let port = find(&host, &port_name).await?;
+    // With br_netfilter, bridged packets pass the rules of nftables. A pod that connects to its own
+    // port of the host is translated there, and its packet has to leave by the port that it came
+    // in through.
+    let hairpin = conf.hairpin_mode || (!conf.port_mappings().is_empty() && !conf.promisc_mode);
+    bridge::start_port(&host, port.index, hairpin, conf.port_isolation).await?;
     if filters_vlans {
         let trunks: Result<Vec<_>, String> = conf.vlan_trunk.iter().map(Trunk::ids).collect();
         let trunks = trunks.map_err(|msg| Error::new(code::INVALID_CONFIG, msg))?;
-        link::set_vlans(&host, port.index, conf.vlan, &trunks, conf.preserve_default_vlan).await?;
+        vlan::set(&host, port.index, conf.vlan, &trunks, conf.preserve_default_vlan).await?;
     }
     let routes = routes(conf, &lease, &gateways);
+    begin(At::AddConfigure)?;
     let inside = configure(conf, args, &netns, &lease.ips, &routes).await?;
     if conf.macspoofchk {
-        guard::add(&args.owner(conf), &args.port(conf), link::parse_mac(&inside.mac)?)?;
+        // The address as the kernel has it: a pod without IP addresses got a random one.
+        macspoof::add(&names::owner(conf, args), &port_name, link::parse_mac(&inside.mac)?)?;
     }
     if conf.ip_masq {
+        begin(At::AddMasquerade)?;
         lease.ips.iter().try_for_each(|ip| rules::masquerade(ip.address))?;
     }
+    // From here on the pod can be reached from outside.
+    begin(At::AddPorts)?;
     portmap::add(conf, args, &lease.ips)?;
     if let Some(limits) = &conf.runtime_config.bandwidth {
-        shaper::add(&host, (&args.port(conf), port.index), &args.ifb(conf), limits).await?;
+        begin(At::AddBandwidth)?;
+        bandwidth::add(&host, (&port_name, port.index), &names::ifb(&port_name), limits).await?;
     }
     Ok(success(conf, args, lease, routes, &[bridge, port, inside]))
 }
 
 fn open_netns(args: &Args) -> Result<File, Error> {
     let path = args.netns.as_deref().unwrap_or_default();
-    File::open(path).map_err(|error| Error::new(code::UNKNOWN_CONTAINER, format!("network namespace {path}: {error}")))
+    File::open(path).map_err(|error| {
+        Error::new(code::UNKNOWN_CONTAINER, format!("network namespace {path}: {error}"))
+    })
 }
 
 async fn find(handle: &Handle, name: &str) -> Result<Link, Error> {
-    link::find(handle, name).await?.ok_or_else(|| Error::new(code::KERNEL, format!("{name} vanished")))
+    link::find(handle, name)
+        .await?
+        .ok_or_else(|| Error::new(code::KERNEL, format!("{name} vanished")))
 }
 
-/// Where the bridge answers for pods: the gateway of each address, with its prefix.
+/// The addresses that the host has for the pods: the gateway of each of `ips`, with its prefix
+/// length. None when the host is not their gateway.
 fn gateways(conf: &Conf, ips: &[Ip]) -> Vec<IpNet> {
     if !conf.serves_gateway() {
         return Vec::new();
     }
-    let gateway = |ip: &Ip| {
-        let first = crate::conf::plus(ip.address.network(), 1);
+    let gateway_of = |ip: &Ip| {
+        // As upstream: an IPAM plugin that names no gateway means the first address.
+        let first = conf::plus(ip.address.network(), 1);
         IpNet::new_assert(ip.gateway.unwrap_or(first), ip.address.prefix_len())
     };
-    ips.iter().map(gateway).collect()
+    ips.iter().map(gateway_of).collect()
 }
 
-/// A locally administered address that tells which IP address it is for. The same address has the same MAC address the next time, so
-/// that nobody's neighbour table is wrong when another pod gets it.
-fn mac(address: IpAddr) -> [u8; 6] {
+/// A locally administered MAC address that is computed from an IP address. Whoever gets the IP
+/// address next has the same MAC address, so that the neighbour tables of other pods stay right.
+fn mac_of(address: IpAddr) -> [u8; 6] {
     let [a, b, c, d] = match address {
         IpAddr::V4(address) => address.octets(),
         IpAddr::V6(address) => {
@@ -109,105 +152,165 @@ fn mac(address: IpAddr) -> [u8; 6] {
     [0x0a, 0x58, a, b, c, d]
 }
 
-/// Of a bridge without an address, by its name.
-fn bridge_mac(name: &str) -> [u8; 6] {
-    let [a, b, c, d, ..] = hash(name.as_bytes()).to_be_bytes();
-    [0x0a, 0x59, a, b, c, d]
-}
-
-/// The bridge, or its interface in the pods' VLAN, answers for the gateways' addresses, and the host forwards.
-async fn serve_gateways(conf: &Conf, host: &Handle, bridge: &Link, gateways: &[IpNet]) -> Result<(), Error> {
+/// Gives the gateways' addresses to the bridge, or to its interface in the pods' VLAN, and lets the
+/// host forward packets.
+async fn serve_gateways(
+    conf: &Conf,
+    host: &Handle,
+    bridge: &Link,
+    gateways: &[IpNet],
+) -> Result<(), Error> {
     let name = conf.gateway_interface();
-    let index = if conf.vlan == 0 { bridge.index } else { vlan_interface(conf, host, bridge, &name).await?.index };
+    let index = if conf.vlan == 0 {
+        bridge.index
+    } else {
+        vlan_interface(conf, host, bridge, &name).await?.index
+    };
     for gateway in gateways {
-        link::own_address(host, (&name, index), *gateway, gateways, conf.force_address).await?;
+        address::own(host, (&name, index), *gateway, gateways, conf.force_address).await?;
         match gateway {
-            IpNet::V4(_) => link::write_sysctl("net/ipv4/ip_forward")?,
-            IpNet::V6(_) => link::write_sysctl("net/ipv6/conf/all/forwarding")?,
+            IpNet::V4(_) => sysctl::enable("net/ipv4/ip_forward")?,
+            IpNet::V6(_) => sysctl::enable("net/ipv6/conf/all/forwarding")?,
         }
     }
     Ok(())
 }
 
-/// An interface of the host in a VLAN of the bridge: one end of a pair whose other end is a port, as upstream has it.
-async fn vlan_interface(conf: &Conf, host: &Handle, bridge: &Link, name: &str) -> Result<Link, Error> {
+/// The host's interface in a VLAN of the bridge: one end of a veth pair whose other end is a port
+/// of the bridge, as upstream makes it.
+async fn vlan_interface(
+    conf: &Conf,
+    host: &Handle,
+    bridge: &Link,
+    name: &str,
+) -> Result<Link, Error> {
     if let Some(link) = link::find(host, name).await? {
         return Ok(link);
     }
-    let own =
-        File::open("/proc/self/ns/net").map_err(|error| Error::new(code::IO, format!("own namespace: {error}")))?;
-    let port = format!("v{:014x}", hash(name.as_bytes()) >> 8);
-    let pair = Pair { host: &port, inside: name, netns: own.as_fd(), bridge: bridge.index, mac: None, mtu: conf.mtu };
+    let own = File::open("/proc/self/ns/net")
+        .map_err(|error| Error::new(code::IO, format!("own namespace: {error}")))?;
+    let port = names::vlan_port(name);
+    let pair = Pair {
+        host: &port,
+        inside: name,
+        netns: own.as_fd(),
+        bridge: bridge.index,
+        mac: None,
+        mtu: conf.mtu,
+    };
     let made = link::add_pair(host, &pair).await;
     let link = link::find(host, name).await?;
-    // Another ADD may have been first.
+    // Of two first ADDs at the same time one finds the pair made (EEXIST), which is just as well.
     let Some(link) = link else {
-        return Err(made.err().unwrap_or_else(|| Error::new(code::KERNEL, format!("{name} vanished"))));
+        return Err(made
+            .err()
+            .unwrap_or_else(|| Error::new(code::KERNEL, format!("{name} vanished"))));
     };
     let port = find(host, &port).await?;
-    link::set_vlans(host, port.index, conf.vlan, &[], conf.preserve_default_vlan).await?;
-    link::start_port(host, port.index, false, false).await?;
+    vlan::set(host, port.index, conf.vlan, &[], conf.preserve_default_vlan).await?;
+    bridge::start_port(host, port.index, false, false).await?;
     link::bring_up(host, link.index).await?;
     Ok(link)
 }
 
-/// Addresses and routes inside the namespace.
-async fn configure(conf: &Conf, args: &Args, netns: &File, ips: &[Ip], routes: &[Route]) -> Result<Link, Error> {
+/// Gives the pod's interface its addresses and routes, inside the namespace, and brings it up.
+async fn configure(
+    conf: &Conf,
+    args: &Args,
+    netns: &File,
+    ips: &[Ip],
+    routes: &[Route],
+) -> Result<Link, Error> {
     let inside = netns::inside(netns)?;
     let interface = find(&inside, &args.ifname).await?;
     if conf.disable_container_interface {
         return Ok(interface);
     }
     if ips.iter().all(|ip| ip.address.addr().is_ipv4()) {
+        // Without IPv6 addresses the pod has no use for a link-local one.
         link::no_link_local(&inside, interface.index).await;
     }
     for ip in ips {
-        link::add_address(&inside, interface.index, ip.address, conf.enabledad).await?;
+        address::add(&inside, interface.index, ip.address, conf.enabledad).await?;
     }
+    // Routes are added once the interface is up: the kernel refuses them while it is down
+    // (ENETDOWN).
     link::bring_up(&inside, interface.index).await?;
     if conf.enabledad {
-        link::settle(&inside, interface.index).await?;
+        address::wait_for_dad(&inside, interface.index).await?;
     }
     for route in routes {
-        link::add_route(&inside, interface.index, route).await?;
+        route::add(&inside, interface.index, route).await?;
     }
     Ok(interface)
 }
 
-/// Those of IPAM, through the gateway of their family where they name none, and the default ones when the bridge is that.
+/// The pod's routes: those of IPAM, through the gateway of their family where they name none, and
+/// default routes when the host is the default gateway.
 fn routes(conf: &Conf, lease: &Lease, gateways: &[IpNet]) -> Vec<Route> {
-    let of_family = |v4: bool| lease.ips.iter().filter_map(|ip| ip.gateway).find(|gateway| gateway.is_ipv4() == v4);
+    let of_family = |v4: bool| {
+        lease.ips.iter().filter_map(|ip| ip.gateway).find(|gateway| gateway.is_ipv4() == v4)
+    };
     let mut routes: Vec<Route> = lease
         .routes
         .iter()
-        .map(|route| Route { gw: route.gw.or_else(|| of_family(route.dst.addr().is_ipv4())), ..route.clone() })
+        .map(|route| Route {
+            gw: route.gw.or_else(|| of_family(route.dst.addr().is_ipv4())),
+            ..route.clone()
+        })
         .collect();
     if conf.is_default_gateway {
         for gateway in gateways {
-            let any: IpAddr = if gateway.addr().is_ipv4() { [0; 4].into() } else { [0_u8; 16].into() };
+            let any: IpAddr =
+                if gateway.addr().is_ipv4() { [0; 4].into() } else { [0_u8; 16].into() };
             let dst = IpNet::new_assert(any, 0);
             if !routes.iter().any(|route| route.dst == dst) {
                 let others = Default::default();
-                routes.push(Route { dst, gw: Some(gateway.addr()), priority: None, table: None, others });
+                routes.push(Route {
+                    dst,
+                    gw: Some(gateway.addr()),
+                    priority: None,
+                    table: None,
+                    others,
+                });
             }
         }
     }
     routes
 }
 
-fn success(conf: &Conf, args: &Args, lease: Lease, routes: Vec<Route>, links: &[Link; 3]) -> Success {
-    let names = [conf.bridge.clone(), args.port(conf), args.ifname.clone()];
+/// The result of ADD. The specification wants the bridge, the host's end and the pod's end among
+/// the interfaces.
+fn success(
+    conf: &Conf,
+    args: &Args,
+    lease: Lease,
+    routes: Vec<Route>,
+    links: &[Link; 3],
+) -> Success {
+    let port = names::port(conf, &args.attachment());
+    let names = [conf.bridge.clone(), port, args.ifname.clone()];
     let sandboxes = [String::new(), String::new(), args.netns.clone().unwrap_or_default()];
     let interfaces = names.into_iter().zip(sandboxes).zip(links);
-    let gateway =
-        |ip: &Ip| ip.gateway.filter(|_| conf.serves_gateway() || !matches!(conf.ipam, crate::conf::Ipam::Local(_)));
+    let gateway = |ip: &Ip| {
+        ip.gateway.filter(|_| conf.serves_gateway() || !matches!(conf.ipam, conf::Ipam::Local(_)))
+    };
     let dns = conf.dns.clone().filter(has_entries).or(Some(lease.dns).filter(has_entries));
     Success {
         cni_version: conf.cni_version.clone(),
         interfaces: interfaces
-            .map(|((name, sandbox), link)| Interface { name, mac: link.mac.clone(), mtu: conf.mtu, sandbox })
+            .map(|((name, sandbox), link)| Interface {
+                name,
+                mac: link.mac.clone(),
+                mtu: conf.mtu,
+                sandbox,
+            })
             .collect(),
-        ips: lease.ips.iter().map(|ip| Ip { interface: Some(2), address: ip.address, gateway: gateway(ip) }).collect(),
+        ips: lease
+            .ips
+            .iter()
+            .map(|ip| Ip { interface: Some(2), address: ip.address, gateway: gateway(ip) })
+            .collect(),
         routes,
         dns: dns.unwrap_or_else(|| json!({})),
     }
@@ -217,55 +320,49 @@ fn has_entries(value: &Value) -> bool {
     value.as_object().is_some_and(|entries| !entries.is_empty())
 }
 
-/// Undoes ADD, whatever of it happened. Needs neither `prevResult` nor the namespace.
+/// Undoes ADD, however far it came. Needs neither `prevResult` nor the namespace, and succeeds when
+/// nothing is left.
 pub(crate) async fn del(conf: &Conf, args: &Args) -> Result<(), Error> {
-    // Before the address can be another pod's.
-    portmap::del(conf, args)?;
-    guard::del(&args.owner(conf))?;
-    let host = netns::here()?;
-    link::delete(&host, &args.ifb(conf)).await?;
-    // The kernel deletes the link with its namespace, in the background; here the caller would wait for it.
-    if !(args.netns_ends && args.netns.is_some()) {
-        link::delete(&host, &args.port(conf)).await?;
+    // The order is that of ADD reversed. Ports go first and the address last: once the address is
+    // free another pod may get it, and must not receive what was meant for this one.
+    begin(At::DelPorts)?;
+    let had_ports = portmap::del(conf, args)?;
+    let was_checked = macspoof::del(&names::owner(conf, args))?;
+    if had_ports || was_checked {
+        netfilter::close_later();
     }
+    let host = netns::here()?;
+    let port = names::port(conf, &args.attachment());
+    begin(At::DelLink)?;
+    link::delete(&host, &names::ifb(&port)).await?;
+    // The kernel deletes a veth pair with the namespace of one end, in the background. Deleting it
+    // here would make the caller wait for that.
+    if !(args.netns_ends && args.netns.is_some()) {
+        link::delete(&host, &port).await?;
+    }
+    begin(At::DelAddress)?;
     ipam::del(conf, args)
 }
 
-/// Compares what ADD made with what is there.
+/// Compares what ADD made with what is there now.
+///
+/// # Errors
+/// The first difference (code 102).
 pub(crate) async fn check(conf: &Conf, args: &Args) -> Result<(), Error> {
-    let drift = |what: String| Error::new(code::DRIFT, what);
-    let (ips, given_routes) = match &conf.prev_result {
+    // A runtime that keeps no results calls CHECK without prevResult: then what is reserved for the
+    // pod is what it must have.
+    let (ips, own_routes) = match &conf.prev_result {
         Some(result) => (result.ips.clone(), result.routes.clone()),
         None => (ipam::reserved(conf, args)?, Vec::new()),
     };
     let netns = open_netns(args)?;
     ipam::check(conf, args, &ips)?;
-    let host = netns::here()?;
-    let bridge = link::find(&host, &conf.bridge).await?.filter(|link| link.is_bridge && link.is_up);
-    let bridge = bridge.ok_or_else(|| drift(format!("bridge {} is missing or down", conf.bridge)))?;
     let gateways = gateways(conf, &ips);
-    let name = conf.gateway_interface();
-    let gate = if conf.vlan == 0 { Some(bridge.clone()) } else { link::find(&host, &name).await? };
-    let gate = gate.ok_or_else(|| drift(format!("{name} is missing")))?;
-    let own = link::addresses(&host, gate.index).await?;
-    if let Some(gateway) = gateways.iter().find(|gateway| !own.contains(&gateway.addr())) {
-        return Err(drift(format!("{name} has not the address {gateway}")));
-    }
-    let name = args.port(conf);
-    let port = link::find(&host, &name).await?.filter(|link| link.is_up);
-    let port = port.ok_or_else(|| drift(format!("{name} is missing or down")))?;
-    if port.controller != Some(bridge.index) {
-        return Err(drift(format!("{name} is not a port of {}", conf.bridge)));
-    }
+    let port = names::port(conf, &args.attachment());
+    check_host(conf, &port, &gateways).await?;
     let inside = netns::inside(&netns)?;
-    let interface = link::find(&inside, &args.ifname).await?;
-    let interface = interface.filter(|link| link.is_up || conf.disable_container_interface);
-    let interface = interface.ok_or_else(|| drift(format!("{} is missing or down", args.ifname)))?;
-    let own = link::addresses(&inside, interface.index).await?;
-    if let Some(ip) = ips.iter().find(|ip| !own.contains(&ip.address.addr())) {
-        return Err(drift(format!("{} has not the address {}", args.ifname, ip.address)));
-    }
-    let lease = Lease { ips: ips.clone(), routes: given_routes, dns: Value::Null };
+    let interface = check_inside(conf, args, &inside, &ips).await?;
+    let lease = Lease { ips: ips.clone(), routes: own_routes, dns: Value::Null };
     check_routes(&inside, &routes(conf, &lease, &gateways)).await?;
     for ip in &ips {
         if conf.ip_masq && !rules::is_masqueraded(ip.address)? {
@@ -273,81 +370,90 @@ pub(crate) async fn check(conf: &Conf, args: &Args) -> Result<(), Error> {
         }
     }
     if conf.macspoofchk {
-        guard::check(&args.owner(conf), &name, link::parse_mac(&interface.mac)?)?;
+        macspoof::check(&names::owner(conf, args), &port, link::parse_mac(&interface.mac)?)?;
     }
     portmap::check(conf, args, &ips)
 }
 
+fn drift(what: String) -> Error {
+    Error::new(code::DRIFT, what)
+}
+
+/// The host's side: the bridge, the gateways' addresses, and the pod's port.
+async fn check_host(conf: &Conf, port: &str, gateways: &[IpNet]) -> Result<(), Error> {
+    let host = netns::here()?;
+    let bridge = link::find(&host, &conf.bridge).await?.filter(|link| link.is_bridge && link.is_up);
+    let bridge =
+        bridge.ok_or_else(|| drift(format!("bridge {} is missing or down", conf.bridge)))?;
+    let name = conf.gateway_interface();
+    let gate = if conf.vlan == 0 { Some(bridge.clone()) } else { link::find(&host, &name).await? };
+    let gate = gate.ok_or_else(|| drift(format!("{name} is missing")))?;
+    let own = address::list(&host, gate.index).await?;
+    if let Some(gateway) = gateways.iter().find(|gateway| !own.contains(&gateway.addr())) {
+        return Err(drift(format!("{name} does not have the address {gateway}")));
+    }
+    let link = link::find(&host, port).await?.filter(|link| link.is_up);
+    let link = link.ok_or_else(|| drift(format!("{port} is missing or down")))?;
+    if link.controller != Some(bridge.index) {
+        return Err(drift(format!("{port} is not a port of {}", conf.bridge)));
+    }
+    Ok(())
+}
+
+/// The pod's side: its interface, and the addresses of that.
+async fn check_inside(
+    conf: &Conf,
+    args: &Args,
+    inside: &Handle,
+    ips: &[Ip],
+) -> Result<Link, Error> {
+    let interface = link::find(inside, &args.ifname).await?;
+    let interface = interface.filter(|link| link.is_up || conf.disable_container_interface);
+    let interface =
+        interface.ok_or_else(|| drift(format!("{} is missing or down", args.ifname)))?;
+    let own = address::list(inside, interface.index).await?;
+    match ips.iter().find(|ip| !own.contains(&ip.address.addr())) {
+        Some(ip) => Err(drift(format!("{} does not have the address {}", args.ifname, ip.address))),
+        None => Ok(interface),
+    }
+}
+
+/// Compares destinations and gateways. Routes that ADD put into a table of their own are not
+/// compared.
 async fn check_routes(inside: &Handle, wanted: &[Route]) -> Result<(), Error> {
     let mut there = Vec::new();
     for v4 in [true, false] {
-        there.extend(link::routes(inside, v4).await?);
+        there.extend(route::list(inside, v4).await?);
     }
     let is_there = |route: &&Route| there.contains(&(route.dst.trunc(), route.gw));
     match wanted.iter().filter(|route| route.table.is_none()).find(|route| !is_there(route)) {
         Some(route) => {
             let through = route.gw.map(|gateway| format!(" through {gateway}")).unwrap_or_default();
-            Err(Error::new(code::DRIFT, format!("no route to {}{through}", route.dst)))
+            Err(drift(format!("no route to {}{through}", route.dst)))
         }
         None => Ok(()),
     }
 }
 
-/// DEL for everybody of this network who is not among the valid ones.
+/// Removes what is left of attachments of this network that are not among the valid ones.
 pub(crate) async fn collect_garbage(conf: &Conf, args: &Args) -> Result<(), Error> {
     portmap::collect_garbage(conf)?;
-    guard::collect_garbage(conf)?;
+    macspoof::collect_garbage(conf)?;
     let host = netns::here()?;
     if let Some(bridge) = link::find(&host, &conf.bridge).await? {
-        let valid: Vec<String> = conf.valid_attachments.iter().map(|attachment| port(conf, attachment)).collect();
-        let network = port_prefix(conf);
-        let is_stale = |name: &String| name.len() == PORT && name.starts_with(&network) && !valid.contains(name);
-        for name in link::ports(&host, bridge.index).await?.into_iter().filter(is_stale) {
-            link::delete(&host, &ifb(&name)).await?;
+        let valid: Vec<String> =
+            conf.valid_attachments.iter().map(|one| names::port(conf, one)).collect();
+        // The hash in a port's name cannot be undone, so ports that are not valid are found by the
+        // part of the name that all of a network share. Ports of other programs are shorter or
+        // begin otherwise.
+        let network = names::port_prefix(conf);
+        let is_stale = |name: &String| {
+            name.len() == names::PORT_LENGTH && name.starts_with(&network) && !valid.contains(name)
+        };
+        for name in bridge::ports(&host, bridge.index).await?.into_iter().filter(is_stale) {
+            link::delete(&host, &names::ifb(&name)).await?;
             link::delete(&host, &name).await?;
         }
     }
     ipam::collect_garbage(conf, args)
-}
-
-impl Args {
-    pub(crate) fn attachment(&self) -> Attachment {
-        Attachment { container_id: self.container_id.clone(), ifname: self.ifname.clone() }
-    }
-
-    /// The host's end, named by network, container and interface, so that DEL finds it without a namespace, and GC too.
-    fn port(&self, conf: &Conf) -> String {
-        port(conf, &self.attachment())
-    }
-
-    /// The interface through which a pod with limits sends.
-    fn ifb(&self, conf: &Conf) -> String {
-        ifb(&self.port(conf))
-    }
-
-    /// As rules name it in their comments.
-    pub(crate) fn owner(&self, conf: &Conf) -> String {
-        format!("{} {} {}", self.container_id, self.ifname, conf.name)
-    }
-}
-
-/// As long as a name may be.
-const PORT: usize = 15;
-
-fn port(conf: &Conf, attachment: &Attachment) -> String {
-    let name = [attachment.container_id.as_bytes(), b"/", attachment.ifname.as_bytes()].concat();
-    format!("{}{:010x}", port_prefix(conf), hash(&name) & 0xff_ffff_ffff)
-}
-
-fn port_prefix(conf: &Conf) -> String {
-    format!("b{:04x}", hash(conf.name.as_bytes()) & 0xffff)
-}
-
-fn ifb(port: &str) -> String {
-    format!("i{}", port.get(1..).unwrap_or_default())
-}
-
-/// FNV-1a.
-fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }

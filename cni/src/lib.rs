@@ -1,6 +1,7 @@
-//! The Container Network Interface, version 1.1.0, as types: what a plugin reads and what it prints.
+//! The Container Network Interface (CNI), version 1.1.0, as types: what a plugin reads and prints.
 //!
-//! The daemon reads results and errors of any plugin with these, and `berth-bridge` writes them. No I/O.
+//! berthd reads the results and errors of any plugin with these types, and `berth-bridge` writes
+//! them. There is no I/O here. The specification is SPEC.md of containernetworking/cni.
 #![forbid(unsafe_code)]
 
 use std::{collections::BTreeMap, fmt, net::IpAddr};
@@ -9,45 +10,59 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// The version that berth writes.
+/// The version of the specification that berth writes, and the newest that it reads.
 pub const VERSION: &str = "1.1.0";
 
-/// Error codes of the specification's section "Error"; a plugin's own begin at 100.
+/// Error codes. Those below 100 are the specification's (section "Error"), those from 100 on are
+/// `berth-bridge`'s.
 pub mod code {
+    /// The plugin does not know the `cniVersion` of the configuration.
     pub const INCOMPATIBLE_VERSION: u32 = 1;
+    /// The container, or its network namespace, does not exist.
     pub const UNKNOWN_CONTAINER: u32 = 3;
+    /// A `CNI_` variable is missing or invalid.
     pub const INVALID_ENVIRONMENT: u32 = 4;
+    /// A file cannot be read or written, or a program cannot be run.
     pub const IO: u32 = 5;
+    /// The configuration is not JSON.
     pub const DECODE: u32 = 6;
+    /// The configuration has a value that cannot be.
     pub const INVALID_CONFIG: u32 = 7;
+    /// STATUS: the plugin cannot serve an ADD.
     pub const NOT_AVAILABLE: u32 = 50;
+    /// STATUS: as above, and pods that run may have lost their network.
     pub const LIMITED: u32 = 51;
-    /// Own: the kernel refused a step.
+    /// The kernel refused a request.
     pub const KERNEL: u32 = 100;
-    /// Own: every address of the range is in use.
+    /// All addresses of a range set are in use.
     pub const EXHAUSTED: u32 = 101;
-    /// Own: CHECK found something other than what ADD made.
+    /// CHECK found something other than what ADD made.
     pub const DRIFT: u32 = 102;
-    /// Own: a port of the host, or an address that was asked for, belongs to somebody else.
+    /// A port of the host, or a requested address, belongs to somebody else.
     pub const IN_USE: u32 = 103;
 }
 
-/// What ADD answers, and what later calls get back as `prevResult`.
+/// The result of ADD, which CHECK and DEL get back as `prevResult`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Success {
     #[serde(default)]
     pub cni_version: String,
+    /// The interfaces that the plugins made, on the host and in the pod.
     #[serde(default)]
     pub interfaces: Vec<Interface>,
+    /// The pod's addresses.
     #[serde(default)]
     pub ips: Vec<Ip>,
+    /// The pod's routes.
     #[serde(default)]
     pub routes: Vec<Route>,
+    /// `nameservers`, `domain`, `search` and `options`.
     #[serde(default)]
     pub dns: Value,
 }
 
+/// An interface of a result.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
     pub name: String,
@@ -55,14 +70,15 @@ pub struct Interface {
     pub mac: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
-    /// Path of the network namespace; empty for the host's.
+    /// Path of the network namespace that the interface is in; empty for the host's.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub sandbox: String,
 }
 
+/// An address of a result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ip {
-    /// Index into `interfaces`.
+    /// Index into `interfaces` of the one that has the address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<usize>,
     /// The address with the prefix length of its network.
@@ -71,6 +87,7 @@ pub struct Ip {
     pub gateway: Option<IpAddr>,
 }
 
+/// A route of the pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     pub dst: IpNet,
@@ -80,7 +97,8 @@ pub struct Route {
     pub priority: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub table: Option<u32>,
-    /// `mtu`, `advmss`, `scope`: not ours to read, and not to be lost.
+    /// Other keys, as `mtu`, `advmss` and `scope`. They are not used here, and are passed on, so
+    /// that the result that a chained plugin gets is complete.
     #[serde(flatten)]
     pub others: BTreeMap<String, Value>,
 }
@@ -89,18 +107,24 @@ pub struct Route {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PortMapping {
-    // containerd writes all of these with a capital, which Go's decoder does not mind.
+    // containerd writes these keys with Go's capital letters: Go's decoder ignores case.
     #[serde(alias = "HostPort")]
     pub host_port: u16,
     #[serde(alias = "ContainerPort")]
     pub container_port: u16,
     #[serde(alias = "Protocol", default)]
     pub protocol: Protocol,
-    /// An address of the host; empty, `0.0.0.0` or `::` for all.
-    #[serde(rename = "hostIP", alias = "HostIP", skip_serializing_if = "String::is_empty", default)]
+    /// An address of the host; empty for all, `0.0.0.0` or `::` for all of one family.
+    #[serde(
+        rename = "hostIP",
+        alias = "HostIP",
+        skip_serializing_if = "String::is_empty",
+        default
+    )]
     pub host_ip: String,
 }
 
+/// The protocol of a port. Its text is the one that nft(8) and the kubelet use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
@@ -123,7 +147,8 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// The capability `bandwidth`: bits per second and bits, as the pod sees the directions; 0 for no limit.
+/// The capability `bandwidth`: rates in bits per second and bursts in bits; 0 for no limit. Ingress
+/// is what the pod receives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Bandwidth {
@@ -137,7 +162,7 @@ pub struct Bandwidth {
     pub egress_burst: u64,
 }
 
-/// What a plugin prints when it fails, with an exit status other than 0.
+/// What a plugin prints when it fails; its exit status is then not 0.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Error {
@@ -150,6 +175,7 @@ pub struct Error {
 }
 
 impl Error {
+    /// An error of this plugin, in the newest version.
     pub fn new(code: u32, msg: impl Into<String>) -> Self {
         Self { cni_version: VERSION.to_owned(), code, msg: msg.into(), details: String::new() }
     }
@@ -164,7 +190,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// One attachment, as GC names those that are to stay.
+/// An interface of a container on a network: what ADD makes and DEL removes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Attachment {
     #[serde(rename = "containerID")]
@@ -172,46 +198,67 @@ pub struct Attachment {
     pub ifname: String,
 }
 
-/// A list of plugins, `*.conflist`; a single plugin's `*.conf` reads as a list of one.
+/// A network configuration: a list of plugins that ADD runs in order and DEL in reverse order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ConfList {
     pub name: String,
     pub cni_version: String,
+    /// Further versions that the configuration is good for.
     #[serde(default)]
     pub cni_versions: Vec<String>,
+    /// The runtime does not call CHECK.
     #[serde(default)]
     pub disable_check: bool,
+    /// The runtime does not call GC.
     #[serde(default, rename = "disableGC")]
     pub disable_gc: bool,
+    /// The configuration of each plugin, by key. Only `type` is read here.
     pub plugins: Vec<BTreeMap<String, Value>>,
 }
 
 impl ConfList {
-    /// Parses a `*.conflist`, or a `*.conf` or `*.json` that holds one plugin.
+    /// Parses a `*.conflist`, or a `*.conf` or `*.json`, which has a single plugin and is read as a
+    /// list of one.
     ///
     /// # Errors
-    /// Not JSON, a required key is missing, a name outside `[a-zA-Z0-9][-_.a-zA-Z0-9]*`, or a plugin without `type`.
+    /// It is not JSON, lacks a required key, has a name that does not match
+    /// `[a-zA-Z0-9][-_.a-zA-Z0-9]*`, or has a plugin without `type`.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let value: BTreeMap<String, Value> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let value: BTreeMap<String, Value> =
+            serde_json::from_str(text).map_err(|error| error.to_string())?;
         let mut list: Self = if value.contains_key("plugins") {
             serde_json::from_str(text).map_err(|error| error.to_string())?
         } else {
-            let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-            let (name, cni_version) = (text("name"), text("cniVersion"));
-            let cni_versions = value.get("cniVersions").cloned().map(serde_json::from_value).transpose();
-            let cni_versions = cni_versions.map_err(|error| format!("cniVersions: {error}"))?.unwrap_or_default();
-            let (disable_check, disable_gc) = (false, false);
-            Self { name, cni_version, cni_versions, disable_check, disable_gc, plugins: vec![value] }
+            let text =
+                |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+            let cni_versions =
+                value.get("cniVersions").cloned().map(serde_json::from_value).transpose();
+            Self {
+                name: text("name"),
+                cni_version: text("cniVersion"),
+                cni_versions: cni_versions
+                    .map_err(|error| format!("cniVersions: {error}"))?
+                    .unwrap_or_default(),
+                disable_check: false,
+                disable_gc: false,
+                plugins: vec![value],
+            }
         };
         if !is_identifier(&list.name) {
             return Err(format!("\"{}\" is not a network name", list.name));
         }
+        // From here on the list is of the version that its plugins are called with.
         list.cni_version = list.best_version()?;
         if list.plugins.is_empty() {
             return Err("no plugin in \"plugins\"".to_owned());
         }
-        match list.plugins.iter().position(|plugin| !plugin.get("type").is_some_and(Value::is_string)) {
+        // The type is the name of the program, without which a plugin cannot be run.
+        match list
+            .plugins
+            .iter()
+            .position(|plugin| !plugin.get("type").is_some_and(Value::is_string))
+        {
             Some(index) => Err(format!("plugin {index} has no \"type\"")),
             None => Ok(list),
         }
@@ -219,21 +266,26 @@ impl ConfList {
 }
 
 impl ConfList {
-    /// The highest that both sides know, of `cniVersion` and `cniVersions`.
+    /// The newest version among `cniVersion` and `cniVersions` that berth knows.
     fn best_version(&self) -> Result<String, String> {
         let named = self.cni_versions.iter().chain([&self.cni_version]);
-        let known = named.filter(|text| version(text) <= version(VERSION)).max_by_key(|text| version(text));
-        known.cloned().ok_or_else(|| format!("cniVersion {} is newer than {VERSION}", self.cni_version))
+        let known =
+            named.filter(|text| version(text) <= version(VERSION)).max_by_key(|text| version(text));
+        known
+            .cloned()
+            .ok_or_else(|| format!("cniVersion {} is newer than {VERSION}", self.cni_version))
     }
 }
 
-/// A version as numbers that compare; what is no number counts as 0.
+/// A version as numbers, which compare as versions do. A part that is not a number counts as 0.
 pub fn version(text: &str) -> [u32; 3] {
+    // Compared as numbers: 0.10.0 is newer than 0.4.0.
     let mut parts = text.split('.').map(|part| part.parse().unwrap_or(0));
     [(); 3].map(|()| parts.next().unwrap_or(0))
 }
 
-/// What network names and container ids may look like.
+/// Whether a text is a valid network name or container id: `[a-zA-Z0-9][-_.a-zA-Z0-9]*`. Such a
+/// text is also a safe file name.
 pub fn is_identifier(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphanumeric())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
@@ -245,13 +297,18 @@ mod tests {
 
     #[test]
     fn results_of_other_plugins_are_read() {
-        let text = r#"{"cniVersion":"1.0.0","interfaces":[{"name":"cni0","mac":"aa"},{"name":"eth0","sandbox":"/x"}],
-            "ips":[{"interface":1,"address":"10.1.0.5/16","gateway":"10.1.0.1"},{"address":"fd00::2/64"}],
+        let text = r#"{"cniVersion":"1.0.0",
+            "interfaces":[{"name":"cni0","mac":"aa"},{"name":"eth0","sandbox":"/x"}],
+            "ips":[{"interface":1,"address":"10.1.0.5/16","gateway":"10.1.0.1"},
+                {"address":"fd00::2/64"}],
             "routes":[{"dst":"0.0.0.0/0"}],"dns":{},"later":1}"#;
         let success: Success = serde_json::from_str(text).unwrap();
         assert_eq!(success.ips[0].address.addr().to_string(), "10.1.0.5");
         assert_eq!(success.ips[1].interface, None);
-        assert_eq!(serde_json::from_str::<Success>(&serde_json::to_string(&success).unwrap()).unwrap(), success);
+        assert_eq!(
+            serde_json::from_str::<Success>(&serde_json::to_string(&success).unwrap()).unwrap(),
+            success
+        );
     }
 
     #[test]

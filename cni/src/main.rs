@@ -1,17 +1,19 @@
-//! `berth-bridge`: pods on a Linux bridge, with addresses, masquerading, ports of the host and limits of bandwidth built in. A CNI
-//! 1.1.0 plugin.
+//! `berth-bridge`: a CNI 1.1.0 plugin that attaches pods to a Linux bridge, with addresses,
+//! masquerading, ports of the host and bandwidth limits built in.
 
+mod args;
+mod bandwidth;
 mod bridge;
 mod conf;
-mod guard;
 mod ipam;
-mod link;
-mod netns;
+mod macspoof;
+mod names;
+mod netfilter;
+mod netlink;
 mod nft;
 mod portmap;
-mod reservations;
-mod rules;
-mod shaper;
+mod steps;
+mod sysctl;
 
 use std::{
     env,
@@ -19,60 +21,56 @@ use std::{
     process::ExitCode,
 };
 
-use berth_cni::{Error, VERSION, code, is_identifier};
+use berth_cni::{Error, VERSION, code};
 use serde_json::{Value, json};
 
-use crate::conf::Conf;
+use crate::{
+    args::Args,
+    steps::{At, begin},
+};
 
 const USAGE: &str = "\
-berth-bridge is a CNI plugin: it takes its orders from CNI_COMMAND and its configuration from standard input.
+berth-bridge is a CNI plugin. A container runtime runs it, with the command in CNI_COMMAND and the
+configuration on standard input.
 Commands: ADD, DEL, CHECK, STATUS, GC, VERSION (CNI 0.3.0 to 1.1.0).
 
-It is the upstream plugins bridge, host-local, portmap, bandwidth in one: a network for pods, with ports of the host, is
+It is the upstream plugins bridge, host-local, portmap and bandwidth in one. A network for pods,
+with ports of the host:
   { \"cniVersion\": \"1.1.0\", \"name\": \"pods\", \"plugins\": [ {
       \"type\": \"berth-bridge\", \"isDefaultGateway\": true, \"ipMasq\": true,
       \"capabilities\": { \"portMappings\": true, \"bandwidth\": true },
-      \"ipam\": { \"type\": \"host-local\", \"ranges\": [[{ \"subnet\": \"10.88.0.0/16\" }], [{ \"subnet\": \"fd00:88::/64\" }]] } } ] }
+      \"ipam\": { \"type\": \"host-local\",
+        \"ranges\": [[{ \"subnet\": \"10.88.0.0/16\" }], [{ \"subnet\": \"fd00:88::/64\" }]] } } ] }
 
 example: CNI_COMMAND=VERSION berth-bridge < /dev/null
 ";
 
-/// Versions whose results differ in nothing that this plugin prints, but for `ips[].version` before 1.0.0.
+/// Versions of the specification that are served. Of what this plugin prints they differ in
+/// `ips[].version` only, which results before 1.0.0 have.
 const SUPPORTED: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
-/// Larger configurations are not read to the end.
+/// A configuration is read up to this many bytes; a larger one is then not valid JSON.
 const MAX_CONF: u64 = 1 << 20;
 
-/// A call: its environment, and its input for a plugin that is asked in turn.
-#[derive(Clone, Debug, Default)]
-struct Args {
-    command: String,
-    stdin: String,
-    container_id: String,
-    netns: Option<String>,
-    ifname: String,
-    /// `IP=` and `MAC=` of CNI_ARGS: what the interface is to have.
-    wanted: Option<String>,
-    mac: Option<String>,
-    /// The runtime deletes the namespace right after this DEL (`BERTH_NETNS_ENDS=1` in CNI_ARGS).
-    netns_ends: bool,
-}
-
 fn main() -> ExitCode {
+    #[cfg(feature = "faults")]
+    steps::allow_faults();
     let Ok(command) = env::var("CNI_COMMAND") else {
+        // Somebody tries it on the command line. Where even that cannot be printed, nothing can.
         let _ = print(USAGE);
         return ExitCode::from(2);
     };
-    // Everything is one conversation with the kernel: no second thread, so that entering a namespace and leaving it is safe.
+    // One thread: setns(2) moves the calling thread only, and everything here runs on it, so that
+    // entering the pod's namespace for a moment and coming back is safe.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime
         .map_err(|error| Error::new(code::IO, format!("start: {error}")))
         .and_then(|runtime| runtime.block_on(run(&command)));
-    // A runtime that closed the pipe has given up already.
+    // Errors of printing are ignored: a runtime that closed the pipe has given up on this call.
     match result {
         Ok(Value::Null) => ExitCode::SUCCESS,
-        Ok(answer) => {
-            let _ = print(&answer.to_string());
+        Ok(response) => {
+            let _ = print(&response.to_string());
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -88,32 +86,35 @@ fn print(text: &str) -> std::io::Result<()> {
     stdout.flush()
 }
 
+/// One call: the value to print, or null for a command that prints nothing when it succeeds.
 async fn run(command: &str) -> Result<Value, Error> {
     if command == "VERSION" {
         return Ok(json!({"cniVersion": VERSION, "supportedVersions": SUPPORTED}));
     }
     let stdin = read_stdin()?;
-    let conf = Conf::parse(&stdin)?;
+    let conf = conf::parse(&stdin)?;
     if !SUPPORTED.contains(&conf.cni_version.as_str()) {
         let msg = format!("cniVersion {} is not one of {}", conf.cni_version, SUPPORTED.join(", "));
         return Err(Error::new(code::INCOMPATIBLE_VERSION, msg));
     }
-    // STATUS and GC are about the network and not about a container.
-    let node = Args { command: command.to_owned(), stdin, ..Args::default() };
+    // STATUS and GC are about the network: they come without a container.
+    let args = Args::of_network(command, stdin);
     match command {
         "ADD" => {
-            let args = node.read(true)?;
+            let args = args.with_container(true)?;
             let success = bridge::add(&conf, &args).await?;
+            begin(At::AddResult)?;
             if print(&versioned(json!(success), &conf.cni_version).to_string()).is_err() {
-                // The runtime is gone, and may have undone this before it was done.
+                // The runtime is gone. It may have called DEL while this ADD was still at work, and
+                // nobody will call it again, so the pod is detached here.
                 bridge::del(&conf, &Args { netns_ends: false, ..args }).await?;
             }
             Ok(Value::Null)
         }
-        "DEL" => bridge::del(&conf, &node.read(false)?).await.map(|()| Value::Null),
-        "CHECK" => bridge::check(&conf, &node.read(true)?).await.map(|()| Value::Null),
-        "STATUS" => ipam::status(&conf, &node).map(|()| Value::Null),
-        "GC" => bridge::collect_garbage(&conf, &node).await.map(|()| Value::Null),
+        "DEL" => bridge::del(&conf, &args.with_container(false)?).await.map(|()| Value::Null),
+        "CHECK" => bridge::check(&conf, &args.with_container(true)?).await.map(|()| Value::Null),
+        "STATUS" => ipam::status(&conf, &args).map(|()| Value::Null),
+        "GC" => bridge::collect_garbage(&conf, &args).await.map(|()| Value::Null),
         other => Err(Error::new(code::INVALID_ENVIRONMENT, format!("unknown CNI_COMMAND {other}"))),
     }
 }
@@ -125,7 +126,8 @@ fn read_stdin() -> Result<String, Error> {
     Ok(text)
 }
 
-/// Versions before 1.0.0 want the IP version beside each address.
+/// The result in the form of the version that was asked for: those before 1.0.0 have the IP version
+/// beside each address.
 fn versioned(mut success: Value, version: &str) -> Value {
     success["cniVersion"] = version.into();
     if version.starts_with("0.") {
@@ -135,37 +137,4 @@ fn versioned(mut success: Value, version: &str) -> Value {
         }
     }
     success
-}
-
-impl Args {
-    /// With what a command about a container finds in its environment.
-    fn read(self, needs_netns: bool) -> Result<Self, Error> {
-        let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
-        let missing = |name: &str| Error::new(code::INVALID_ENVIRONMENT, format!("{name} is not set"));
-        let cni_args = variable("CNI_ARGS").unwrap_or_default();
-        let argument = |name: &str| {
-            let mut pairs = cni_args.split(';').filter_map(|pair| pair.split_once('='));
-            pairs.find(|(key, _)| *key == name).map(|(_, value)| value.to_owned())
-        };
-        let args = Self {
-            container_id: variable("CNI_CONTAINERID").ok_or_else(|| missing("CNI_CONTAINERID"))?,
-            netns: variable("CNI_NETNS"),
-            ifname: variable("CNI_IFNAME").ok_or_else(|| missing("CNI_IFNAME"))?,
-            wanted: argument("IP"),
-            mac: argument("MAC"),
-            netns_ends: argument("BERTH_NETNS_ENDS").is_some_and(|value| value == "1"),
-            ..self
-        };
-        // Both are part of a rule's comment, which has 255 bytes.
-        if !is_identifier(&args.container_id) || args.container_id.len() > 128 {
-            return Err(Error::new(code::INVALID_ENVIRONMENT, format!("bad CNI_CONTAINERID {}", args.container_id)));
-        }
-        if args.ifname.len() > 15 || args.ifname.contains(|c: char| c == '/' || c == ':' || c.is_whitespace()) {
-            return Err(Error::new(code::INVALID_ENVIRONMENT, format!("bad CNI_IFNAME {}", args.ifname)));
-        }
-        if needs_netns && args.netns.is_none() {
-            return Err(missing("CNI_NETNS"));
-        }
-        Ok(args)
-    }
 }

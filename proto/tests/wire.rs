@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use berth_proto::DESCRIPTORS;
 use prost::Message;
 use prost_types::{
-    DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorSet, ServiceDescriptorProto,
+    DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorSet,
+    ServiceDescriptorProto,
     field_descriptor_proto::{Label, Type},
 };
 
@@ -18,7 +19,9 @@ fn published() -> BTreeSet<String> {
     for line in TABLE.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
         let line = line.replace(" (deprecated)", "");
         match (line.strip_prefix("service "), line.trim().strip_prefix("rpc ")) {
-            (Some(name), _) => service = if name == "RuntimeService" { "RuntimeService" } else { "ImageService" },
+            (Some(name), _) => {
+                service = if name == "RuntimeService" { "RuntimeService" } else { "ImageService" }
+            }
             (None, Some(rpc)) => lines.extend([format!("{service}.{rpc}")]),
             (None, None) => lines.extend([line]),
         }
@@ -48,7 +51,8 @@ fn rpcs(service: &ServiceDescriptorProto) -> Vec<String> {
 }
 
 fn enumeration(prefix: &str, item: &EnumDescriptorProto) -> String {
-    let values: Vec<String> = item.value.iter().map(|value| format!("{} {}", value.number(), value.name())).collect();
+    let values: Vec<String> =
+        item.value.iter().map(|value| format!("{} {}", value.number(), value.name())).collect();
     format!("enum {prefix}{}: {}", item.name(), values.join(", "))
 }
 
@@ -56,7 +60,9 @@ fn message(item: &DescriptorProto, lines: &mut BTreeSet<String>) {
     let fields: Vec<String> = item.field.iter().map(|field| describe(field, item)).collect();
     let fields = if fields.is_empty() { "(empty)".to_owned() } else { fields.join(", ") };
     lines.insert(format!("message {}: {fields}", item.name()));
-    lines.extend(item.enum_type.iter().map(|nested| enumeration(&format!("{}.", item.name()), nested)));
+    lines.extend(
+        item.enum_type.iter().map(|nested| enumeration(&format!("{}.", item.name()), nested)),
+    );
 }
 
 fn describe(field: &FieldDescriptorProto, parent: &DescriptorProto) -> String {
@@ -65,7 +71,9 @@ fn describe(field: &FieldDescriptorProto, parent: &DescriptorProto) -> String {
             && field.type_name().ends_with(&format!(".{}", nested.name()))
     });
     let kind = match entry {
-        Some(entry) => format!("map<{},{}>", type_name(&entry.field[0]), type_name(&entry.field[1])),
+        Some(entry) => {
+            format!("map<{},{}>", type_name(&entry.field[0]), type_name(&entry.field[1]))
+        }
         None if field.label() == Label::Repeated => format!("{}[]", type_name(field)),
         None => type_name(field),
     };
@@ -75,7 +83,9 @@ fn describe(field: &FieldDescriptorProto, parent: &DescriptorProto) -> String {
 
 fn type_name(field: &FieldDescriptorProto) -> String {
     match field.r#type() {
-        Type::Message | Type::Enum => field.type_name().rsplit('.').next().unwrap_or_default().to_owned(),
+        Type::Message | Type::Enum => {
+            field.type_name().rsplit('.').next().unwrap_or_default().to_owned()
+        }
         scalar => scalar.as_str_name().trim_start_matches("TYPE_").to_lowercase(),
     }
 }

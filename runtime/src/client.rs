@@ -1,4 +1,4 @@
-//! The command line's side of the daemon: what `berthd images` asks of one that runs.
+//! `berthd images`: what the command line asks of a daemon that runs.
 
 use std::{
     fs::{self, File},
@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context, anyhow, bail};
 use berth_proto::berth::{
-    CheckRequest, CheckResponse, ExportRequest, ImportRequest, ImportedImage, check_response::State,
-    images_client::ImagesClient,
+    CheckRequest, CheckResponse, ExportRequest, ImportRequest, ImportedImage,
+    check_response::State, images_client::ImagesClient,
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -19,14 +19,20 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-/// Adds the images in `file`, or in what is piped in where that is `-`.
+/// Adds the images in the archive `file`, or in standard input if that is `-`.
 ///
 /// # Errors
-/// No daemon answers, or it refuses what is in the file.
-pub(crate) async fn import(socket: &Path, file: &Path, name: Option<&str>) -> anyhow::Result<Vec<ImportedImage>> {
+/// No daemon answers, or it refuses the archive.
+pub(crate) async fn import(
+    socket: &Path,
+    file: &Path,
+    name: Option<&str>,
+) -> anyhow::Result<Vec<ImportedImage>> {
+    // Lives as long as the request: the daemon opens it by its descriptor's number.
     let opened;
     let stdin = std::io::stdin();
     let archive: BorrowedFd<'_> = if file == Path::new("-") {
+        // The daemon would wait for an archive to be typed.
         if stdin.is_terminal() {
             bail!("standard input is a terminal: pipe an archive into it, or name a file");
         }
@@ -35,60 +41,70 @@ pub(crate) async fn import(socket: &Path, file: &Path, name: Option<&str>) -> an
         opened = File::open(file).with_context(|| format!("open {}", file.display()))?;
         opened.as_fd()
     };
-    let request = ImportRequest { path: as_daemon_sees(archive), name: name.unwrap_or_default().to_owned() };
-    let answer = ImagesClient::new(connect(socket).await?).import(request).await;
-    let response = answer.map_err(|status| anyhow!("{}", status.message()))?;
-    Ok(response.into_inner().images)
+    let request =
+        ImportRequest { path: path_for_daemon(archive), name: name.unwrap_or_default().to_owned() };
+    let response = ImagesClient::new(connect(socket).await?).import(request).await;
+    Ok(response.map_err(message)?.into_inner().images)
 }
 
-/// Writes the images `names` into `file`, or to standard output where there is none.
+/// Writes the images `names` as one archive into `file`, or to standard output if that is `None`.
 ///
 /// # Errors
-/// No daemon answers, or it has no such image; a file that was made is removed then.
-pub(crate) async fn export(socket: &Path, file: Option<&Path>, names: Vec<String>) -> anyhow::Result<()> {
+/// No daemon answers, or it has no such image. The file is removed then.
+pub(crate) async fn export(
+    socket: &Path,
+    file: Option<&Path>,
+    names: Vec<String>,
+) -> anyhow::Result<()> {
     let opened;
     let stdout = std::io::stdout();
     let archive: BorrowedFd<'_> = match file {
+        // An archive is not text.
         None if stdout.is_terminal() => {
             bail!("standard output is a terminal: pipe it somewhere, or name a file with --output")
         }
         None => stdout.as_fd(),
         Some(file) => {
-            opened = File::create(file).with_context(|| format!("make {}", file.display()))?;
+            opened = File::create(file).with_context(|| format!("create {}", file.display()))?;
             opened.as_fd()
         }
     };
-    let request = ExportRequest { path: as_daemon_sees(archive), names };
+    let request = ExportRequest { path: path_for_daemon(archive), names };
     let exported = match connect(socket).await {
-        Ok(channel) => {
-            ImagesClient::new(channel).export(request).await.map_err(|status| anyhow!("{}", status.message()))
-        }
+        Ok(channel) => ImagesClient::new(channel).export(request).await.map_err(message),
         Err(error) => Err(error),
     };
     if let (Err(_), Some(file)) = (&exported, file) {
+        // A part of an archive is of no use. The error of the export is the one that matters.
         let _ = fs::remove_file(file);
     }
     exported.map(drop)
 }
 
-/// Verifies every image; calls `told` with each as it is done. How many are damaged in the end.
+/// Verifies every image and calls `report` with each as it is done. Returns how many are damaged,
+/// without those that were repaired.
 ///
 /// # Errors
 /// No daemon answers.
-pub(crate) async fn check(socket: &Path, repair: bool, mut told: impl FnMut(&CheckResponse)) -> anyhow::Result<usize> {
-    let refused = |status: Status| anyhow!("{}", status.message());
-    let answer = ImagesClient::new(connect(socket).await?).check(CheckRequest { repair }).await;
-    let mut images = answer.map_err(refused)?.into_inner();
+pub(crate) async fn check(
+    socket: &Path,
+    repair: bool,
+    mut report: impl FnMut(&CheckResponse),
+) -> anyhow::Result<usize> {
+    let mut client = ImagesClient::new(connect(socket).await?);
+    let response = client.check(CheckRequest { repair }).await;
+    let mut images = response.map_err(message)?.into_inner();
     let mut damaged = 0;
-    while let Some(image) = images.message().await.map_err(refused)? {
+    while let Some(image) = images.message().await.map_err(message)? {
         damaged += usize::from(image.state() == State::Damaged);
-        told(&image);
+        report(&image);
     }
     Ok(damaged)
 }
 
-/// The daemon opens it by this name, whatever it sees of this process' files and working directory.
-fn as_daemon_sees(file: BorrowedFd<'_>) -> String {
+/// A path by which the daemon opens a file of this process (proc_pid_fd(5)): it works for pipes,
+/// and for a daemon with another root or working directory.
+fn path_for_daemon(file: BorrowedFd<'_>) -> String {
     format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd())
 }
 
@@ -98,9 +114,18 @@ async fn connect(socket: &Path) -> anyhow::Result<Channel> {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    let connected = Endpoint::from_static("http://localhost").connect_with_connector(connector).await;
-    connected.map_err(|error| {
-        let (socket, error) = (socket.display(), anyhow::Error::from(error));
-        anyhow!("no berthd answers at {socket}: {}: is it running, and is this root?", error.root_cause())
+    // gRPC wants a host in the address; the connector does not look at it.
+    let endpoint = Endpoint::from_static("http://localhost");
+    endpoint.connect_with_connector(connector).await.map_err(|error| {
+        // What tonic says about it begins with "transport error"; the cause is what helps.
+        let error = anyhow::Error::from(error);
+        let cause = error.root_cause();
+        let socket = socket.display();
+        anyhow!("no berthd answers at {socket}: {cause}: is it running, and is this root?")
     })
+}
+
+/// An error of the daemon, which needs no code in front of it on a terminal.
+fn message(status: Status) -> anyhow::Error {
+    anyhow!("{}", status.message())
 }

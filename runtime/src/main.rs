@@ -1,5 +1,24 @@
-//! See the library.
+//! berthd: the program around the parts, which are crates beside this one.
+
+mod cli;
+mod client;
+mod daemon;
+mod debug;
+mod exporter;
+#[cfg(feature = "faults")]
+mod faults;
+mod layout_version;
+mod log;
+mod memory;
+mod root_lock;
+mod traces;
 
 fn main() -> std::process::ExitCode {
-    berthd::main()
+    // Before anything else: the daemon starts this for each layer of each image.
+    if let Some(ended) = berth_image::unpack_if_asked() {
+        return ended;
+    }
+    #[cfg(feature = "faults")]
+    faults::start();
+    cli::run()
 }

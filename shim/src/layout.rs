@@ -2,25 +2,28 @@
 
 /// What to run. Written by the daemon before launch.
 pub const SPEC: &str = "spec.json";
-/// The compiled seccomp filter, an array of `struct sock_filter`. Written by the daemon; absent means no filter.
+/// The compiled seccomp filter, an array of `struct sock_filter`. Written by the daemon; absent
+/// means no filter.
 pub const SECCOMP: &str = "seccomp.bpf";
-/// `linux.seccomp` of the OCI runtime specification, for containers that another runtime makes. Written by the daemon; absent means
-/// no filter.
+/// `linux.seccomp` of the OCI runtime specification, for containers that another runtime makes.
+/// Written by the daemon; absent means no filter.
 pub const SECCOMP_PROFILE: &str = "seccomp.json";
-/// The eBPF program that says which devices the cgroup may use, an array of `struct bpf_insn`. Written by the daemon; absent means
-/// that no program does.
+/// The eBPF program that says which devices the cgroup may use, an array of `struct bpf_insn`.
+/// Written by the daemon; absent means that no program does.
 pub const DEVICES: &str = "devices.bpf";
 /// The namespaces to make for a pod. Written by the daemon into a sandbox's directory.
 pub const PIN: &str = "pin.json";
-/// Directory of exec requests, `<exec id>.json`. Written by the daemon, removed by it when the exec ended.
-pub const EXEC: &str = "exec";
+/// An empty directory, for what is mounted for a moment.
+pub const SCRATCH: &str = "scratch";
 /// `record::Started`. Written by the shim once the program runs.
 pub const STARTED: &str = "started.json";
-/// `record::Exited`. The shim's last act.
+/// `record::Exited`. The shim's last act. Where the disk takes nothing it is beside the socket
+/// instead.
 pub const EXITED: &str = "exit.json";
 /// Locked with flock(2) for as long as a shim lives.
 pub const LOCK: &str = "lock";
-/// Where kernels before 6.5, and other OCI runtimes, have the root filesystem mounted first, in a mount namespace of its own only.
+/// Where kernels before 6.5, and other OCI runtimes, have the root filesystem mounted first, in a
+/// mount namespace of its own only.
 pub const ROOTFS: &str = "rootfs";
 /// The writable layer of the overlay.
 pub const UPPER: &str = "upper";

@@ -1,5 +1,6 @@
-//! Who the process is, by the image's /etc/passwd and /etc/group. The image wrote these files: they are read bounded, regular
-//! files only, and what they say is data (CVE-2026-47262, CVE-2022-4318).
+//! Which user a process is, by the image's /etc/passwd and /etc/group. The image has written these
+//! files, so only regular files are read, only up to a size, and nothing in them is passed on
+//! unparsed (CVE-2026-47262, CVE-2022-4318).
 
 use std::{fs::File, io::Read, os::fd::BorrowedFd, path::Path};
 
@@ -8,23 +9,30 @@ use berth_shim::{
     spec::{Identity, User},
 };
 use rustix::{
-    fs::{Mode, OFlags, ResolveFlags, openat2},
+    fs::{OFlags, ResolveFlags},
     io::Errno,
 };
 
-use crate::error::{Result, Step, failure};
+use crate::{
+    error::{Result, Step, failure, invalid},
+    mount::inside::open_below,
+};
 
-/// As containerd caps them: no real file comes near.
+/// The longest file that is read, in bytes. containerd has the same limit, and no real file comes
+/// near it.
 const MAX_FILE: u64 = 10 << 20;
+/// The highest id that is allowed, as in the kubelet, Docker and containerd. To setresuid(2)
+/// 4294967295 means "leave it as it is", so a user with that id would stay root.
+const MAX_ID: u32 = i32::MAX as u32;
 
-/// What was asked for, in numbers, and the user's home directory.
+/// A user in numbers, and the home directory.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Login {
     pub user: ResolvedUser,
     pub home: String,
 }
 
-/// Resolves `user` below `root`. Numbers need no entry, names do.
+/// Resolves `user` by the files below `root`. A number needs no entry there, a name does.
 pub(crate) fn resolve(root: BorrowedFd<'_>, user: &User) -> Result<Login> {
     resolve_in(user, &read(root, Path::new("/etc/passwd"))?, &read(root, Path::new("/etc/group"))?)
 }
@@ -37,7 +45,9 @@ fn resolve_in(user: &User, passwd: &str, group: &str) -> Result<Login> {
     let (uid, name) = match (&user.user, &entry) {
         (_, Some(entry)) => (entry.uid, Some(entry.name)),
         (Identity::Id(uid), None) => (*uid, None),
-        (Identity::Name(name), None) => return Err(failure("no such user in /etc/passwd of the image:", name)),
+        (Identity::Name(name), None) => {
+            return Err(invalid("no such user in /etc/passwd of the image:", name));
+        }
     };
     let gid = match &user.group {
         None => entry.as_ref().map_or(0, |entry| entry.gid),
@@ -47,21 +57,38 @@ fn resolve_in(user: &User, passwd: &str, group: &str) -> Result<Login> {
             .filter_map(GroupEntry::parse)
             .find(|entry| entry.name == wanted)
             .map(|entry| entry.gid)
-            .ok_or_else(|| failure("no such group in /etc/group of the image:", wanted))?,
+            .ok_or_else(|| invalid("no such group in /etc/group of the image:", wanted))?,
     };
-    // The primary group is among them, as initgroups(3) has it and conformance tests expect under both policies.
+    // The primary group is one of them, as with initgroups(3). The conformance tests of the kubelet
+    // expect that under both policies of KEP 3619.
     let mut groups = user.supplementary.clone();
     groups.push(gid);
     if user.merge_groups {
-        let member =
-            |entry: &GroupEntry<'_>| name.is_some_and(|name| entry.members.split(',').any(|member| member == name));
-        groups.extend(group.lines().filter_map(GroupEntry::parse).filter(member).map(|entry| entry.gid));
+        let entries = group.lines().filter_map(GroupEntry::parse);
+        // A uid without an entry in /etc/passwd has no name, and so is no group's member.
+        let own = entries.filter(|entry| name.is_some_and(|name| entry.has_member(name)));
+        groups.extend(own.map(|entry| entry.gid));
     }
     groups.sort_unstable();
     groups.dedup();
-    let home =
-        entry.map(|entry| entry.home).filter(|home| home.starts_with('/') && !home.chars().any(char::is_control));
+    if let Some(id) = groups.iter().chain([&uid]).find(|id| **id > MAX_ID) {
+        return Err(failure(format!("user or group {id} is out of range (0 to {MAX_ID})"), ""));
+    }
+    // A control character could confuse whatever shows or parses the environment (CVE-2022-4318).
+    let home = entry
+        .map(|entry| entry.home)
+        .filter(|home| home.starts_with('/') && !home.chars().any(char::is_control));
     Ok(Login { user: ResolvedUser { uid, gid, groups }, home: home.unwrap_or("/").to_owned() })
+}
+
+/// `env` with the HOME of a user, unless it has one: a program finds its own directory without
+/// reading /etc/passwd.
+pub(crate) fn with_home(env: &[String], home: &str) -> Vec<String> {
+    let mut env = env.to_vec();
+    if !env.iter().any(|variable| variable.starts_with("HOME=")) {
+        env.push(format!("HOME={home}"));
+    }
+    env
 }
 
 struct PasswdEntry<'a> {
@@ -94,13 +121,18 @@ impl<'a> GroupEntry<'a> {
         let gid = fields.nth(1)?.parse().ok()?;
         Some(Self { name, gid, members: fields.next().unwrap_or("") })
     }
+
+    fn has_member(&self, name: &str) -> bool {
+        self.members.split(',').any(|member| member == name)
+    }
 }
 
-/// A missing file is an empty one; so is what is no file at all, be it hidden behind /dev/null or a trap.
+/// Reads a file of the image. One that is missing is empty, and so is anything that is no regular
+/// file: /dev/null, behind which it may be hidden, or a trap.
 fn read(root: BorrowedFd<'_>, path: &Path) -> Result<String> {
-    // O_NONBLOCK: opening a FIFO that the image put there must not hang.
-    let (flags, resolve) = (OFlags::NONBLOCK | OFlags::CLOEXEC, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS);
-    let file = match openat2(root, path, flags, Mode::empty(), resolve) {
+    // O_NONBLOCK: opening a FIFO would block until somebody writes to it.
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let file = match open_below(root, path, OFlags::NONBLOCK, resolve) {
         Ok(file) => File::from(file),
         Err(Errno::NOENT) => return Ok(String::new()),
         Err(error) => return Err(error).step_on("open", path),
@@ -110,7 +142,7 @@ fn read(root: BorrowedFd<'_>, path: &Path) -> Result<String> {
         return Ok(String::new());
     }
     if metadata.len() > MAX_FILE {
-        return Err(failure("larger than 10 MiB:", path));
+        return Err(invalid("larger than 10 MiB:", path));
     }
     let mut bytes = Vec::new();
     file.take(MAX_FILE).read_to_end(&mut bytes).step_on("read", path)?;
@@ -121,7 +153,8 @@ fn read(root: BorrowedFd<'_>, path: &Path) -> Result<String> {
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\nbroken\n1000:x:7:7::/:\nbob:x:1000:1001::/home/bob:/bin/sh\nevil:x:5:5::/a\tb:\n";
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\nbroken\n1000:x:7:7::/:\n\
+        bob:x:1000:1001::/home/bob:/bin/sh\nevil:x:5:5::/a\tb:\n";
     const GROUP: &str = "root:x:0:\nstaff:x:50:bob,alice\nwheel:x:10:alice\nextra:x:60:alice,bob\n";
 
     fn user(user: Identity, group: Option<Identity>, merge_groups: bool) -> User {
@@ -140,14 +173,56 @@ mod tests {
             (user(Id(0), Some(Name("staff".into())), false), 0, 50, vec![9, 50], "/root"),
         ] {
             let login = resolve_in(&asked, PASSWD, GROUP).unwrap();
-            assert_eq!(login, Login { user: ResolvedUser { uid, gid, groups }, home: home.into() }, "{asked:?}");
+            assert_eq!(
+                login,
+                Login { user: ResolvedUser { uid, gid, groups }, home: home.into() },
+                "{asked:?}"
+            );
         }
     }
 
     #[test]
+    fn ids_that_mean_something_else_to_the_kernel_are_errors() {
+        use Identity::{Id, Name};
+        let (passwd, group) = (
+            "a:x:4294967295:1::/:\nb:x:1:4294967295::/:\nc:x:2147483648:1::/:\n\
+             d:x:2147483647:1::/:\n",
+            "g:x:4294967295:d\n",
+        );
+        let named = |name: &str| Name(name.to_owned());
+        for asked in [
+            user(named("a"), None, false),
+            user(named("b"), None, false),
+            user(named("c"), None, false),
+            user(named("d"), None, true),
+            user(named("d"), Some(named("g")), false),
+            user(Id(u32::MAX), None, false),
+            user(Id(0), Some(Id(MAX_ID + 1)), false),
+            User { supplementary: vec![u32::MAX], ..user(Id(0), None, false) },
+        ] {
+            let error = resolve_in(&asked, passwd, group).unwrap_err();
+            assert!(error.step.contains("out of range"), "{asked:?}: {error}");
+        }
+        assert_eq!(
+            resolve_in(&user(named("d"), None, false), passwd, group).unwrap().user.uid,
+            MAX_ID
+        );
+    }
+
+    #[test]
     fn unknown_names_are_errors() {
-        assert!(resolve_in(&user(Identity::Name("eve".into()), None, true), PASSWD, GROUP).unwrap_err().path == "eve");
+        assert!(
+            resolve_in(&user(Identity::Name("eve".into()), None, true), PASSWD, GROUP)
+                .unwrap_err()
+                .path
+                == "eve"
+        );
         let group = Some(Identity::Name("eve".into()));
-        assert!(resolve_in(&user(Identity::Id(0), group, true), PASSWD, GROUP).unwrap_err().step.contains("group"));
+        assert!(
+            resolve_in(&user(Identity::Id(0), group, true), PASSWD, GROUP)
+                .unwrap_err()
+                .step
+                .contains("group")
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! What to run, in the terms of the OCI runtime specification. Everything is resolved: the shim decides nothing.
+//! `spec.json`: what to run, in the terms of the OCI runtime specification. Everything is decided
+//! already; only names of users are left to be resolved, in the image's own files.
 
 use std::path::PathBuf;
 
@@ -7,21 +8,33 @@ use serde::{Deserialize, Serialize};
 /// One container, or the built-in pause of a pod that shares its PID namespace.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Spec {
-    /// Container id, for messages only.
+    /// Container id: what hooks and other OCI runtimes are told.
     pub id: String,
-    /// Absolute path of the directory for `shim.sock`; exists.
+    /// The pod's id, for a daemon whose own record of the container is damaged. The shim does not
+    /// use it.
+    #[serde(default)]
+    pub sandbox: String,
+    /// Absolute path of the directory for `shim.sock`, below the state directory. It exists.
     pub socket_dir: PathBuf,
+    /// Absolute paths of the daemon's own records, without which it cannot list the container. The
+    /// shim syncs them before it writes `exit.json`, so that a container of which a power loss
+    /// leaves the end is left with it.
+    #[serde(default)]
+    pub records: Vec<PathBuf>,
     pub cgroups: Cgroups,
     pub namespaces: Namespaces,
     pub program: Program,
     pub stdio: Stdio,
+    /// SELinux label for the empty root of the pause process; absent without SELinux.
+    #[serde(default)]
+    pub label: Option<String>,
 }
 
 /// What runs as the container's first process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Program {
-    /// Reap children until told to end; no rootfs is made.
+    /// Reaps children until it is told to end, in an empty root.
     Pause,
     Container(Box<Container>),
 }
@@ -29,20 +42,23 @@ pub enum Program {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Container {
     pub rootfs: Rootfs,
-    /// In the order of mounting.
+    /// In the order in which they are mounted.
     pub mounts: Vec<Mount>,
-    /// Made after all mounts, besides those that /dev has anyway.
+    /// Made after all mounts, in addition to the standard devices.
     #[serde(default)]
     pub devices: Vec<Device>,
     pub process: Process,
-    /// Absolute paths inside the rootfs that are hidden: files behind /dev/null, directories behind an empty tmpfs.
+    /// Absolute paths inside the rootfs that are hidden: files behind /dev/null, directories behind
+    /// an empty tmpfs. Those that do not exist are passed over.
     pub masked_paths: Vec<PathBuf>,
+    /// Absolute paths inside the rootfs that are read-only, with everything mounted below them.
     pub readonly_paths: Vec<PathBuf>,
     #[serde(default)]
     pub hooks: Hooks,
+    /// Absent if the shim makes the container itself.
     #[serde(default)]
     pub oci_runtime: Option<OciRuntime>,
-    /// SELinux label of its files, where there is SELinux.
+    /// SELinux label of the container's files; absent without SELinux.
     #[serde(default)]
     pub label: Option<String>,
 }
@@ -52,15 +68,15 @@ pub struct Container {
 pub struct OciRuntime {
     /// Absolute.
     pub path: PathBuf,
-    /// For its `--root`.
+    /// The value of its `--root`.
     pub state: PathBuf,
     /// `linux.cgroupsPath`.
     pub cgroup: String,
-    /// `linux.resources.devices`: it sets them anew.
+    /// `linux.resources.devices`. The runtime replaces the device filter of the cgroup.
     pub devices: Vec<DeviceAccess>,
 }
 
-/// One rule; absent numbers are all.
+/// One rule about devices. An absent number stands for all.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DeviceAccess {
     pub allow: bool,
@@ -74,21 +90,23 @@ pub struct DeviceAccess {
     pub access: String,
 }
 
-/// Programs of the host that run while the container is made, "POSIX-platform Hooks" of the OCI runtime specification. Those of one
-/// kind run one after the other; one that fails fails the start, but for `poststop`.
+/// Programs that run at certain moments of the container's life ("POSIX-platform Hooks" of the OCI
+/// runtime specification). Those of one kind run one after the other. If one fails, so does the
+/// start, except with `poststop`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Hooks {
-    /// Outside the container, when its namespaces are there and nothing is mounted.
+    /// Outside the container, when its namespaces exist and nothing is mounted.
     pub prestart: Vec<Hook>,
+    /// As `prestart`, and after it.
     pub create_runtime: Vec<Hook>,
     /// In the container's namespaces, when everything is mounted and the host's root is still `/`.
     pub create_container: Vec<Hook>,
-    /// In the container's root, before its program.
+    /// In the container's root, before its program and with no more privileges than that.
     pub start_container: Vec<Hook>,
     /// Outside the container, when its program runs.
     pub poststart: Vec<Hook>,
-    /// Outside the container, when it ended.
+    /// Outside the container, when it has ended.
     pub poststop: Vec<Hook>,
 }
 
@@ -106,51 +124,74 @@ pub struct Hook {
     pub args: Vec<String>,
     /// `NAME=value`; nothing else is in its environment.
     pub env: Vec<String>,
-    /// Seconds; absent: two minutes.
+    /// In seconds; absent means two minutes.
     pub timeout: Option<u32>,
 }
 
-/// Overlay of read-only layers, topmost first, below `upper` of the container's directory.
+/// An overlay: `upper` of the container's directory over read-only layers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Rootfs {
+    /// Absolute.
     pub layers_dir: PathBuf,
-    /// Names below `layers_dir`, so that the option string of old kernels stays short.
+    /// Names below `layers_dir`, topmost first. They are names so that the option string of old
+    /// kernels, one page, has room for more of them.
     pub layers: Vec<String>,
+    /// Whether the root itself is mounted read-only.
     pub readonly: bool,
 }
 
-/// Directories that the daemon made, with limits set; the program joins each before it starts.
+/// Directories that the daemon has made, with limits set. The first process is in all of them
+/// before it runs its program.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Cgroups {
-    /// Directory in the v2 tree (also on hybrid hosts), entered by CLONE_INTO_CGROUP; has `cgroup.kill`.
+    /// Directory in the v2 tree, on hybrid hosts as well. It is entered by CLONE_INTO_CGROUP, and
+    /// has `cgroup.kill`.
     pub unified: Option<PathBuf>,
-    /// That directory is systemd's, which removes it once it is empty.
+    /// Whether that directory is a scope of systemd, which removes it once it is empty.
     #[serde(default)]
     pub is_scope: bool,
     /// Directories of v1 controllers.
     pub controllers: Vec<PathBuf>,
 }
 
-/// Mount and cgroup namespaces are always new.
+/// The namespaces of the first process. Its mount and cgroup namespaces are always new.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Namespaces {
     pub net: Namespace,
     pub ipc: Namespace,
     pub uts: Namespace,
     pub pid: Namespace,
-    /// The pod's own user namespace: what is set up as root before is handed to its root, everything later is done inside.
+    /// Whose PID namespace `pid` is, where that is the one of another container. `pid` then names
+    /// it by a process id, which can be another process' by the time it is opened.
+    #[serde(default)]
+    pub target: Option<Target>,
+    /// The pod's user namespace, if it has one of its own.
     #[serde(default)]
     pub user: Option<UserNamespace>,
-    /// Bind the new PID namespace here, for containers that join it.
+    /// The file to which the new PID namespace is bound, for the containers that will join it.
     #[serde(default)]
     pub pin_pid: Option<PathBuf>,
+    /// The directory on which a /proc of the pod's PID namespace is mounted if the kernel cannot
+    /// make one from outside. The first process of the namespace leaves it there, and those that
+    /// join it copy it.
+    #[serde(default)]
+    pub pin_proc: Option<PathBuf>,
+}
+
+/// The first process of another container: together its numbers name one process until the next
+/// boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    pub pid: u32,
+    /// As `record::Started` has it.
+    pub start_time: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserNamespace {
-    /// Its pin.
+    /// The file to which it is bound.
     pub path: PathBuf,
-    /// Who its root is on the host.
+    /// The ids that its root has on the host.
     pub root_uid: u32,
     pub root_gid: u32,
 }
@@ -168,7 +209,8 @@ pub enum Namespace {
 pub struct Device {
     /// Absolute, resolved inside the rootfs, which it cannot leave.
     pub path: PathBuf,
-    /// On the host, without links: bound where a user namespace forbids to make a node.
+    /// The device on the host, without links in its path. It is bound if the container has a user
+    /// namespace, in which nodes cannot be made.
     pub source: PathBuf,
     pub kind: DeviceKind,
     pub major: u32,
@@ -205,7 +247,11 @@ pub struct Mount {
 pub enum MountKind {
     Proc,
     Sysfs,
-    /// cgroup v2, or a tmpfs with one v1 hierarchy per name (`cpu`, `name=systemd`).
+    /// The host's sysfs, without what is mounted below it. A user namespace that does not own the
+    /// network namespace may not mount a sysfs of its own (KEP 5607).
+    HostSysfs,
+    /// cgroup v2 if `v1` is empty, otherwise a tmpfs with one v1 hierarchy for each name (`cpu`,
+    /// `name=systemd`).
     Cgroup {
         v1: Vec<String>,
     },
@@ -221,12 +267,13 @@ pub enum MountKind {
         source: PathBuf,
         propagation: Propagation,
         recursive_readonly: bool,
-        /// Make a missing source, as a directory.
+        /// Whether a missing source is made, as a directory.
         create: bool,
-        /// Show its owners through the pod's user namespace.
+        /// Whether owners are shown through the pod's user namespace.
         #[serde(default)]
         idmap: bool,
-        /// Give the source, and all that is below it, the label of the container's files.
+        /// Whether the source and everything below it get the SELinux label of the container's
+        /// files.
         #[serde(default)]
         relabel: bool,
     },
@@ -234,10 +281,11 @@ pub enum MountKind {
     Image {
         /// Below the layers' directory, topmost first.
         layers: Vec<String>,
-        /// What of it; empty is all.
+        /// The part of the image that is mounted; empty for all of it.
         sub_path: PathBuf,
     },
-    /// A directory below `volumes` of the container's directory, filled with what the image has at the target.
+    /// A volume that the image declares: a directory below `volumes` of the container's directory,
+    /// filled with what the image has at the target.
     Volume {
         name: String,
     },
@@ -255,23 +303,24 @@ pub enum Propagation {
 /// A process of the container: its first, or an exec.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Process {
-    /// At least one; the first is looked up in PATH of `env` when it has no slash.
+    /// At least one. The first is looked up in PATH of `env` if it has no slash.
     pub args: Vec<String>,
     /// `NAME=value`, unique names.
     pub env: Vec<String>,
+    /// Absolute; made if it is missing.
     pub cwd: PathBuf,
     pub user: User,
     pub capabilities: Capabilities,
     pub no_new_privileges: bool,
     pub rlimits: Vec<Rlimit>,
-    /// -1000..=1000; clamped to what the kernel allows the daemon.
+    /// -1000 to 1000. If the daemon may not lower its own value, that one is kept.
     pub oom_score_adj: Option<i32>,
-    /// Load `seccomp.bpf` of the container's directory.
+    /// Whether `seccomp.bpf` of the container's directory is loaded.
     pub seccomp: bool,
-    /// AppArmor profile to change to with execve(2); absent leaves the daemon's.
+    /// AppArmor profile that execve(2) changes to; absent: the daemon's is kept.
     #[serde(default)]
     pub apparmor: Option<String>,
-    /// SELinux label to change to with execve(2); absent: what the policy says.
+    /// SELinux label that execve(2) changes to; absent: the policy decides.
     #[serde(default)]
     pub selinux: Option<String>,
     #[serde(default)]
@@ -281,10 +330,10 @@ pub struct Process {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
     pub user: Identity,
-    /// Absent: the user's primary group in /etc/passwd, else 0.
+    /// Absent: the user's primary group in /etc/passwd, or 0 if there is no entry.
     pub group: Option<Identity>,
     pub supplementary: Vec<u32>,
-    /// Add the memberships in the image's /etc/group (KEP 3619 `Merge`).
+    /// Whether the memberships in the image's /etc/group are added (KEP 3619, `Merge`).
     pub merge_groups: bool,
 }
 
@@ -296,11 +345,12 @@ pub enum Identity {
     Name(String),
 }
 
-/// Bit N is capability number N of capabilities(7).
+/// Sets of capabilities: bit N stands for the capability with number N (capabilities(7)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities {
-    /// Bounding, permitted and effective sets; the inheritable set is that of the ambient one.
+    /// The bounding, permitted and effective sets.
     pub granted: u64,
+    /// The ambient and the inheritable set.
     pub ambient: u64,
 }
 
@@ -321,35 +371,39 @@ pub enum RlimitKind {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Stdio {
-    /// CRI log file; absent: output goes nowhere but to who attached.
+    /// The CRI log file; absent: output goes to attached clients only.
     pub log: Option<PathBuf>,
-    /// Keep a standard input open; else it is /dev/null.
+    /// The pod's log directory, which `log` is below. From here on no link is followed. Absent: the
+    /// directory that `log` is in.
+    #[serde(default)]
+    pub log_directory: Option<PathBuf>,
+    /// Whether there is a standard input that stays open; otherwise it is /dev/null.
     pub stdin: bool,
-    /// Close it when the first attach that carried it ends.
+    /// Whether it is closed when the first client is gone that attached to it.
     pub stdin_once: bool,
 }
 
 /// `pin.json`: the namespaces of a pod, bound to files so that no process has to hold them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Pin {
-    /// Files to bind to, created if missing; absent means the host's namespace.
+    /// The files to bind to, which are made. Absent: the pod has the host's namespace.
     pub net: Option<PathBuf>,
     pub ipc: Option<PathBuf>,
     pub uts: Option<PathBuf>,
-    /// Made first; it owns the others.
+    /// The pod's own user namespace, which owns the others; absent if it has none.
     #[serde(default)]
     pub user: Option<PinnedUser>,
     pub hostname: Option<String>,
     /// Names with dots or slashes, as sysctl(8) takes them.
     pub sysctls: Vec<(String, String)>,
-    /// Directory to mount the pod's /dev/shm on, with its size in bytes.
+    /// The directory to mount the pod's /dev/shm on, and its size in bytes.
     pub shm: Option<(PathBuf, u64)>,
-    /// SELinux label of what is in it.
+    /// SELinux label of the files in it.
     #[serde(default)]
     pub label: Option<String>,
 }
 
-/// A user namespace to make.
+/// A user namespace to make, and the file to bind it to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinnedUser {
     pub path: PathBuf,
@@ -360,7 +414,7 @@ pub struct PinnedUser {
 /// One line of uid_map, user_namespaces(7); the ids inside begin at 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMapping {
-    /// Of root, outside.
+    /// The id outside that is 0 inside.
     pub host: u32,
     pub length: u32,
 }

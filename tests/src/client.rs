@@ -1,8 +1,11 @@
-//! CRI over a unix socket, with the defaults that most tests want.
+//! A CRI client over a unix socket, with the calls that most tests make. Lists are asked for twice,
+//! by the unary RPC and by its Stream form, which must agree.
 
-use std::{collections::HashMap, path::Path};
+use std::path::Path;
 
-use berth_proto::v1::{self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient};
+use berth_proto::v1::{
+    self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
+};
 use futures_util::TryStreamExt;
 use hyper_util::rt::TokioIo;
 use prost::Message;
@@ -14,36 +17,40 @@ use tonic::{
 
 use crate::{eventually, image::Image, machine::Machine, registry::FakeRegistry};
 
-/// Both services.
+/// Clients of RuntimeService and ImageService, on one connection.
 #[derive(Clone, Debug)]
 pub struct Cri {
     pub runtime: RuntimeServiceClient<Channel>,
     pub images: ImageServiceClient<Channel>,
 }
 
-type Answer<T> = Result<T, Status>;
+type RpcResult<T> = Result<T, Status>;
 
 impl Cri {
-    /// Connects at the first call.
+    /// Makes a client; the connection is made at the first call.
     pub fn connect(socket: &Path) -> Self {
         let socket = socket.to_owned();
+        // The endpoint's host is never looked up: every connection is to the socket.
         let connector = tower::service_fn(move |_| {
             let socket = socket.clone();
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
         });
-        let channel = Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector);
+        let channel =
+            Endpoint::from_static("http://localhost").connect_with_connector_lazy(connector);
+        // The kubelet's limit for a message. Responses of ExecSync may be twice that, for two streams.
         let limit = 16 << 20;
         Self {
-            runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(2 * limit),
+            runtime: RuntimeServiceClient::new(channel.clone())
+                .max_decoding_message_size(2 * limit),
             images: ImageServiceClient::new(channel).max_decoding_message_size(limit),
         }
     }
 
-    /// Waits until the daemon answers.
+    /// Waits until the daemon serves, five seconds at most.
     ///
     /// # Errors
-    /// What it answered to the last of many calls.
-    pub async fn serving(&self) -> Answer<()> {
+    /// The error of the last attempt.
+    pub async fn serving(&self) -> RpcResult<()> {
         let mut last = Ok(());
         for _ in 0..1000 {
             last = self.runtime.clone().version(v1::VersionRequest::default()).await.map(drop);
@@ -55,17 +62,17 @@ impl Cri {
         last
     }
 
-    /// PullImage: the image's id.
-    pub async fn pull(&self, image: &str) -> Answer<String> {
+    /// PullImage; returns the image's id.
+    pub async fn pull(&self, image: &str) -> RpcResult<String> {
         let image = Some(v1::ImageSpec { image: image.to_owned(), ..Default::default() });
         let request = v1::PullImageRequest { image, ..Default::default() };
         Ok(self.images.clone().pull_image(request).await?.into_inner().image_ref)
     }
 
-    /// Serves `image` for a moment and pulls it: its name.
+    /// Serves `image` from a registry, pulls it, and returns the name that it was pulled by.
     ///
     /// # Panics
-    /// When that fails.
+    /// The pull fails.
     pub async fn pull_image(&self, machine: &Machine, image: Image) -> String {
         let registry = FakeRegistry::start(machine, image, |_| None);
         let name = format!("{}/image:1", registry.host);
@@ -73,46 +80,73 @@ impl Cri {
         name
     }
 
-    /// Bytes and inodes that images use.
+    /// ImageFsInfo: bytes and inodes that images use.
     pub async fn image_fs(&self) -> (u64, u64) {
-        let answer = self.images.clone().image_fs_info(v1::ImageFsInfoRequest {}).await.expect("ImageFsInfo");
+        let answer = self
+            .images
+            .clone()
+            .image_fs_info(v1::ImageFsInfoRequest {})
+            .await
+            .expect("ImageFsInfo");
         let usage = answer.into_inner().image_filesystems.remove(0);
-        (usage.used_bytes.map_or(0, |bytes| bytes.value), usage.inodes_used.map_or(0, |inodes| inodes.value))
+        (
+            usage.used_bytes.map_or(0, |bytes| bytes.value),
+            usage.inodes_used.map_or(0, |inodes| inodes.value),
+        )
     }
 
-    /// ListImages, which StreamImages must agree with.
+    /// ListImages; StreamImages must return the same.
     pub async fn images(&self) -> Vec<v1::Image> {
         let mut images = self.images.clone();
-        let stream =
-            images.stream_images(v1::StreamImagesRequest::default()).await.expect("stream images").into_inner();
-        let pieces: Vec<v1::StreamImagesResponse> = stream.try_collect().await.expect("stream images");
-        let items =
-            images.list_images(v1::ListImagesRequest::default()).await.expect("list images").into_inner().images;
+        let stream = images
+            .stream_images(v1::StreamImagesRequest::default())
+            .await
+            .expect("stream images")
+            .into_inner();
+        let pieces: Vec<v1::StreamImagesResponse> =
+            stream.try_collect().await.expect("stream images");
+        let items = images
+            .list_images(v1::ListImagesRequest::default())
+            .await
+            .expect("list images")
+            .into_inner()
+            .images;
         assert_eq!(items, pieces.into_iter().flat_map(|piece| piece.images).collect::<Vec<_>>());
         items
     }
 
-    pub async fn image_status(&self, image: &str) -> Answer<Option<v1::Image>> {
+    pub async fn image_status(&self, image: &str) -> RpcResult<Option<v1::Image>> {
         let image = Some(v1::ImageSpec { image: image.to_owned(), ..Default::default() });
-        Ok(self.images.clone().image_status(v1::ImageStatusRequest { image, verbose: false }).await?.into_inner().image)
+        Ok(self
+            .images
+            .clone()
+            .image_status(v1::ImageStatusRequest { image, verbose: false })
+            .await?
+            .into_inner()
+            .image)
     }
 
-    pub async fn remove_image(&self, image: &str) -> Answer<()> {
+    pub async fn remove_image(&self, image: &str) -> RpcResult<()> {
         let image = Some(v1::ImageSpec { image: image.to_owned(), ..Default::default() });
         self.images.clone().remove_image(v1::RemoveImageRequest { image }).await.map(drop)
     }
 
-    pub async fn run_pod(&self, config: v1::PodSandboxConfig) -> Answer<String> {
+    pub async fn run_pod(&self, config: v1::PodSandboxConfig) -> RpcResult<String> {
         self.run_pod_under("", config).await
     }
 
     /// RunPodSandbox with a runtime handler.
-    pub async fn run_pod_under(&self, handler: &str, config: v1::PodSandboxConfig) -> Answer<String> {
-        let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler: handler.to_owned() };
+    pub async fn run_pod_under(
+        &self,
+        handler: &str,
+        config: v1::PodSandboxConfig,
+    ) -> RpcResult<String> {
+        let request =
+            v1::RunPodSandboxRequest { config: Some(config), runtime_handler: handler.to_owned() };
         Ok(self.runtime.clone().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
     }
 
-    pub async fn stop_pod(&self, id: &str) -> Answer<()> {
+    pub async fn stop_pod(&self, id: &str) -> RpcResult<()> {
         self.runtime
             .clone()
             .stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() })
@@ -120,7 +154,7 @@ impl Cri {
             .map(drop)
     }
 
-    pub async fn remove_pod(&self, id: &str) -> Answer<()> {
+    pub async fn remove_pod(&self, id: &str) -> RpcResult<()> {
         self.runtime
             .clone()
             .remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() })
@@ -128,41 +162,61 @@ impl Cri {
             .map(drop)
     }
 
-    pub async fn pod_status(&self, id: &str) -> Answer<v1::PodSandboxStatus> {
+    pub async fn pod_status(&self, id: &str) -> RpcResult<v1::PodSandboxStatus> {
         let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
-        Ok(self.runtime.clone().pod_sandbox_status(request).await?.into_inner().status.expect("has a status"))
+        Ok(self
+            .runtime
+            .clone()
+            .pod_sandbox_status(request)
+            .await?
+            .into_inner()
+            .status
+            .expect("has a status"))
     }
 
-    /// ListPodSandbox, which StreamPodSandboxes must agree with.
+    /// ListPodSandbox; StreamPodSandboxes must return the same.
     pub async fn pods(&self, filter: v1::PodSandboxFilter) -> Vec<v1::PodSandbox> {
         let mut runtime = self.runtime.clone();
         let request = v1::StreamPodSandboxesRequest { filter: Some(filter.clone()) };
-        let stream = runtime.stream_pod_sandboxes(request).await.expect("stream sandboxes").into_inner();
-        let pieces: Vec<v1::StreamPodSandboxesResponse> = stream.try_collect().await.expect("stream sandboxes");
+        let stream =
+            runtime.stream_pod_sandboxes(request).await.expect("stream sandboxes").into_inner();
+        let pieces: Vec<v1::StreamPodSandboxesResponse> =
+            stream.try_collect().await.expect("stream sandboxes");
         let request = v1::ListPodSandboxRequest { filter: Some(filter) };
-        let items = runtime.list_pod_sandbox(request).await.expect("list sandboxes").into_inner().items;
-        assert_eq!(items, pieces.into_iter().flat_map(|piece| piece.pod_sandboxes).collect::<Vec<_>>());
+        let items =
+            runtime.list_pod_sandbox(request).await.expect("list sandboxes").into_inner().items;
+        assert_eq!(
+            items,
+            pieces.into_iter().flat_map(|piece| piece.pod_sandboxes).collect::<Vec<_>>()
+        );
         items
     }
 
-    pub async fn create(&self, pod: &str, config: v1::ContainerConfig) -> Answer<String> {
-        let request =
-            v1::CreateContainerRequest { pod_sandbox_id: pod.to_owned(), config: Some(config), sandbox_config: None };
+    pub async fn create(&self, pod: &str, config: v1::ContainerConfig) -> RpcResult<String> {
+        let request = v1::CreateContainerRequest {
+            pod_sandbox_id: pod.to_owned(),
+            config: Some(config),
+            sandbox_config: None,
+        };
         Ok(self.runtime.clone().create_container(request).await?.into_inner().container_id)
     }
 
-    pub async fn start(&self, id: &str) -> Answer<()> {
-        self.runtime.clone().start_container(v1::StartContainerRequest { container_id: id.to_owned() }).await.map(drop)
+    pub async fn start(&self, id: &str) -> RpcResult<()> {
+        self.runtime
+            .clone()
+            .start_container(v1::StartContainerRequest { container_id: id.to_owned() })
+            .await
+            .map(drop)
     }
 
-    /// Create and start.
-    pub async fn run(&self, pod: &str, config: v1::ContainerConfig) -> Answer<String> {
+    /// CreateContainer and StartContainer; returns the container's id.
+    pub async fn run(&self, pod: &str, config: v1::ContainerConfig) -> RpcResult<String> {
         let id = Box::pin(self.create(pod, config)).await?;
         self.start(&id).await?;
         Ok(id)
     }
 
-    pub async fn stop(&self, id: &str, timeout: i64) -> Answer<()> {
+    pub async fn stop(&self, id: &str, timeout: i64) -> RpcResult<()> {
         self.runtime
             .clone()
             .stop_container(v1::StopContainerRequest { container_id: id.to_owned(), timeout })
@@ -170,7 +224,7 @@ impl Cri {
             .map(drop)
     }
 
-    pub async fn remove(&self, id: &str) -> Answer<()> {
+    pub async fn remove(&self, id: &str) -> RpcResult<()> {
         self.runtime
             .clone()
             .remove_container(v1::RemoveContainerRequest { container_id: id.to_owned() })
@@ -178,46 +232,80 @@ impl Cri {
             .map(drop)
     }
 
-    pub async fn status(&self, id: &str) -> Answer<v1::ContainerStatus> {
+    pub async fn status(&self, id: &str) -> RpcResult<v1::ContainerStatus> {
         let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
-        Ok(self.runtime.clone().container_status(request).await?.into_inner().status.expect("has a status"))
+        Ok(self
+            .runtime
+            .clone()
+            .container_status(request)
+            .await?
+            .into_inner()
+            .status
+            .expect("has a status"))
     }
 
-    /// The verbose status' `info`, parsed.
+    /// The entry `info` of a verbose ContainerStatus, parsed.
     pub async fn info(&self, id: &str) -> serde_json::Value {
         let request = v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
-        let info = self.runtime.clone().container_status(request).await.expect("status").into_inner().info;
+        let info =
+            self.runtime.clone().container_status(request).await.expect("status").into_inner().info;
         serde_json::from_str(&info["info"]).expect("info is JSON")
     }
 
-    /// ListContainers, which StreamContainers must agree with.
+    /// ListContainers; StreamContainers must return the same.
     pub async fn containers(&self, filter: v1::ContainerFilter) -> Vec<v1::Container> {
         let mut runtime = self.runtime.clone();
         let request = v1::StreamContainersRequest { filter: Some(filter.clone()) };
-        let stream = runtime.stream_containers(request).await.expect("stream containers").into_inner();
-        let pieces: Vec<v1::StreamContainersResponse> = stream.try_collect().await.expect("stream containers");
-        let request = v1::ListContainersRequest { filter: Some(filter) };
-        let items = runtime.list_containers(request).await.expect("list containers").into_inner().containers;
-        let items: Vec<_> = items.into_iter().map(|item| v1::Container::decode(item).expect("a container")).collect();
-        assert_eq!(items, pieces.into_iter().flat_map(|piece| piece.containers).collect::<Vec<_>>());
+        let stream =
+            runtime.stream_containers(request).await.expect("stream containers").into_inner();
+        let pieces: Vec<v1::StreamContainersResponse> =
+            stream.try_collect().await.expect("stream containers");
+        let items = self.listed_containers(filter).await.expect("list containers");
+        assert_eq!(
+            items,
+            pieces.into_iter().flat_map(|piece| piece.containers).collect::<Vec<_>>()
+        );
         items
     }
 
-    pub async fn exec(&self, id: &str, command: &[&str], timeout: i64) -> Answer<v1::ExecSyncResponse> {
+    /// ListContainers alone, where others change the list meanwhile.
+    ///
+    /// # Panics
+    /// An item of the list is no container.
+    pub async fn listed_containers(
+        &self,
+        filter: v1::ContainerFilter,
+    ) -> RpcResult<Vec<v1::Container>> {
+        let request = v1::ListContainersRequest { filter: Some(filter) };
+        let response = self.runtime.clone().list_containers(request).await?.into_inner();
+        let items = response.containers.into_iter();
+        Ok(items.map(|item| v1::Container::decode(item).expect("a container")).collect())
+    }
+
+    pub async fn exec(
+        &self,
+        id: &str,
+        command: &[&str],
+        timeout: i64,
+    ) -> RpcResult<v1::ExecSyncResponse> {
         let cmd = command.iter().map(|part| (*part).to_owned()).collect();
         let request = v1::ExecSyncRequest { container_id: id.to_owned(), cmd, timeout };
         Ok(self.runtime.clone().exec_sync(request).await?.into_inner())
     }
 
-    /// Standard output of a shell command, which must succeed.
+    /// Runs a shell command by ExecSync, which must exit with 0, and returns its standard output.
     pub async fn sh(&self, id: &str, script: &str) -> String {
-        let output = self.exec(id, &["sh", "-c", script], 20).await.unwrap_or_else(|error| panic!("{script}: {error}"));
-        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let output = self
+            .exec(id, &["sh", "-c", script], 20)
+            .await
+            .unwrap_or_else(|error| panic!("{script}: {error}"));
+        let (stdout, stderr) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert_eq!(output.exit_code, 0, "{script}: {stdout}{stderr}");
         stdout.into_owned()
     }
 
-    /// Waits for a container's end.
+    /// Waits until a container has exited, and returns its status.
     pub async fn exited(&self, id: &str) -> v1::ContainerStatus {
         let mut status = None;
         eventually("the container's end", async || {
@@ -228,42 +316,5 @@ impl Cri {
         })
         .await;
         status.expect("seen")
-    }
-}
-
-/// A pod by name, with a cgroup parent and a log directory of the test's own, and a PID namespace for each container.
-pub fn pod(machine: &Machine, name: &str) -> v1::PodSandboxConfig {
-    let options = v1::NamespaceOption { pid: v1::NamespaceMode::Container.into(), ..Default::default() };
-    let security = v1::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
-    v1::PodSandboxConfig {
-        metadata: Some(v1::PodSandboxMetadata {
-            name: name.to_owned(),
-            uid: format!("uid-{name}"),
-            namespace: "test".to_owned(),
-            attempt: 0,
-        }),
-        hostname: name.to_owned(),
-        log_directory: machine.path(&format!("logs/{name}")).display().to_string(),
-        labels: HashMap::from([("app".to_owned(), name.to_owned())]),
-        linux: Some(v1::LinuxPodSandboxConfig {
-            cgroup_parent: format!("/{}", machine.cgroup_parent),
-            security_context: Some(security),
-            ..Default::default()
-        }),
-        ..Default::default()
-    }
-}
-
-/// A container that runs a shell script.
-pub fn container(name: &str, image: &str, script: &str) -> v1::ContainerConfig {
-    let options = v1::NamespaceOption { pid: v1::NamespaceMode::Container.into(), ..Default::default() };
-    let security = v1::LinuxContainerSecurityContext { namespace_options: Some(options), ..Default::default() };
-    v1::ContainerConfig {
-        metadata: Some(v1::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
-        image: Some(v1::ImageSpec { image: image.to_owned(), ..Default::default() }),
-        command: ["sh", "-c", script].map(str::to_owned).to_vec(),
-        log_path: format!("{name}.log"),
-        linux: Some(v1::LinuxContainerConfig { security_context: Some(security), ..Default::default() }),
-        ..Default::default()
     }
 }

@@ -1,29 +1,48 @@
-//! The harness of the black-box tests: a daemon in namespaces and a directory of its own, images built on the spot, registries
-//! on its loopback, a CRI client, and a look at what is left afterwards.
+//! The harness of the black-box tests: a daemon in namespaces and directories of its own, images
+//! built on the spot, registries on the loopback interface of those namespaces, a CRI client, and
+//! checks of what is left afterwards.
 
+mod builds;
+mod capability;
+mod cgroups;
+pub mod churn;
 mod client;
 mod containerd;
+mod daemon;
+mod disk;
 mod image;
 mod machine;
+mod namespaces;
+mod programs;
 mod registry;
+mod request;
 mod spdy;
 
-pub use client::{Cri, container, pod};
+pub use builds::OldBuild;
+pub use capability::{
+    Capability, has_single_processor, has_systemd_scopes, has_unified_cgroups, skip_without,
+};
+pub use cgroups::sweep;
+pub use client::Cri;
 pub use containerd::{Containerd, processes, tools};
-pub use image::{Entry, Image, Layer, busybox, digest, gzip};
-pub use machine::{Daemon, Machine, binary, in_guest, upstream_network};
-pub use registry::{Answer, Asked, DockerRegistry, FakeRegistry, certificate, upload};
+pub use daemon::Daemon;
+pub use disk::{Disk, Format, Loss, Random};
+pub use image::{Entry, Image, Layer, busybox, digest, gzip, i386_program, socket_program};
+pub use machine::{Machine, upstream_network};
+pub use programs::{binary, faulty_programs};
+pub use registry::{DockerRegistry, FakeRegistry, Request, Response, certificate, upload};
+pub use request::{Config, bind, container, image_mount, pod};
 pub use spdy::{Refusal, SpdyClient, upgrade};
 
-/// A machine with a daemon that serves, and the name of an image with busybox that it has.
+/// A machine with a daemon that serves, and the name of a busybox image that it has pulled.
 ///
 /// # Panics
-/// When one of them cannot be had.
+/// The daemon does not start, or the pull fails.
 pub async fn ready() -> (Machine, Daemon, Cri, String) {
     ready_with("").await
 }
 
-/// As `ready`, with more in the daemon's configuration.
+/// As `ready`, with more lines in the daemon's configuration.
 ///
 /// # Panics
 /// As `ready`.
@@ -36,15 +55,24 @@ pub async fn ready_with(config: &str) -> (Machine, Daemon, Cri, String) {
     (machine, daemon, cri, image)
 }
 
-/// Waits until `condition` holds.
+/// Held by tests that measure how long something takes, and by tests that keep every processor busy
+/// meanwhile. Tests of one binary run in parallel; of those that hold this only one runs at a time.
+pub async fn without_load() -> tokio::sync::MutexGuard<'static, ()> {
+    static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    ALONE.lock().await
+}
+
+/// Waits until `condition` holds. Tests use this instead of sleeping for a fixed time, so that they
+/// take no longer than needed on a fast machine and do not fail on a slow one.
 ///
 /// # Panics
-/// After 20 seconds, with `what` was awaited.
+/// The condition does not hold after 20 seconds. The message names `what` was awaited.
 pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
     while !condition().await {
         assert!(tokio::time::Instant::now() < deadline, "waited in vain: {what}");
-        // Nothing tells of changes in /proc and in other programs' files.
+        // Polled: there are no notifications for changes in /proc, nor for the files of other
+        // programs in all cases.
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
 }

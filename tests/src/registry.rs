@@ -1,4 +1,5 @@
-//! Registries on a machine's loopback: Debian's docker-registry, and one that misbehaves on demand.
+//! Registries on a machine's loopback interface: Debian's docker-registry, and one that misbehaves
+//! as a test wants.
 
 use std::{
     fs,
@@ -18,14 +19,26 @@ use crate::{
     machine::Machine,
 };
 
-/// Makes a self-signed certificate for 127.0.0.1, `path` with `.crt`, and its key, with `.key`.
+/// Makes a self-signed certificate for 127.0.0.1 and its key: `path` with the extensions `.crt` and
+/// `.key`.
 ///
 /// # Panics
 /// openssl is not installed.
 pub fn certificate(path: &Path) -> (PathBuf, PathBuf) {
-    let (certificate, key) = (path.with_extension("crt"), path.with_extension("key"));
+    let certificate = path.with_extension("crt");
+    let key = path.with_extension("key");
     let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+        ])
         .args(["-subj", "/CN=registry", "-addext", "subjectAltName=IP:127.0.0.1"])
         .args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"])
         .arg(&key)
@@ -37,33 +50,56 @@ pub fn certificate(path: &Path) -> (PathBuf, PathBuf) {
     (certificate, key)
 }
 
-/// Debian's docker-registry (the distribution project's server).
+/// Debian's docker-registry, which is the server of the distribution project.
 #[derive(Debug)]
 pub struct DockerRegistry {
     child: Child,
-    /// `127.0.0.1:5000`.
+    /// Address and port, as in `127.0.0.1:5000`.
     pub host: String,
 }
 
 impl DockerRegistry {
-    /// Starts one on a machine's loopback and waits until it answers.
+    /// Starts one on a machine's loopback interface and waits until it serves.
     pub async fn start(machine: &Machine) -> Self {
-        Self::started(machine, Self::launch(machine.command("docker-registry"), machine.dir.path(), 5000)).await
+        Self::started(
+            machine,
+            Self::launch(machine.command("docker-registry"), machine.dir.path(), 5000),
+        )
+        .await
     }
 
-    /// The same over https, with a certificate of its own: the registry and the certificate's path.
+    /// As `start`, over https with a certificate of its own; returns the path of that too.
     pub async fn start_tls(machine: &Machine) -> (Self, PathBuf) {
         Self::start_tls_with(machine, None).await
     }
 
-    /// The same, for clients that show the certificate at `client` only.
+    /// As `start_tls`, for clients that present the certificate at `client`, where there is one.
     pub async fn start_tls_with(machine: &Machine, client: Option<&Path>) -> (Self, PathBuf) {
+        let authorities =
+            client.map(|client| ("REGISTRY_HTTP_TLS_CLIENTCAS", format!("[{}]", client.display())));
+        Self::start_tls_as(machine, authorities.into_iter().collect()).await
+    }
+
+    /// As `start_tls`, for clients that have a token of the server at `realm`. No token is valid,
+    /// so each request is answered with that challenge.
+    pub async fn start_tls_asking(machine: &Machine, realm: &str) -> (Self, PathBuf) {
+        let roots = machine.path("registry").with_extension("crt").display().to_string();
+        let environment = [
+            ("REGISTRY_AUTH_TOKEN_REALM", realm.to_owned()),
+            ("REGISTRY_AUTH_TOKEN_SERVICE", "s".to_owned()),
+            ("REGISTRY_AUTH_TOKEN_ISSUER", "i".to_owned()),
+            ("REGISTRY_AUTH_TOKEN_ROOTCERTBUNDLE", roots),
+        ];
+        Self::start_tls_as(machine, environment.to_vec()).await
+    }
+
+    async fn start_tls_as(machine: &Machine, environment: Vec<(&str, String)>) -> (Self, PathBuf) {
         let (certificate, key) = certificate(&machine.path("registry"));
         let mut command = machine.command("docker-registry");
-        command.env("REGISTRY_HTTP_TLS_CERTIFICATE", &certificate).env("REGISTRY_HTTP_TLS_KEY", &key);
-        if let Some(client) = client {
-            command.env("REGISTRY_HTTP_TLS_CLIENTCAS", format!("[{}]", client.display()));
-        }
+        command
+            .env("REGISTRY_HTTP_TLS_CERTIFICATE", &certificate)
+            .env("REGISTRY_HTTP_TLS_KEY", &key);
+        command.envs(environment);
         let registry = Self::launch(command, machine.dir.path(), 5001);
         (Self::started(machine, registry).await, certificate)
     }
@@ -81,32 +117,46 @@ impl DockerRegistry {
         );
     }
 
-    /// Runs `command`, which is docker-registry, with its files in `directory`; it may not answer yet.
+    /// Runs `command`, which is docker-registry, with its files in `directory`, and does not wait
+    /// until it serves.
     pub fn launch(mut command: Command, directory: &Path, port: u16) -> Self {
         let host = format!("127.0.0.1:{port}");
         let config = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: {host}}}\n",
+            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\n\
+                http: {{addr: {host}}}\n",
             directory.join("registry").display()
         );
         let path = directory.join("registry.yml");
         fs::write(&path, config).expect("write the registry's configuration");
-        let log = fs::File::create(directory.join("registry.log")).expect("make the registry's log");
+        let log =
+            fs::File::create(directory.join("registry.log")).expect("make the registry's log");
         let child = command.arg("serve").arg(&path).stdout(Stdio::null()).stderr(log).spawn();
         Self { child: child.expect("docker-registry is installed"), host }
     }
 
-    /// Uploads an image; the name to pull it by.
+    /// Uploads an image, and returns the name to pull it by.
     pub fn push(&self, machine: &Machine, repository: &str, tag: &str, image: &Image) -> String {
-        self.push_by(machine, &reqwest::Client::new(), &format!("http://{}/v2/{repository}", self.host), (tag, image));
+        self.push_by(
+            machine,
+            &reqwest::Client::new(),
+            &format!("http://{}/v2/{repository}", self.host),
+            (tag, image),
+        );
         format!("{}/{repository}:{tag}", self.host)
     }
 
-    /// The same to a registry whose certificate nobody trusts.
-    pub fn push_tls(&self, machine: &Machine, repository: &str, tag: &str, image: &Image) -> String {
+    /// As `push`, to a registry over https; its certificate is not verified.
+    pub fn push_tls(
+        &self,
+        machine: &Machine,
+        repository: &str,
+        tag: &str,
+        image: &Image,
+    ) -> String {
         self.push_tls_as(machine, None, repository, (tag, image))
     }
 
-    /// The same with certificate and key of the client, as PEM.
+    /// As `push_tls`, with a certificate and key of the client, as PEM.
     pub fn push_tls_as(
         &self,
         machine: &Machine,
@@ -115,16 +165,31 @@ impl DockerRegistry {
         (tag, image): (&str, &Image),
     ) -> String {
         let builder = reqwest::Client::builder().tls_danger_accept_invalid_certs(true);
-        let identity = pem.map(|pem| reqwest::Identity::from_pem(pem).expect("certificate and key"));
+        let identity =
+            pem.map(|pem| reqwest::Identity::from_pem(pem).expect("certificate and key"));
         let builder = identity.into_iter().fold(builder, reqwest::ClientBuilder::identity);
         let client = builder.build().expect("make a client");
-        self.push_by(machine, &client, &format!("https://{}/v2/{repository}", self.host), (tag, image));
+        self.push_by(
+            machine,
+            &client,
+            &format!("https://{}/v2/{repository}", self.host),
+            (tag, image),
+        );
         format!("{}/{repository}:{tag}", self.host)
     }
 
-    fn push_by(&self, machine: &Machine, client: &reqwest::Client, base: &str, (tag, image): (&str, &Image)) {
+    fn push_by(
+        &self,
+        machine: &Machine,
+        client: &reqwest::Client,
+        base: &str,
+        (tag, image): (&str, &Image),
+    ) {
         machine.in_network(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("start a runtime");
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("start a runtime");
             runtime
                 .block_on(upload(client, base, tag, image))
                 .unwrap_or_else(|error| panic!("push to {base}: {error}"));
@@ -132,13 +197,19 @@ impl DockerRegistry {
     }
 }
 
-/// Uploads an image to the repository at `base`, a URL with `/v2/` in it.
+/// Uploads an image to the repository at `base`, a URL that has `/v2/` in it.
 ///
 /// # Errors
-/// The registry does not answer, or refuses.
-pub async fn upload(client: &reqwest::Client, base: &str, tag: &str, image: &Image) -> Result<(), reqwest::Error> {
+/// The registry cannot be reached, or refuses a blob or the manifest.
+pub async fn upload(
+    client: &reqwest::Client,
+    base: &str,
+    tag: &str,
+    image: &Image,
+) -> Result<(), reqwest::Error> {
     for blob in &image.blobs {
-        let started = client.post(format!("{base}/blobs/uploads/")).send().await?.error_for_status()?;
+        let started =
+            client.post(format!("{base}/blobs/uploads/")).send().await?.error_for_status()?;
         let location = started.headers()["location"].to_str().expect("a URL").to_owned();
         let joint = if location.contains('?') { '&' } else { '?' };
         client
@@ -162,35 +233,36 @@ impl Drop for DockerRegistry {
     }
 }
 
-/// What a `FakeRegistry` says.
+/// The response of a `FakeRegistry`.
 #[derive(Clone, Debug, Default)]
-pub struct Answer {
+pub struct Response {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// Close the connection after so many bytes of the body.
+    /// The connection is closed after this many bytes of the body.
     pub cut_after: Option<usize>,
-    /// So many bytes of the body every 20 ms.
+    /// This many bytes of the body are sent every 20 ms.
     pub pace: Option<usize>,
 }
 
-/// A request, as far as tests look at it.
+/// A request, as far as tests inspect it.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct Request {
     pub method: String,
-    /// With its query.
+    /// The path with its query.
     pub path: String,
-    /// Lower-case names.
+    /// Names in lower case, and values.
     pub headers: Vec<(String, String)>,
     pub body: String,
 }
 
-impl Asked {
+impl Request {
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// Start and end of what is wanted of `length` bytes, unless it is all of them.
+    /// The byte range that is requested of a blob of `length` bytes, as start and end; `None`
+    /// without a Range header.
     pub fn range(&self, length: usize) -> Option<(usize, usize)> {
         let (start, end) = self.header("range")?.strip_prefix("bytes=")?.split_once('-')?;
         let end = if end.is_empty() { length } else { end.parse::<usize>().ok()? + 1 };
@@ -198,13 +270,13 @@ impl Asked {
     }
 }
 
-type Override = dyn Fn(&Asked) -> Option<Answer> + Send + Sync;
+type Override = dyn Fn(&Request) -> Option<Response> + Send + Sync;
 
-/// Serves images from memory, unless its `rule` has another answer.
+/// A registry that serves one image from memory, and whatever its `rule` returns instead.
 #[derive(Debug)]
 pub struct FakeRegistry {
     pub host: String,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    requests: Arc<Mutex<Vec<Request>>>,
     connections: Arc<AtomicUsize>,
 }
 
@@ -213,44 +285,56 @@ impl FakeRegistry {
     pub fn start(
         machine: &Machine,
         image: Image,
-        rule: impl Fn(&Asked) -> Option<Answer> + Send + Sync + 'static,
+        rule: impl Fn(&Request) -> Option<Response> + Send + Sync + 'static,
     ) -> Self {
         let listener = machine.in_network(|| TcpListener::bind("127.0.0.1:0")).expect("bind");
         let host = listener.local_addr().expect("bound").to_string();
-        let asked = Arc::new(Mutex::new(Vec::new()));
+        let requests = Arc::new(Mutex::new(Vec::new()));
         let connections = Arc::new(AtomicUsize::new(0));
-        let (seen, counted, rule): (_, _, Arc<Override>) = (asked.clone(), connections.clone(), Arc::new(rule));
+        // Nothing ends these threads before the test program does, so tests need not keep the value.
+        let (seen, counted, rule): (_, _, Arc<Override>) =
+            (requests.clone(), connections.clone(), Arc::new(rule));
         let image = Arc::new(image);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 counted.fetch_add(1, Ordering::Relaxed);
-                let (seen, rule, image) = (seen.clone(), rule.clone(), image.clone());
-                thread::spawn(move || while serve(&stream, &seen, &rule, &image).unwrap_or(false) {});
+                let seen = seen.clone();
+                let rule = rule.clone();
+                let image = image.clone();
+                thread::spawn(
+                    move || while serve(&stream, &seen, &rule, &image).unwrap_or(false) {},
+                );
             }
         });
-        Self { host, asked, connections }
+        Self { host, requests, connections }
     }
 
-    /// How often somebody connected.
+    /// How many connections were accepted.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// Everything that it was asked.
-    pub fn asked(&self) -> Vec<Asked> {
-        self.asked.lock().expect("no panic").clone()
+    /// All requests so far.
+    pub fn requests(&self) -> Vec<Request> {
+        self.requests.lock().expect("no panic").clone()
     }
 }
 
-/// One request; whether the connection stays.
-fn serve(stream: &TcpStream, seen: &Mutex<Vec<Asked>>, rule: &Arc<Override>, image: &Image) -> std::io::Result<bool> {
+/// Serves one request; returns whether the connection stays open.
+fn serve(
+    stream: &TcpStream,
+    seen: &Mutex<Vec<Request>>,
+    rule: &Arc<Override>,
+    image: &Image,
+) -> std::io::Result<bool> {
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     if reader.read_line(&mut line)? == 0 {
         return Ok(false);
     }
     let mut words = line.split(' ').map(str::to_owned);
-    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let method = words.next().unwrap_or_default();
+    let path = words.next().unwrap_or_default();
     let mut headers = Vec::new();
     loop {
         let mut line = String::new();
@@ -260,47 +344,60 @@ fn serve(stream: &TcpStream, seen: &Mutex<Vec<Asked>>, rule: &Arc<Override>, ima
             None => break,
         }
     }
-    let mut asked = Asked { method, path, headers, body: String::new() };
-    let length = asked.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
-    reader.take(length).read_to_string(&mut asked.body)?;
-    seen.lock().expect("no panic").push(asked.clone());
-    let answer = rule(&asked).unwrap_or_else(|| stored(&asked, image));
-    let mut head = format!("HTTP/1.1 {} x\r\ncontent-length: {}\r\n", answer.status, answer.body.len());
-    answer.headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
+    let mut request = Request { method, path, headers, body: String::new() };
+    let length =
+        request.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    reader.take(length).read_to_string(&mut request.body)?;
+    seen.lock().expect("no panic").push(request.clone());
+    let response = rule(&request).unwrap_or_else(|| stored(&request, image));
+    let mut head =
+        format!("HTTP/1.1 {} x\r\ncontent-length: {}\r\n", response.status, response.body.len());
+    response.headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
     let mut writer = stream;
     writer.write_all((head + "\r\n").as_bytes())?;
-    if asked.method == "HEAD" {
+    // The length of the body was announced, and there is none.
+    if request.method == "HEAD" {
         return Ok(true);
     }
-    let body = &answer.body[..answer.cut_after.unwrap_or(answer.body.len()).min(answer.body.len())];
-    for part in body.chunks(answer.pace.unwrap_or(usize::MAX)) {
+    let body = &response.body
+        [..response.cut_after.unwrap_or(response.body.len()).min(response.body.len())];
+    for part in body.chunks(response.pace.unwrap_or(usize::MAX)) {
         writer.write_all(part)?;
-        if answer.pace.is_some() {
+        if response.pace.is_some() {
             #[expect(clippy::disallowed_methods, reason = "this is what a slow server does")]
             thread::sleep(std::time::Duration::from_millis(20));
         }
     }
-    if answer.cut_after.is_some() {
+    if response.cut_after.is_some() {
         stream.shutdown(std::net::Shutdown::Both)?;
     }
-    Ok(answer.cut_after.is_none())
+    Ok(response.cut_after.is_none())
 }
 
-fn stored(asked: &Asked, image: &Image) -> Answer {
-    let path = asked.path.split('?').next().unwrap_or_default();
+fn stored(request: &Request, image: &Image) -> Response {
+    let path = request.path.split('?').next().unwrap_or_default();
     let last = path.rsplit('/').next().unwrap_or_default();
     if path.contains("/manifests/") {
-        let headers = [("content-type", image.media_type.clone()), ("docker-content-digest", digest(&image.manifest))];
+        let headers = [
+            ("content-type", image.media_type.clone()),
+            ("docker-content-digest", digest(&image.manifest)),
+        ];
         let headers = headers.map(|(name, value)| (name.to_owned(), value)).to_vec();
-        return Answer { status: 200, headers, body: image.manifest.clone(), ..Answer::default() };
+        return Response {
+            status: 200,
+            headers,
+            body: image.manifest.clone(),
+            ..Response::default()
+        };
     }
+    // By digest, and for any repository.
     let Some(blob) = image.blobs.iter().find(|blob| digest(blob) == last) else {
-        return Answer { status: 404, ..Answer::default() };
+        return Response { status: 404, ..Response::default() };
     };
-    let Some((start, end)) = asked.range(blob.len()) else {
-        return Answer { status: 200, body: blob.clone(), ..Answer::default() };
+    let Some((start, end)) = request.range(blob.len()) else {
+        return Response { status: 200, body: blob.clone(), ..Response::default() };
     };
     let said = format!("bytes {start}-{}/{}", end.saturating_sub(1), blob.len());
     let headers = vec![("content-range".to_owned(), said)];
-    Answer { status: 206, headers, body: blob[start..end].to_vec(), ..Answer::default() }
+    Response { status: 206, headers, body: blob[start..end].to_vec(), ..Response::default() }
 }

@@ -1,5 +1,6 @@
-//! A client of streaming URLs that speaks SPDY/3.1, and can be as rude as a test wants. Its headers are stored and not compressed,
-//! which any zlib reads.
+//! A client of streaming URLs that speaks SPDY/3.1, and may break the protocol as a test wants. Its
+//! header blocks are zlib streams of stored blocks, which need no compression and which any zlib
+//! reads.
 
 use std::{
     collections::BTreeMap,
@@ -8,30 +9,31 @@ use std::{
     time::Duration,
 };
 
-/// The session, and what came on each stream by its number.
+/// A session, and what has come on each stream, by the stream's number.
 #[derive(Debug)]
 pub struct SpdyClient {
     pub socket: TcpStream,
     begun: bool,
     next: u32,
-    /// Bytes that came behind a whole frame.
+    /// Bytes after the last complete frame.
     rest: Vec<u8>,
     pub came: BTreeMap<u32, Vec<u8>>,
-    /// Streams that the server ended or reset.
+    /// Streams that the server has finished or reset.
     pub ended: Vec<u32>,
 }
 
-/// What an HTTP server said: status, headers, and the connection.
+/// An HTTP response that is not an upgrade.
 #[derive(Debug)]
 pub struct Refusal {
     pub status: u16,
     pub head: String,
 }
 
-/// Sends a request for an upgrade, with these headers; the connection, when the answer is 101.
+/// Sends a request to upgrade the connection, with these headers; returns the connection when the
+/// response is 101.
 ///
 /// # Errors
-/// Any other answer.
+/// Any other response.
 pub fn upgrade(url: &str, headers: &[(&str, &str)]) -> Result<(TcpStream, String), Refusal> {
     let address = url.strip_prefix("http://").expect("a streaming URL");
     let (address, path) = address.split_once('/').expect("a path");
@@ -42,6 +44,7 @@ pub fn upgrade(url: &str, headers: &[(&str, &str)]) -> Result<(TcpStream, String
         request += &format!("{name}: {value}\r\n");
     }
     socket.write_all((request + "\r\n").as_bytes()).expect("send the request");
+    // Byte by byte, so that nothing of the first frames behind the response is taken.
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") && socket.read(&mut byte).is_ok_and(|length| length == 1) {
@@ -54,16 +57,26 @@ pub fn upgrade(url: &str, headers: &[(&str, &str)]) -> Result<(TcpStream, String
 
 impl SpdyClient {
     /// # Panics
-    /// When the server does not upgrade.
+    /// The server does not upgrade.
     pub fn connect(url: &str, protocol: &str) -> Self {
-        let headers = [("Connection", "Upgrade"), ("Upgrade", "SPDY/3.1"), ("X-Stream-Protocol-Version", protocol)];
+        let headers = [
+            ("Connection", "Upgrade"),
+            ("Upgrade", "SPDY/3.1"),
+            ("X-Stream-Protocol-Version", protocol),
+        ];
         let (socket, head) = upgrade(url, &headers).expect("an upgrade");
-        assert!(head.to_lowercase().contains(&format!("x-stream-protocol-version: {protocol}")), "{head}");
-        let (rest, came, ended) = (Vec::new(), BTreeMap::new(), Vec::new());
+        assert!(
+            head.to_lowercase().contains(&format!("x-stream-protocol-version: {protocol}")),
+            "{head}"
+        );
+        let rest = Vec::new();
+        let came = BTreeMap::new();
+        let ended = Vec::new();
         Self { socket, begun: false, next: 1, rest, came, ended }
     }
 
-    /// An exec or attach whose streams are of these types, in this order; their numbers are 1, 3, 5 and so on.
+    /// Connects for an exec or attach and opens streams of these types in this order. Their numbers
+    /// are 1, 3, 5 and so on.
     pub fn open_all(url: &str, types: &[&str]) -> Self {
         let mut client = Self::connect(url, "v4.channel.k8s.io");
         for kind in types {
@@ -72,7 +85,7 @@ impl SpdyClient {
         client
     }
 
-    /// SYN_STREAM: the number of the stream.
+    /// Sends SYN_STREAM; returns the number of the stream.
     pub fn open(&mut self, headers: &[(&str, &str)]) -> u32 {
         let id = self.next;
         self.next += 2;
@@ -87,8 +100,10 @@ impl SpdyClient {
         id
     }
 
-    /// As a block of the one compressed stream of headers.
+    /// The bytes as a stored block. All header blocks of a session are one zlib stream, whose
+    /// header comes with the first of them.
     pub fn stored(&mut self, bytes: &[u8]) -> Vec<u8> {
+        // The zlib header names the dictionary of SPDY by its checksum.
         let beginning: &[u8] = if self.begun { &[] } else { &[0x78, 0xf9, 0xe3, 0xc6, 0xa7, 0xc2] };
         self.begun = true;
         let length = (bytes.len() as u16).to_le_bytes();
@@ -97,8 +112,13 @@ impl SpdyClient {
     }
 
     pub fn control(&mut self, kind: u16, body: &[u8]) {
-        let frame = [&0x8003_u16.to_be_bytes()[..], &kind.to_be_bytes(), &(body.len() as u32).to_be_bytes(), body];
-        // A server that has hung up is seen when it is read.
+        let frame = [
+            &0x8003_u16.to_be_bytes()[..],
+            &kind.to_be_bytes(),
+            &(body.len() as u32).to_be_bytes(),
+            body,
+        ];
+        // Ignored: that the server has hung up is noticed when its side is read.
         let _ = self.socket.write_all(&frame.concat());
     }
 
@@ -115,7 +135,7 @@ impl SpdyClient {
         let _ = self.socket.write_all(&[&stream.to_be_bytes()[..], &length, bytes].concat());
     }
 
-    /// Reads until `enough`, or until the server hangs up.
+    /// Reads until `enough` holds or the server hangs up.
     pub fn read_until(&mut self, mut enough: impl FnMut(&Self) -> bool) -> io::Result<()> {
         let mut buffer = vec![0; 64 << 10];
         while !enough(self) {
@@ -127,7 +147,7 @@ impl SpdyClient {
         Ok(())
     }
 
-    /// Reads until the server hangs up; what came on a stream as text.
+    /// Reads until the server hangs up, and returns what has come on a stream as text.
     pub fn read_all(&mut self, stream: u32) -> String {
         let _ = self.read_until(|_| false);
         self.text(stream)
@@ -144,15 +164,17 @@ impl SpdyClient {
             let length = u32::from_be_bytes([0, head[5], head[6], head[7]]) as usize;
             let Some(body) = self.rest.get(at + 8..at + 8 + length) else { break };
             let id = |bytes: &[u8]| u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            // The highest bit tells control frames from data frames; bit 0 of the flags is FIN.
             if head[0] & 0x80 == 0 {
                 self.came.entry(id(head)).or_default().extend_from_slice(body);
                 if head[4] & 1 != 0 {
                     self.ended.push(id(head));
                 }
+            // RST_STREAM, and below PING.
             } else if head[3] == 3 {
                 self.ended.push(id(body));
             } else if head[3] == 6 {
-                // A ping that came back, under a number that no stream has.
+                // A ping that came back is kept as stream 0, which no stream has as its number.
                 self.came.entry(0).or_default().extend_from_slice(body);
             }
             at += 8 + length;

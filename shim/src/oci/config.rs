@@ -1,36 +1,50 @@
-//! `Spec` as `config.json` of the OCI runtime specification. Pure.
+//! The spec as `config.json` of the OCI runtime specification. Pure: nothing is read or written
+//! here.
 
 use std::path::Path;
 
-use berth_shim::spec::{
-    Container, Device, DeviceKind, Hook, Hooks, Mount, MountKind, Namespace, OciRuntime, Process, Propagation, Rlimit,
-    RlimitKind, Spec,
+use berth_shim::{
+    record::ResolvedUser,
+    spec::{
+        Container, Device, DeviceKind, Hook, Hooks, Mount, MountKind, Namespace, OciRuntime,
+        Process, Propagation, Rlimit, RlimitKind, Spec,
+    },
 };
 use rustix::thread::CapabilitySet;
 use serde_json::{Value, json};
 
-use crate::{hooks::OCI_VERSION, passwd::Login};
+use crate::{
+    hooks::OCI_VERSION,
+    passwd::{Login, with_home},
+};
 
-/// What is not in the specification.
-pub(super) struct Given<'a> {
+/// What `config.json` needs besides the spec.
+pub(super) struct Resolved<'a> {
     pub login: &'a Login,
-    /// In force for this process, which may not be allowed what was asked for.
+    /// The limits in force, which can be lower than those that were asked for.
     pub limits: Vec<Rlimit>,
     pub oom_score_adj: i32,
-    /// `linux.seccomp`, as the daemon has it.
+    /// `linux.seccomp`, as the daemon has written it.
     pub seccomp: Option<Value>,
     pub rootfs: &'a Path,
-    /// Where the sources of mounts are, by their index.
+    /// The directory where the sources of mounts are, each by its index in the spec.
     pub sources: &'a Path,
 }
 
-pub(super) fn config(spec: &Spec, container: &Container, runtime: &OciRuntime, given: &Given<'_>) -> Value {
+/// The whole of `config.json`.
+pub(super) fn config(
+    spec: &Spec,
+    container: &Container,
+    runtime: &OciRuntime,
+    resolved: &Resolved<'_>,
+) -> Value {
     let mounts = container.mounts.iter().enumerate();
-    let mounts: Vec<Value> = mounts.flat_map(|(index, request)| mount(request, given, index)).collect();
+    let mounts: Vec<Value> =
+        mounts.flat_map(|(index, request)| mount(request, resolved, index)).collect();
     json!({
         "ociVersion": OCI_VERSION,
-        "root": { "path": given.rootfs, "readonly": container.rootfs.readonly },
-        "process": process(&container.process, given),
+        "root": { "path": resolved.rootfs, "readonly": container.rootfs.readonly },
+        "process": process(&container.process, resolved),
         "mounts": mounts,
         "hooks": hooks(&container.hooks),
         "linux": {
@@ -38,7 +52,7 @@ pub(super) fn config(spec: &Spec, container: &Container, runtime: &OciRuntime, g
             "cgroupsPath": runtime.cgroup,
             "devices": container.devices.iter().map(device).collect::<Vec<_>>(),
             "resources": { "devices": runtime.devices },
-            "seccomp": given.seccomp,
+            "seccomp": resolved.seccomp,
             "maskedPaths": container.masked_paths,
             "readonlyPaths": container.readonly_paths,
             "rootfsPropagation": "rslave",
@@ -47,37 +61,22 @@ pub(super) fn config(spec: &Spec, container: &Container, runtime: &OciRuntime, g
     })
 }
 
-fn process(process: &Process, given: &Given<'_>) -> Value {
-    let mut env = process.env.clone();
-    if !env.iter().any(|variable| variable.starts_with("HOME=")) {
-        env.push(format!("HOME={}", given.login.home));
-    }
-    let names = |set: u64| {
-        let set = CapabilitySet::from_bits_retain(set);
-        set.iter_names().map(|(name, _)| format!("CAP_{name}")).collect::<Vec<_>>()
-    };
-    let (granted, ambient) = (names(process.capabilities.granted), names(process.capabilities.ambient));
-    let limits = given.limits.iter().map(|limit| {
-        let kind = match limit.kind {
-            RlimitKind::Core => "RLIMIT_CORE",
-            RlimitKind::Nofile => "RLIMIT_NOFILE",
-            RlimitKind::Nproc => "RLIMIT_NPROC",
-        };
-        json!({ "type": kind, "soft": limit.soft, "hard": limit.hard })
-    });
-    let user = &given.login.user;
+fn process(process: &Process, resolved: &Resolved<'_>) -> Value {
+    let granted = capability_names(process.capabilities.granted);
+    let ambient = capability_names(process.capabilities.ambient);
     let mut json = json!({
         "terminal": process.tty,
         "args": process.args,
-        "env": env,
+        "env": with_home(&process.env, &resolved.login.home),
         "cwd": process.cwd,
-        "user": { "uid": user.uid, "gid": user.gid, "umask": 0o022, "additionalGids": user.groups },
+        "user": user(&resolved.login.user),
         "capabilities": {
-            "bounding": granted, "permitted": granted, "effective": granted, "inheritable": ambient, "ambient": ambient,
+            "bounding": granted, "permitted": granted, "effective": granted,
+            "inheritable": ambient, "ambient": ambient,
         },
         "noNewPrivileges": process.no_new_privileges,
-        "rlimits": limits.collect::<Vec<_>>(),
-        "oomScoreAdj": given.oom_score_adj,
+        "rlimits": resolved.limits.iter().map(limit).collect::<Vec<_>>(),
+        "oomScoreAdj": resolved.oom_score_adj,
     });
     if let Some(profile) = &process.apparmor {
         json["apparmorProfile"] = profile.as_str().into();
@@ -86,6 +85,27 @@ fn process(process: &Process, given: &Given<'_>) -> Value {
         json["selinuxLabel"] = label.as_str().into();
     }
     json
+}
+
+fn capability_names(set: u64) -> Vec<String> {
+    let set = CapabilitySet::from_bits_retain(set);
+    set.iter_names().map(|(name, _)| format!("CAP_{name}")).collect()
+}
+
+fn limit(limit: &Rlimit) -> Value {
+    let kind = match limit.kind {
+        RlimitKind::Core => "RLIMIT_CORE",
+        RlimitKind::Nofile => "RLIMIT_NOFILE",
+        RlimitKind::Nproc => "RLIMIT_NPROC",
+    };
+    json!({ "type": kind, "soft": limit.soft, "hard": limit.hard })
+}
+
+/// `process.user`. The umask is that of every other runtime.
+pub(super) fn user(user: &ResolvedUser) -> Value {
+    json!({
+        "uid": user.uid, "gid": user.gid, "umask": 0o022, "additionalGids": user.groups,
+    })
 }
 
 fn namespaces(spec: &Spec) -> Vec<Value> {
@@ -103,21 +123,28 @@ fn namespaces(spec: &Spec) -> Vec<Value> {
     shared.chain(["mount", "cgroup"].map(|kind| json!({ "type": kind }))).collect()
 }
 
-/// One entry, or two for /dev, whose terminals are a filesystem of their own.
-fn mount(request: &Mount, given: &Given<'_>, index: usize) -> Vec<Value> {
-    let mut options: Vec<String> =
-        [(request.readonly, "ro"), (request.nosuid, "nosuid"), (request.nodev, "nodev"), (request.noexec, "noexec")]
-            .into_iter()
-            .filter(|(wanted, _)| *wanted)
-            .map(|(_, option)| option.to_owned())
-            .collect();
+/// One entry, or two for /dev: its terminals are a file system of their own.
+fn mount(request: &Mount, resolved: &Resolved<'_>, index: usize) -> Vec<Value> {
+    let mut options: Vec<String> = [
+        (request.readonly, "ro"),
+        (request.nosuid, "nosuid"),
+        (request.nodev, "nodev"),
+        (request.noexec, "noexec"),
+    ]
+    .into_iter()
+    .filter(|(wanted, _)| *wanted)
+    .map(|(_, option)| option.to_owned())
+    .collect();
     let mut entry = |kind: &str, more: &[String]| {
         options.extend_from_slice(more);
-        vec![json!({ "destination": request.target, "type": kind, "source": kind, "options": options })]
+        vec![json!({
+            "destination": request.target, "type": kind, "source": kind, "options": options,
+        })]
     };
     match &request.kind {
         MountKind::Proc => entry("proc", &[]),
-        MountKind::Sysfs => entry("sysfs", &[]),
+        // The host's sysfs is for user namespaces, which pods of other runtimes cannot have.
+        MountKind::Sysfs | MountKind::HostSysfs => entry("sysfs", &[]),
         MountKind::Mqueue => entry("mqueue", &[]),
         MountKind::Cgroup { .. } => entry("cgroup", &[]),
         MountKind::Tmpfs { size, mode } => {
@@ -125,10 +152,14 @@ fn mount(request: &Mount, given: &Given<'_>, index: usize) -> Vec<Value> {
             entry("tmpfs", &[vec![format!("mode={mode:o}")], size.into_iter().collect()].concat())
         }
         MountKind::Dev => {
-            let mut mounts = entry("tmpfs", &["strictatime", "mode=755", "size=65536"].map(str::to_owned));
-            let terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"];
+            let mut mounts =
+                entry("tmpfs", &["strictatime", "mode=755", "size=65536"].map(str::to_owned));
+            let terminals =
+                ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"];
             let at = request.target.join("pts");
-            mounts.push(json!({ "destination": at, "type": "devpts", "source": "devpts", "options": terminals }));
+            mounts.push(json!({
+                "destination": at, "type": "devpts", "source": "devpts", "options": terminals,
+            }));
             mounts
         }
         MountKind::Bind { .. } | MountKind::Image { .. } | MountKind::Volume { .. } => {
@@ -138,7 +169,7 @@ fn mount(request: &Mount, given: &Given<'_>, index: usize) -> Vec<Value> {
                 _ => "rprivate",
             };
             let mut mounts = entry("bind", &["rbind".to_owned(), propagation.to_owned()]);
-            mounts[0]["source"] = json!(given.sources.join(index.to_string()));
+            mounts[0]["source"] = json!(resolved.sources.join(index.to_string()));
             mounts
         }
     }
@@ -156,22 +187,24 @@ fn device(device: &Device) -> Value {
 }
 
 fn hooks(hooks: &Hooks) -> Value {
-    let list = |hooks: &[Hook]| {
-        let hook = |hook: &Hook| {
-            let mut json = json!({ "path": hook.path, "args": hook.args, "env": hook.env });
-            if let Some(seconds) = hook.timeout {
-                json["timeout"] = seconds.into();
-            }
-            json
-        };
-        hooks.iter().map(hook).collect::<Vec<_>>()
-    };
     json!({
-        "prestart": list(&hooks.prestart),
-        "createRuntime": list(&hooks.create_runtime),
-        "createContainer": list(&hooks.create_container),
-        "startContainer": list(&hooks.start_container),
-        "poststart": list(&hooks.poststart),
-        "poststop": list(&hooks.poststop),
+        "prestart": hook_list(&hooks.prestart),
+        "createRuntime": hook_list(&hooks.create_runtime),
+        "createContainer": hook_list(&hooks.create_container),
+        "startContainer": hook_list(&hooks.start_container),
+        "poststart": hook_list(&hooks.poststart),
+        "poststop": hook_list(&hooks.poststop),
     })
+}
+
+fn hook_list(hooks: &[Hook]) -> Vec<Value> {
+    hooks.iter().map(hook).collect()
+}
+
+fn hook(hook: &Hook) -> Value {
+    let mut json = json!({ "path": hook.path, "args": hook.args, "env": hook.env });
+    if let Some(seconds) = hook.timeout {
+        json["timeout"] = seconds.into();
+    }
+    json
 }

@@ -1,4 +1,4 @@
 //! A manifest, an index or a config.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| berthd::fuzz::documents(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| berth_image::fuzz::documents(data));

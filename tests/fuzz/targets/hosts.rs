@@ -1,4 +1,4 @@
 //! hosts.toml.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|text: &str| berthd::fuzz::hosts(text));
+libfuzzer_sys::fuzz_target!(|text: &str| berth_image::fuzz::hosts(text));

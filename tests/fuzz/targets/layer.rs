@@ -3,5 +3,5 @@
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let directory = tempfile::tempdir().expect("make a directory");
-    berthd::fuzz::layer(directory.path(), data);
+    berth_image::fuzz::layer(directory.path(), data);
 });

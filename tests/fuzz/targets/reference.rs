@@ -1,4 +1,4 @@
 //! The name of an image.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|text: &str| berthd::fuzz::reference(text));
+libfuzzer_sys::fuzz_target!(|text: &str| berth_image::fuzz::reference(text));

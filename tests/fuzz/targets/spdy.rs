@@ -1,4 +1,4 @@
 //! Frames of a streaming client.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| berthd::fuzz_spdy(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| berth_streaming::fuzz_spdy(data));

@@ -1,4 +1,5 @@
-//! `hack/quickstart` after the build: a registry, a daemon, a pod, with the time that each step took.
+//! What `hack/quickstart` runs after the build: it starts a registry, a daemon and a pod, and
+//! prints the time that each step took.
 
 use std::{
     error::Error,
@@ -19,6 +20,7 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 async fn main() -> Outcome<()> {
     let once = std::env::args().any(|argument| argument == "--once");
     let directory = tempfile::Builder::new().prefix("berth-quickstart-").tempdir()?;
+    // A bridge that was there before is somebody's, and stays.
     let had_bridge = has_bridge();
     let socket = directory.path().join("berth.sock");
     let log = fs::File::create(directory.path().join("berthd.log"))?;
@@ -33,6 +35,7 @@ async fn main() -> Outcome<()> {
         .spawn()?;
     let cri = Cri::connect(&socket);
     let result = Box::pin(show(&cri, directory.path(), &socket, once)).await;
+    // Also after an error, which is reported only then.
     let cleared = clear(&cri).await;
     daemon.kill()?;
     daemon.wait()?;
@@ -55,7 +58,7 @@ fn say(line: &str) {
     println!("{line}");
 }
 
-/// Prints what a step did and how long it took.
+/// Prints what a step did and how long it took, and returns its result.
 fn step<T>(begun: Instant, what: &str, result: T) -> T {
     say(&format!("{:>8.1} ms  {what}", begun.elapsed().as_secs_f64() * 1000.0));
     result
@@ -69,11 +72,15 @@ async fn show(cri: &Cri, directory: &Path, socket: &Path, once: bool) -> Outcome
     step(begun, "berthd serves CRI", ());
 
     let begun = Instant::now();
+    // A free port: the listener is closed again before the registry takes it.
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let registry = DockerRegistry::launch(Command::new("docker-registry"), directory, port);
-    let (client, base) = (reqwest::Client::new(), format!("http://{}/v2/busybox", registry.host));
+    let client = reqwest::Client::new();
+    let base = format!("http://{}/v2/busybox", registry.host);
     let mut uploaded = upload(&client, &base, "latest", &Image::busybox()).await;
-    while uploaded.as_ref().is_err_and(reqwest::Error::is_connect) && begun.elapsed().as_secs() < 20 {
+    // The registry takes a moment to listen.
+    while uploaded.as_ref().is_err_and(reqwest::Error::is_connect) && begun.elapsed().as_secs() < 20
+    {
         uploaded = upload(&client, &base, "latest", &Image::busybox()).await;
     }
     uploaded?;
@@ -94,14 +101,17 @@ async fn show(cri: &Cri, directory: &Path, socket: &Path, once: bool) -> Outcome
     cri.start(&container).await?;
     step(begun, "started", ());
     let begun = Instant::now();
-    let output = cri.exec(&container, &["sh", "-c", "hostname; id; ip -o addr show eth0"], 10).await?;
+    let output =
+        cri.exec(&container, &["sh", "-c", "hostname; id; ip -o addr show eth0"], 10).await?;
     step(begun, "exec: hostname; id; ip -o addr show eth0", ());
     for line in String::from_utf8_lossy(&output.stdout).lines() {
         say(&format!("             {line}"));
     }
     let path = cri.status(&container).await?.log_path;
-    berth_tests::eventually("a log line", async || fs::read_to_string(&path).is_ok_and(|text| text.contains("hello")))
-        .await;
+    berth_tests::eventually("a log line", async || {
+        fs::read_to_string(&path).is_ok_and(|text| text.contains("hello"))
+    })
+    .await;
     say(&format!("             log {path}:"));
     for line in fs::read_to_string(&path)?.lines() {
         say(&format!("             {line}"));
@@ -110,10 +120,15 @@ async fn show(cri: &Cri, directory: &Path, socket: &Path, once: bool) -> Outcome
         return Ok(());
     }
     let crictl = format!("crictl -r unix://{}", socket.display());
-    say("\nberthd stays in the foreground; Ctrl-C removes everything. In another terminal, as root:\n");
-    for command in
-        ["pods", "ps", &format!("logs {}", &container[..13]), &format!("exec -s {} ps", &container[..13]), "images"]
-    {
+    say("\nberthd stays in the foreground; Ctrl-C removes everything. In another terminal, as \
+            root:\n");
+    for command in [
+        "pods",
+        "ps",
+        &format!("logs {}", &container[..13]),
+        &format!("exec -s {} ps", &container[..13]),
+        "images",
+    ] {
         say(&format!("  {crictl} {command}"));
     }
     tokio::select! {
@@ -146,7 +161,7 @@ fn container(image: &str) -> v1::ContainerConfig {
     }
 }
 
-/// Removes all pods and images, and waits for what is deleted in the background to be gone with the directory.
+/// Removes all pods and images.
 async fn clear(cri: &Cri) -> Outcome<()> {
     for pod in cri.pods(v1::PodSandboxFilter::default()).await {
         cri.remove_pod(&pod.id).await?;
@@ -161,7 +176,7 @@ fn has_bridge() -> bool {
     Path::new("/sys/class/net/berth0").exists()
 }
 
-/// The bridge and its table, which pods share and no pod removes.
+/// Removes the bridge and the nftables table. Pods share them, so that no pod removes them.
 fn remove_network() {
     for (program, arguments) in
         [("ip", &["link", "delete", "berth0"][..]), ("nft", &["delete", "table", "inet", "berth"])]

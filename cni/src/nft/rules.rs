@@ -1,0 +1,337 @@
+//! The rules of the node: one table that is made once. A pod only adds and removes elements of its
+//! sets and maps, so that the cost of a pod does not grow with the number of pods.
+//!
+//! ```text
+//! table inet berth {
+//!   set networks4, networks6   pods' networks that are masqueraded when they leave
+//!   set mapped4, mapped6       networks of pods that have ports of the host, and 127.0.0.0/8
+//!   map ports4, ports6         protocol . port            : address . port of a pod
+//!   map ports4_at, ports6_at   address . protocol . port  : the same, for one address of the host
+//!   chain prerouting           to an address of the host: jump hostports
+//!   chain output               the same, for what the host itself sends
+//!   chain hostports            dnat to the pod that the maps name
+//!   chain postrouting          masquerade what leaves the pods' networks, and what must come back
+//!                              through the host to be translated back
+//!   chain loopback             drop packets from or to 127.0.0.0/8 that come from outside
+//! }
+//! ```
+//!
+//! A network is one element, which its first pod adds and nobody removes. A port of the host is one
+//! element, whose comment says which pod it belongs to.
+
+use std::net::IpAddr;
+
+use berth_cni::{Error, code};
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_netfilter::{
+    NetfilterProtoFamily,
+    nftables::{
+        ChainAttribute, ChainMessage, Expressions, Hook, InetHookNumber, ListAttribute, MetaKey,
+        NfTablesMessage, Operator, Register, RuleAttribute, RuleMessage, SetAttribute, SetFlags,
+        SetMessage, TableAttribute, TableMessage, Verdict,
+    },
+};
+
+use super::{
+    element::Element,
+    expr::{self, FAMILIES, Family, IFNAMSIZ, NOT_IN, interface},
+    table::Table,
+};
+
+/// The table of this module's documentation.
+pub(crate) const NODE: Table = Table { family: NetfilterProtoFamily::Inet, name: "berth" };
+
+/// For frames between ports of a bridge, which never pass a table of family inet.
+pub(crate) const BRIDGED: Table = Table { family: NetfilterProtoFamily::Bridge, name: "berth" };
+
+/// The maps of ports of the host.
+pub(crate) const PORT_MAPS: [&str; 4] = ["ports4", "ports4_at", "ports6", "ports6_at"];
+
+/// Ports of a bridge whose MAC addresses are checked, and the pairs of port and address that pass.
+pub(crate) const MACSPOOF_SETS: [&str; 2] = ["guarded", "macs"];
+
+/// Masquerades packets that leave `network`; success when that is so already.
+pub(crate) fn masquerade(network: IpNet) -> Result<(), Error> {
+    add_network(pick(network.addr(), ["networks4", "networks6"]), network)
+}
+
+/// Whether packets that leave `network` are masqueraded.
+pub(crate) fn is_masqueraded(network: IpNet) -> Result<bool, Error> {
+    is_in(pick(network.addr(), ["networks4", "networks6"]), network)
+}
+
+fn is_in(set: &'static str, network: IpNet) -> Result<bool, Error> {
+    let found = NODE.look_up(&[Element::new(set, bytes(network.network()))]);
+    Ok(!found.map_err(|errno| failed("read the nftables set", errno))?.is_empty())
+}
+
+/// Masquerades connections through ports of the host that come from pods of `network` itself, or
+/// from the host, so that the pod's responses come back through the host, which translates them.
+pub(crate) fn allow_mapped(network: IpNet) -> Result<(), Error> {
+    let set = pick(network.addr(), ["mapped4", "mapped6"]);
+    add_network(set, network)?;
+    match network {
+        // A connection from the host to 127.0.0.1 has a source address that no pod can answer to.
+        IpNet::V4(_) => add_network(set, IpNet::new_assert([127, 0, 0, 0].into(), 8)),
+        IpNet::V6(_) => Ok(()),
+    }
+}
+
+/// Adds a network to a set of intervals, where it is not in it.
+fn add_network(set: &'static str, network: IpNet) -> Result<(), Error> {
+    if is_in(set, network)? {
+        return Ok(());
+    }
+    match NODE.adding(&interval(set, network), |elements| NODE.add(elements)) {
+        // EEXIST: another network in the set overlaps with this one, so that at least a part of it
+        // is there already. Intervals of a set cannot overlap.
+        Ok(()) | Err(nix::libc::EEXIST) => Ok(()),
+        Err(errno) => Err(failed("add to the nftables set", errno)),
+    }
+}
+
+impl Table {
+    /// Adds elements with `add`, and makes the table first where there is none. Looking for the
+    /// table each time would cost every pod a request.
+    ///
+    /// # Errors
+    /// A Linux error number.
+    pub(crate) fn adding(
+        self,
+        elements: &[Element],
+        add: impl Fn(&[Element]) -> Result<(), i32>,
+    ) -> Result<(), i32> {
+        match add(elements) {
+            Err(nix::libc::ENOENT) => match self.commit(&base(self)) {
+                // NLM_F_EXCL: whoever makes the table makes all of it in one transaction. With
+                // EEXIST somebody else has done so in between.
+                Ok(()) | Err(nix::libc::EEXIST) => add(elements),
+                Err(errno) => Err(errno),
+            },
+            result => result,
+        }
+    }
+}
+
+/// `WHAT: CAUSE`, with the kernel's words for an error number.
+pub(crate) fn failed(what: &str, errno: i32) -> Error {
+    Error::new(code::KERNEL, format!("{what}: {}", std::io::Error::from_raw_os_error(errno)))
+}
+
+/// One of two names, by the family of an address.
+pub(crate) fn pick(address: IpAddr, [v4, v6]: [&'static str; 2]) -> &'static str {
+    if address.is_ipv4() { v4 } else { v6 }
+}
+
+/// An address as a field of a key.
+pub(crate) fn bytes(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// The elements of a network in a set of intervals: its first address, and the one after its last,
+/// which ends the interval. A network that reaches to the last address of all has no end.
+fn interval(set: &'static str, network: IpNet) -> Vec<Element> {
+    let after = match network.broadcast() {
+        IpAddr::V4(last) => u32::from(last).checked_add(1).map(|next| next.to_be_bytes().to_vec()),
+        IpAddr::V6(last) => u128::from(last).checked_add(1).map(|next| next.to_be_bytes().to_vec()),
+    };
+    let end = after.map(|key| Element { ends_interval: true, ..Element::new(set, key) });
+    [Element::new(set, bytes(network.network()))].into_iter().chain(end).collect()
+}
+
+/// A table with all its sets, chains and rules.
+fn base(table: Table) -> Vec<(NfTablesMessage, u16)> {
+    let made = TableMessage { attributes: vec![TableAttribute::Name(table.name.to_owned())] };
+    let parts = match table.family {
+        NetfilterProtoFamily::Bridge => bridged(),
+        _ => FAMILIES.into_iter().flat_map(sets).chain(chains()).chain(rules()).collect(),
+    };
+    [(NfTablesMessage::NewTable(made), NLM_F_CREATE | NLM_F_EXCL)]
+        .into_iter()
+        .chain(parts)
+        .collect()
+}
+
+/// The sets and maps of one family.
+fn sets(family: Family) -> Vec<(NfTablesMessage, u16)> {
+    let Family { version, kind, size, .. } = family;
+    // Each field has a multiple of four bytes.
+    let target = (expr::joined(&[kind, expr::PORT]), size + 4);
+    let ports = (expr::joined(&[expr::PROTOCOL, expr::PORT]), 8);
+    let ports_at = (expr::joined(&[kind, expr::PROTOCOL, expr::PORT]), size + 8);
+    vec![
+        set(&format!("networks{version}"), SetFlags::Interval, (kind, size), None),
+        set(&format!("mapped{version}"), SetFlags::Interval, (kind, size), None),
+        set(&format!("ports{version}"), SetFlags::Map, ports, Some(target)),
+        set(&format!("ports{version}_at"), SetFlags::Map, ports_at, Some(target)),
+    ]
+}
+
+/// A set, or with `data` a map; key and value by type and length.
+fn set(
+    name: &str,
+    flags: SetFlags,
+    key: (u32, u32),
+    data: Option<(u32, u32)>,
+) -> (NfTablesMessage, u16) {
+    let mut attributes = vec![
+        SetAttribute::Table("berth".to_owned()),
+        SetAttribute::Name(name.to_owned()),
+        SetAttribute::Flags(flags),
+        SetAttribute::KeyType(key.0),
+        SetAttribute::KeyLen(key.1),
+        // The kernel wants an id, by which rules of the same transaction may refer to a set. Ours
+        // refer by name, so any number will do.
+        SetAttribute::Id(1),
+    ];
+    if let Some((kind, size)) = data {
+        attributes.extend([SetAttribute::DataType(kind), SetAttribute::DataLen(size)]);
+    }
+    (NfTablesMessage::NewSet(SetMessage { attributes }), NLM_F_CREATE)
+}
+
+fn chains() -> Vec<(NfTablesMessage, u16)> {
+    vec![
+        chain("prerouting", Some(("nat", InetHookNumber::PreRouting, expr::PRIORITY_DSTNAT))),
+        chain("output", Some(("nat", InetHookNumber::LocalOut, expr::PRIORITY_DSTNAT))),
+        chain("postrouting", Some(("nat", InetHookNumber::PostRouting, expr::PRIORITY_SRCNAT))),
+        chain("loopback", Some(("filter", InetHookNumber::PreRouting, expr::PRIORITY_RAW))),
+        chain("hostports", None),
+    ]
+}
+
+/// A chain; one without a hook is for jumps.
+fn chain(name: &str, hook: Option<(&str, InetHookNumber, i32)>) -> (NfTablesMessage, u16) {
+    let mut attributes =
+        vec![ChainAttribute::Table("berth".to_owned()), ChainAttribute::Name(name.to_owned())];
+    if let Some((kind, number, priority)) = hook {
+        attributes.extend([
+            ChainAttribute::Type(kind.to_owned()),
+            ChainAttribute::Hook(vec![
+                Hook::Number(number.into()),
+                Hook::Priority(priority as u32),
+            ]),
+        ]);
+    }
+    (NfTablesMessage::NewChain(ChainMessage { attributes }), NLM_F_CREATE)
+}
+
+fn rules() -> Vec<(NfTablesMessage, u16)> {
+    let to_ports =
+        [expr::local_destination(), vec![expr::verdict(Verdict::Jump, Some("hostports"))]].concat();
+    let mut rules = vec![rule("prerouting", to_ports.clone()), rule("output", to_ports)];
+    for family in FAMILIES {
+        let v = family.version;
+        // A port of one address before the same port of all addresses.
+        rules.push(rule("hostports", port_of_host(family, true)));
+        rules.push(rule("hostports", port_of_host(family, false)));
+        let is =
+            |offset, set: &str, flags| expr::in_set(family, offset, &format!("{set}{v}"), flags);
+        let leaves =
+            [is(family.source, "networks", 0), is(family.destination, "networks", NOT_IN)].concat();
+        rules.push(rule(
+            "postrouting",
+            [expr::of(family), leaves, vec![expr::masquerade()]].concat(),
+        ));
+        // A pod that connects to a port of the host which leads to its own network, or to itself:
+        // the response would go straight to it, and not be translated back by the host.
+        let returns =
+            [is(family.source, "mapped", 0), is(family.destination, "mapped", 0)].concat();
+        rules.push(rule(
+            "postrouting",
+            [expr::of(family), expr::translated(), returns, vec![expr::masquerade()]].concat(),
+        ));
+    }
+    for offset in [FAMILIES[0].source, FAMILIES[0].destination] {
+        rules.push(rule("loopback", foreign_loopback(offset)));
+    }
+    rules
+}
+
+/// A rule at the end of a chain.
+fn rule(chain: &str, expressions: Vec<Expressions>) -> (NfTablesMessage, u16) {
+    let attributes = vec![
+        RuleAttribute::Table("berth".to_owned()),
+        RuleAttribute::Chain(chain.to_owned()),
+        RuleAttribute::Expressions(expressions.into_iter().map(ListAttribute::from).collect()),
+    ];
+    (NfTablesMessage::NewRule(RuleMessage { attributes }), NLM_F_CREATE | NLM_F_APPEND)
+}
+
+/// `dnat ip to ip daddr . meta l4proto . th dport map @ports4_at`, or without the address and by
+/// `@ports4`.
+fn port_of_host(family: Family, at: bool) -> Vec<Expressions> {
+    // The key of several fields lies in registers of four bytes one after the other. Their numbers
+    // begin at 8 (NFT_REG32_00).
+    let register = |bytes: u32| Register::Other(8 + bytes / 4);
+    let mut expressions = expr::of(family);
+    let mut used = 0;
+    if at {
+        expressions.push(expr::payload(
+            expr::NETWORK_HEADER,
+            family.destination,
+            family.size,
+            register(0),
+        ));
+        used = family.size;
+    }
+    let set = format!("ports{}{}", family.version, if at { "_at" } else { "" });
+    expressions.extend([
+        expr::meta(MetaKey::L4Proto, register(used)),
+        expr::payload(expr::TRANSPORT_HEADER, 2, 2, register(used + 4)),
+        expr::lookup(&set, register(0), Some(register(0)), 0),
+    ]);
+    expressions.push(expr::dnat(family, register(0), register(family.size)));
+    expressions
+}
+
+/// `iifname != "lo" ip saddr 127.0.0.0/8 drop`: with route_localnet on the bridge, pods and whoever
+/// shares their network could otherwise talk to what listens on localhost only (CVE-2020-8558).
+fn foreign_loopback(offset: u32) -> Vec<Expressions> {
+    let not_lo = vec![
+        expr::meta(MetaKey::Iifname, Register::Reg1),
+        expr::compare(Operator::NotEqual, interface("lo")),
+    ];
+    let loopback = vec![
+        expr::payload(expr::NETWORK_HEADER, offset, 4, Register::Reg1),
+        expr::masked([255, 0, 0, 0]),
+        expr::compare(Operator::Equal, vec![127, 0, 0, 0]),
+        expr::drop_packet(),
+    ];
+    [not_lo, expr::of(FAMILIES[0]), loopback].concat()
+}
+
+/// Sets, chain and rule of the bridge's table:
+/// `iifname @guarded iifname . ether saddr != @macs drop`.
+fn bridged() -> Vec<(NfTablesMessage, u16)> {
+    let name = IFNAMSIZ as u32;
+    let address = Register::Other(8 + name / 4);
+    let expressions = vec![
+        expr::meta(MetaKey::Iifname, Register::Reg32_00),
+        expr::lookup("guarded", Register::Reg32_00, None, 0),
+        expr::payload(expr::LINK_HEADER, 6, 6, address),
+        expr::lookup("macs", Register::Reg32_00, None, NOT_IN),
+        expr::drop_packet(),
+    ];
+    let (mut names, flags) = set("guarded", SetFlags::empty(), (expr::INTERFACE, name), None);
+    if let NfTablesMessage::NewSet(set) = &mut names {
+        // Only `nft` reads this, to print the names: the type of the attribute is the byte order of
+        // the key (0), its length 4, and its value the host's byte order (1).
+        set.attributes.push(SetAttribute::UserData([&[0, 4][..], &1_u32.to_ne_bytes()].concat()));
+    }
+    vec![
+        (names, flags),
+        set(
+            "macs",
+            SetFlags::empty(),
+            (expr::joined(&[expr::INTERFACE, expr::ETHER_ADDRESS]), name + 8),
+            None,
+        ),
+        chain("prerouting", Some(("filter", InetHookNumber::PreRouting, expr::PRIORITY_RAW))),
+        rule("prerouting", expressions),
+    ]
+}

@@ -1,0 +1,13 @@
+//! What every part of the daemon needs, and what names none of them.
+
+pub mod accept;
+pub mod blocking;
+pub mod clock;
+pub mod config;
+pub mod error;
+pub mod id;
+pub mod layout;
+pub mod observe;
+pub mod reserve;
+pub mod singleflight;
+pub mod trash;

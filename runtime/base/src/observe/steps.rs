@@ -1,0 +1,67 @@
+//! The steps of every verb that changes something. Between two of them the disk or the kernel
+//! differs, so a daemon that is killed leaves one state for each.
+//!
+//! Traces show their names, and `berth_step_seconds` has them as labels. The test that kills the
+//! daemon at every one of them walks `ALL`.
+
+/// A step of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    pub operation: &'static str,
+    pub name: &'static str,
+}
+
+/// Declares a module for each operation, with a constant for each of its steps, and `ALL`.
+macro_rules! steps {
+    ($($operation:ident { $($step:ident = $name:literal),* $(,)? })*) => {
+        $(pub mod $operation {
+            use super::Step;
+
+            $(pub const $step: Step = Step { operation: stringify!($operation), name: $name };)*
+        })*
+
+        pub const ALL: &[Step] = &[$($($operation::$step),*),*];
+    };
+}
+
+steps! {
+    run_sandbox {
+        RECORD = "record",
+        PIN = "pin",
+        NETWORK = "network",
+        FILES = "files",
+        PAUSE = "pause",
+        READY = "ready",
+    }
+    attach { RECORD = "record", RESULT = "result" }
+    stop_sandbox { RECORD = "record", PAUSE = "pause", NETWORK = "network", UNPIN = "unpin" }
+    detach { FORGET = "forget" }
+    remove_sandbox { STATE = "state", DISCARD = "discard" }
+    create_container { WRITE = "write", COMMIT = "commit" }
+    start_container {
+        TARGET = "target",
+        CGROUP = "cgroup",
+        LAUNCH = "launch",
+        CONNECT = "connect",
+    }
+    exec { START = "start", WAIT = "wait" }
+    stop_container { RECORD = "record", SIGNAL = "signal", KILL = "kill", FORCE = "force" }
+    remove_container { SHIM = "shim", CGROUP = "cgroup", STATE = "state", DISCARD = "discard" }
+    pull_image {
+        HEAD = "head",
+        MANIFEST = "manifest",
+        RECORD = "record",
+        LAYERS = "layers",
+        LAYER = "layer",
+        COMMIT = "commit",
+        ADD = "add",
+        INDEX = "index",
+        FORGET = "forget",
+    }
+    import_image { READ = "read" }
+    remove_image { INDEX = "index", COLLECT = "collect" }
+    // These two have spans and metrics of their own, which tell more: the name of the plugin, and
+    // the method.
+    cni { ADD = "ADD", DEL = "DEL" }
+    rpc { RESPONSE = "response" }
+}

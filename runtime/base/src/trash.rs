@@ -1,0 +1,57 @@
+//! Deletion that no request waits for: a rename now, the files later in a thread.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::{blocking::blocking, id, layout::Layout};
+
+/// Renames `path` into the trash and deletes it in a thread. Success when there is nothing.
+///
+/// # Errors
+/// The rename failed, and `path` is still there.
+pub fn discard(layout: &Layout, path: &Path) -> io::Result<()> {
+    let target = layout.trash().join(id::random_hex(8));
+    match blocking(|| fs::rename(path, &target)) {
+        Ok(()) => {
+            delete(target);
+            Ok(())
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // A rename may need a block for the new name. Deleting needs none, and the caller is
+        // probably here to make room.
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => blocking(|| delete_now(path)),
+        Err(error) => Err(error),
+    }
+}
+
+fn delete_now(path: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(path)?.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    }
+}
+
+/// Deletes what an earlier daemon has left in the trash, in threads.
+///
+/// # Errors
+/// The trash cannot be made or listed.
+pub fn empty(layout: &Layout) -> io::Result<()> {
+    fs::create_dir_all(layout.trash())?;
+    fs::read_dir(layout.trash())?.flatten().for_each(|entry| delete(entry.path()));
+    Ok(())
+}
+
+fn delete(path: PathBuf) {
+    let spawned = std::thread::Builder::new().name("trash".into()).spawn(move || {
+        if let Err(error) = delete_now(&path) {
+            tracing::warn!(path = %path.display(), %error, "delete from the trash");
+        }
+    });
+    // What is left is deleted at the next start.
+    if let Err(error) = spawned {
+        tracing::warn!(%error, "start a thread that deletes from the trash");
+    }
+}

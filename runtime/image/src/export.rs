@@ -1,0 +1,258 @@
+//! Writes images into one tar that other tools can load, both as an OCI image layout and as a
+//! docker-archive.
+//!
+//! Layers are not compressed. The store has no compressed blobs, and compressing them again would
+//! not give the digests of the registry anyway.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::{self, BufWriter, Read, Write},
+    path::Path,
+    sync::Arc,
+};
+
+use anyhow::Context;
+use berth_base::error::{Error, Kind, Result};
+use serde_json::{Value, json};
+use tar::{Builder, Header};
+
+use crate::{
+    digest::{Digest, Hasher},
+    documents::{
+        self, CONTAINERD_NAME, MEDIA_TYPE_CONFIG, MEDIA_TYPE_LAYER, MEDIA_TYPE_MANIFEST,
+        OCI_LAYOUT, REF_NAME, descriptor,
+    },
+    lookup,
+    reference::Reference,
+    store::{Image, Lease, Store},
+    unpack::ReassembledTar,
+};
+
+/// Size of the writer's buffer. A tar consists of small headers between large files.
+const BUFFER: usize = 1 << 20;
+
+/// The images to export, each once. Their layers are leased.
+pub(super) struct Selection {
+    images: BTreeMap<Digest, SelectedImage>,
+    _leases: Vec<Lease>,
+}
+
+/// An image, and the tags that it gets in the archive.
+struct SelectedImage {
+    image: Arc<Image>,
+    tags: BTreeSet<String>,
+}
+
+impl Selection {
+    /// Selects images by name, id or digest, as `lookup::find` does.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown name, `FailedPrecondition` for a damaged layer.
+    pub(super) fn new(store: &Store, names: &[String]) -> Result<Self> {
+        let mut images: BTreeMap<Digest, SelectedImage> = BTreeMap::new();
+        let mut leases = Vec::new();
+        for name in names {
+            let image = lookup::find(store, name)?
+                .ok_or_else(|| Error::not_found(format!("no image {name:?}")))?;
+            leases.push(store.layers.lease(&image.layers).ok_or_else(|| {
+                Error::precondition(format!(
+                    "{name}: a layer is damaged: `berthd images check --repair` pulls it again"
+                ))
+            })?);
+            let tags = tags(store, &image, name);
+            images
+                .entry(image.id.clone())
+                .or_insert_with(|| SelectedImage { image, tags: BTreeSet::new() })
+                .tags
+                .extend(tags);
+        }
+        Ok(Self { images, _leases: leases })
+    }
+
+    /// Writes the images into the file or pipe at `path`. Blocks.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` for a layer whose tar cannot be reassembled. The file is then not a
+    /// valid archive.
+    pub(super) fn write(&self, store: &Store, path: &Path) -> Result<()> {
+        // Not created here: the client has opened a file, a pipe or its standard output, and sends
+        // the path of its descriptor (/proc/PID/fd/N).
+        let out = File::options()
+            .write(true)
+            .open(path)
+            .with_context(|| format!("open {}", path.display()))?;
+        let mut archive = ArchiveWriter::new(store, out)?;
+        for selected in self.images.values() {
+            archive.add_image(selected)?;
+        }
+        archive.finish()
+    }
+}
+
+/// The tag by which an image was selected, or all of its tags if it was selected by id or digest.
+fn tags(store: &Store, image: &Image, name: &str) -> Vec<String> {
+    let all = store.names(&image.id).tags;
+    let selected = Reference::parse(name).ok().and_then(|reference| reference.repo_tag());
+    match selected.filter(|tag| all.contains(tag)) {
+        Some(tag) => vec![tag],
+        None => all,
+    }
+}
+
+struct ArchiveWriter<'a> {
+    store: &'a Store,
+    tar: Builder<BufWriter<File>>,
+    /// Lengths of the layers that are in the tar already.
+    layers: BTreeMap<Digest, u64>,
+    /// Manifests and configs that are in the tar already.
+    documents: BTreeSet<Digest>,
+    /// Descriptors of `index.json`.
+    index: Vec<Value>,
+    /// Elements of docker's `manifest.json`.
+    docker: Vec<Value>,
+}
+
+impl<'a> ArchiveWriter<'a> {
+    fn new(store: &'a Store, out: File) -> Result<Self> {
+        let mut own = Self {
+            store,
+            tar: Builder::new(BufWriter::with_capacity(BUFFER, out)),
+            layers: BTreeMap::new(),
+            documents: BTreeSet::new(),
+            index: Vec::new(),
+            docker: Vec::new(),
+        };
+        own.add_file("oci-layout", OCI_LAYOUT)?;
+        Ok(own)
+    }
+
+    fn add_image(&mut self, selected: &SelectedImage) -> Result<()> {
+        let SelectedImage { image, tags } = selected;
+        let mut layers = Vec::new();
+        let mut paths = Vec::new();
+        for (diff_id, key) in image.layers_by_diff_id()? {
+            // Images that share a layer share its entry in the tar.
+            let length = match self.layers.get(&diff_id) {
+                Some(length) => *length,
+                None => self.add_layer(&diff_id, &self.store.layers.directory(&key))?,
+            };
+            layers.push(descriptor(MEDIA_TYPE_LAYER, &diff_id, length));
+            paths.push(blob_path(&diff_id));
+        }
+        let config = self.store.blob(&image.id)?;
+        self.add_document(&image.id, &config)?;
+        let config = descriptor(MEDIA_TYPE_CONFIG, &image.id, config.len() as u64);
+        let manifest = documents::manifest(&config, &layers);
+        let digest = Digest::sha256(&manifest);
+        self.add_document(&digest, &manifest)?;
+        let described = descriptor(MEDIA_TYPE_MANIFEST, &digest, manifest.len() as u64);
+        self.index.extend(tags.iter().map(|tag| with_name(described.clone(), tag)));
+        if tags.is_empty() {
+            self.index.push(described);
+        }
+        self.docker.push(json!({
+            "Config": blob_path(&image.id),
+            "RepoTags": tags,
+            "Layers": paths,
+        }));
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<()> {
+        // These two come last, because they list what is in the archive. An archive that was cut
+        // off has neither and cannot be mistaken for a complete one.
+        let index = documents::index(&self.index);
+        self.add_file("index.json", &index)?;
+        let docker = Value::from(std::mem::take(&mut self.docker));
+        self.add_file("manifest.json", docker.to_string().as_bytes())?;
+        let finished = self.tar.into_inner().and_then(|mut out| out.flush());
+        finished.context("write the archive")?;
+        Ok(())
+    }
+
+    fn add_document(&mut self, digest: &Digest, bytes: &[u8]) -> Result<()> {
+        if self.documents.insert(digest.clone()) {
+            self.add_file(&blob_path(digest), bytes)?;
+        }
+        Ok(())
+    }
+
+    fn add_file(&mut self, path: &str, bytes: &[u8]) -> Result<()> {
+        self.tar
+            .append_data(&mut header(bytes.len() as u64), path, bytes)
+            .context("write the archive")?;
+        Ok(())
+    }
+
+    /// Adds the tar of the layer in `directory`. Returns its length.
+    fn add_layer(&mut self, diff_id: &Digest, directory: &Path) -> Result<u64> {
+        // The header comes before the content and contains its length. The tar-split alone gives
+        // the length, so the files are read only once.
+        let length = reassembled(diff_id, directory)?
+            .length()
+            .map_err(|error| cannot_export(diff_id, &format!("is damaged: {error}")))?;
+        let inner = reassembled(diff_id, directory)?;
+        let mut tar = HashingReader { inner, hasher: Hasher::default(), failed: false };
+        let added = self.tar.append_data(&mut header(length), blob_path(diff_id), &mut tar);
+        // Verified while it is written, so that a damaged layer is not passed on to other nodes.
+        let is_whole = !tar.failed && tar.hasher.finish() == *diff_id;
+        match added {
+            Err(error) if !tar.failed => Err(error).context("write the archive")?,
+            Ok(()) if is_whole => {
+                self.layers.insert(diff_id.clone(), length);
+                Ok(length)
+            }
+            _ => Err(cannot_export(
+                diff_id,
+                "is damaged: `berthd images check --repair` pulls it again",
+            )),
+        }
+    }
+}
+
+fn cannot_export(diff_id: &Digest, why: &str) -> Error {
+    Error::new(Kind::FailedPrecondition, format!("layer {diff_id} {why}"))
+}
+
+/// Opens the tar of the layer in `directory`.
+fn reassembled(diff_id: &Digest, directory: &Path) -> Result<ReassembledTar> {
+    ReassembledTar::open(directory)?.ok_or_else(|| {
+        let why = "is of an artifact, or has one name twice: its tar cannot be reassembled";
+        cannot_export(diff_id, why)
+    })
+}
+
+/// containerd and nerdctl read the one annotation, podman and skopeo the other.
+fn with_name(mut descriptor: Value, tag: &str) -> Value {
+    descriptor["annotations"] = json!({ CONTAINERD_NAME: tag, REF_NAME: tag });
+    descriptor
+}
+
+fn blob_path(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
+}
+
+fn header(length: u64) -> Header {
+    // Without a time and an owner, so that exporting the same images gives the same bytes.
+    let mut header = Header::new_ustar();
+    header.set_mode(0o644);
+    header.set_size(length);
+    header
+}
+
+/// Hashes what is read. Also remembers whether reading failed, because the tar crate returns errors
+/// in reading and in writing as one.
+struct HashingReader {
+    inner: ReassembledTar,
+    hasher: Hasher,
+    failed: bool,
+}
+
+impl Read for HashingReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.inner.read(buffer).inspect_err(|_| self.failed = true)?;
+        self.hasher.update(&buffer[..length]);
+        Ok(length)
+    }
+}

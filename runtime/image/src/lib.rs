@@ -1,0 +1,341 @@
+//! Images: pull, import, list, check, export, remove.
+//!
+//! The rest of the daemon sees only `Images`. Below it, a pull is a pipeline:
+//!
+//! ```text
+//! pull, import         name or archive -> manifest, config      `registry`, `archive`, `signature`
+//!   fetch_image        all layers at once, then the image
+//!     fetch_layer      download | decompress | unpack, verify   `registry::download`, `unpacker`
+//!   store              commit layers, index names, sync later, collect
+//! ```
+//!
+//! Everything that comes from a registry or an archive is hostile: it is parsed into types, bounded
+//! in size, and verified by digest before anything is named after it.
+
+mod archive;
+mod artifact;
+mod check;
+mod compression;
+mod credentials;
+mod digest;
+mod documents;
+mod export;
+mod fetch_image;
+mod fetch_layer;
+#[cfg(fuzzing)]
+pub mod fuzz;
+mod glob;
+mod import;
+mod layer_dir;
+mod layer_key;
+mod lookup;
+mod manifest;
+mod observer;
+mod open_in_root;
+mod options;
+mod pull;
+mod reference;
+mod registry;
+mod signature;
+mod source;
+mod store;
+mod sub_path;
+mod unblock;
+mod unpack;
+mod unpacker;
+mod usage;
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use anyhow::Context;
+use berth_base::{
+    error::{Error, Result},
+    observe::{step_blocking, steps::remove_image},
+};
+use tokio::sync::mpsc;
+
+pub use self::{
+    check::{CheckedImage, Health},
+    credentials::{AuthConfig, CredentialProviders, CredentialSources},
+    digest::Digest,
+    import::ImportedImage,
+    layer_dir::FILES,
+    layer_key::LayerKey,
+    lookup::normalize,
+    observer::Observer,
+    options::Options,
+    store::{Disk, Holder, Image, Lease, Names, StoreLayout},
+    sub_path::contains_path,
+    unpacker::unpack_if_asked,
+    usage::Usage,
+};
+
+use self::{
+    check::Checker,
+    export::Selection,
+    fetch_image::ImageFetcher,
+    glob::glob_match,
+    import::import,
+    lookup::find,
+    pull::Puller,
+    reference::Reference,
+    store::{Layers, ResumeStates, Store},
+    unblock::unblock,
+};
+
+/// The images of this node.
+#[derive(Debug)]
+pub struct Images {
+    store: Arc<Store>,
+    fetcher: ImageFetcher,
+    puller: Puller,
+    credentials: CredentialSources,
+    /// Patterns of names that are pinned.
+    pinned: Vec<String>,
+    /// Images that came from `images_dir`; they are pinned too.
+    preloaded: Mutex<BTreeSet<Digest>>,
+}
+
+impl Images {
+    /// Loads the images that are on disk; needs a tokio runtime. Nothing is deleted until `collect`
+    /// is called, so that containers can lease their layers first.
+    ///
+    /// # Errors
+    /// A directory cannot be created or read.
+    pub fn open(
+        layout: StoreLayout,
+        disk: Disk,
+        boot_id: &str,
+        options: Options,
+        observer: Observer,
+    ) -> anyhow::Result<Self> {
+        // From the bottom up: the index looks up the layers of its images, and the resume states
+        // lease the layers of unfinished pulls.
+        let layers = Layers::open(layout.clone(), disk.clone(), boot_id)?;
+        let store = Store::open(layout.clone(), layers, disk)?;
+        let resume_states = ResumeStates::open(&store, layout, boot_id)?;
+        let fetcher = ImageFetcher::new(store.clone(), resume_states, options.stall, observer);
+        Ok(Self {
+            puller: Puller::new(store.clone(), fetcher.clone(), &options, observer),
+            store,
+            fetcher,
+            credentials: options.credentials,
+            pinned: options.pinned,
+            preloaded: Mutex::default(),
+        })
+    }
+
+    /// CRI's PullImage. Returns the image's id.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the name or the credentials cannot be parsed; otherwise see
+    /// `Puller::pull`.
+    pub async fn pull(&self, name: &str, auth: AuthConfig) -> Result<Digest> {
+        let reference = Reference::parse(name)?;
+        let credentials = self.credentials.credentials(auth, &reference).await?;
+        self.puller.pull(reference, credentials).await
+    }
+
+    /// Adds the images in the archive at `path`. An image that has no name in the archive gets
+    /// `name`, unless that is empty.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the file is not an archive of images.
+    pub async fn import(&self, path: PathBuf, name: &str) -> Result<Vec<ImportedImage>> {
+        let name = match name.is_empty() {
+            true => None,
+            false => Some(Reference::parse(name)?),
+        };
+        let store = self.store.clone();
+        let fetcher = self.fetcher.clone();
+        // In a task of its own, because a client that disconnects must not stop an import halfway.
+        tokio::spawn(async move { import(&store, &fetcher, path, name).await })
+            .await
+            .context("import")?
+    }
+
+    /// Imports and pins the images in every file of `directory`, in the order of the file names.
+    /// The directory may be absent. A file that cannot be imported is logged and does not stop the
+    /// others, nor the daemon.
+    pub async fn import_all(&self, directory: &Path) {
+        let files = match files_of(directory) {
+            Ok(files) => files,
+            Err(error) => {
+                tracing::error!(
+                    directory = %directory.display(),
+                    %error,
+                    "the directory of images to import cannot be read"
+                );
+                return;
+            }
+        };
+        // One at a time: if two archives contain the same name, the last file wins, on every start.
+        for file in files {
+            match self.import(file.clone(), "").await {
+                Ok(images) => self.preloaded().extend(images.into_iter().map(|image| image.id)),
+                Err(error) => tracing::error!(
+                    file = %file.display(),
+                    %error,
+                    "an archive of images cannot be imported"
+                ),
+            }
+        }
+    }
+
+    /// Writes the named images into the file or pipe at `path`. Names are anything that `find`
+    /// accepts.
+    ///
+    /// # Errors
+    /// `NotFound` for an unknown name, `FailedPrecondition` for a layer that cannot be exported.
+    pub async fn export(&self, path: PathBuf, names: &[String]) -> Result<()> {
+        let selection = Selection::new(&self.store, names)?;
+        let store = self.store.clone();
+        unblock(move || selection.write(&store, &path)).await
+    }
+
+    /// Verifies every image and sends a report on each as soon as it is ready. With `repair`,
+    /// damaged images are pulled again.
+    ///
+    /// # Errors
+    /// The receiver of the reports is gone.
+    pub async fn check(&self, repair: bool, report: mpsc::Sender<CheckedImage>) -> Result<()> {
+        let mut checker = Checker::new(self.store.clone());
+        // A snapshot: images that are added from here on have just been verified by their pull.
+        for image in self.store.all() {
+            let Some(findings) = checker.check(&image).await? else { continue };
+            let mut problems = findings.problems.clone();
+            let mut health = match findings.is_damaged() {
+                true => Health::Damaged,
+                false => Health::Whole,
+            };
+            if repair && health == Health::Damaged {
+                match self.repair(&image, &findings.damaged_layers).await {
+                    Ok(()) => {
+                        checker.mark_repaired(findings.damaged_layers);
+                        health = Health::Repaired;
+                    }
+                    Err(error) => problems.push(format!("not repaired: {error}")),
+                }
+            }
+            let Names { tags, digests } = self.names(&image);
+            let names = if tags.is_empty() { digests } else { tags };
+            let checked = CheckedImage { id: image.id.clone(), names, health, problems };
+            // A check reads every file and may take hours; there is no point in going on once the
+            // client has disconnected.
+            report.send(checked).await.map_err(|_| Error::invalid("the client has gone"))?;
+        }
+        Ok(())
+    }
+
+    /// Pulls an image again and replaces its damaged layers.
+    async fn repair(&self, image: &Image, damaged: &[LayerKey]) -> Result<()> {
+        // By digest: a tag may refer to another image by now, and pulling that would repair
+        // nothing.
+        let digests = self.names(image).digests;
+        let name = digests
+            .first()
+            .ok_or_else(|| Error::precondition("it came from no registry: import it again"))?;
+        // The pull reuses every layer that is not marked.
+        if !damaged.iter().all(|key| self.store.layers.mark_damaged(key)) {
+            return Err(Error::precondition("a container uses it: remove that first"));
+        }
+        self.pull(name, AuthConfig::default()).await.map(drop)
+    }
+
+    /// Finds an image by id, unique prefix of an id, tag or digest.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if `text` is neither an id nor a reference.
+    pub fn find(&self, text: &str) -> Result<Option<Arc<Image>>> {
+        find(&self.store, text)
+    }
+
+    pub fn all(&self) -> Vec<Arc<Image>> {
+        self.store.all()
+    }
+
+    pub fn names(&self, image: &Image) -> Names {
+        self.store.names(&image.id)
+    }
+
+    fn preloaded(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
+        self.preloaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the kubelet must keep the image when it frees disk space.
+    pub fn is_pinned(&self, image: &Image) -> bool {
+        let Names { tags, digests } = self.names(image);
+        let has_pinned_name = tags
+            .iter()
+            .chain(&digests)
+            .any(|name| self.pinned.iter().any(|pattern| glob_match(pattern, name)));
+        has_pinned_name || self.preloaded().contains(&image.id)
+    }
+
+    /// CRI's RemoveImage: removes every name of the image. Succeeds if there is no such image.
+    ///
+    /// # Errors
+    /// `InvalidArgument` as for `find`; the index cannot be written.
+    pub fn remove(&self, text: &str) -> Result<()> {
+        if let Some(image) = self.find(text)? {
+            // The index comes first. If the daemon dies in between, layers that nothing needs are
+            // left behind, and the next start collects them.
+            step_blocking(remove_image::INDEX, || self.store.remove(&image.id))?;
+        }
+        // Also where it is gone already, so that a retry comes to the end of the first attempt.
+        step_blocking(remove_image::COLLECT, || {
+            self.store.collect();
+            Ok(())
+        })
+    }
+
+    /// Leases layers for a new container; `None` if one is missing or damaged.
+    pub fn lease(&self, layers: &[LayerKey]) -> Option<Lease> {
+        self.store.layers.lease(layers)
+    }
+
+    /// Leases layers for an existing container, whatever their state. Also returns those that are
+    /// missing or damaged.
+    pub fn hold(&self, layers: &[LayerKey], holder: Holder) -> (Lease, Vec<LayerKey>) {
+        self.store.layers.hold(layers, holder)
+    }
+
+    /// Leases all layers, for a container whose own layers are unknown.
+    pub fn hold_all(&self) -> Lease {
+        self.store.layers.hold_all()
+    }
+
+    /// Discards the layers that nothing needs. Call it when a container has dropped its lease, and
+    /// at start-up once all containers have theirs.
+    pub fn collect(&self) {
+        self.store.collect();
+    }
+
+    /// Syncs in the background what an earlier daemon did not get to.
+    pub fn make_durable_later(&self) {
+        self.store.make_durable_later();
+    }
+
+    /// Disk usage of all layers.
+    pub fn usage(&self) -> Usage {
+        self.store.layers.usage()
+    }
+}
+
+/// The regular files in a directory, sorted by name; none if the directory is absent.
+fn files_of(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    // An entry that cannot be read was removed a moment ago.
+    let mut files: Vec<PathBuf> =
+        entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    files.sort_unstable();
+    Ok(files)
+}

@@ -1,0 +1,114 @@
+//! One endpoint of a registry, and the authorization that it asked for.
+
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::Context;
+use berth_base::error::Result;
+use reqwest::{
+    Method, Response, StatusCode, Url,
+    header::{self, HeaderMap, HeaderName, HeaderValue},
+};
+
+use super::{
+    client::Clients,
+    hosts::Endpoint,
+    token,
+    transport::{Headers, Reply, Transport, foreign_challenge},
+};
+use crate::credentials::Credentials;
+
+#[derive(Debug)]
+pub(super) struct Server {
+    pub endpoint: Endpoint,
+    transport: Transport,
+    /// The answer to this endpoint's challenge. Later requests of the same pull carry it from the
+    /// start.
+    authorization: Mutex<Option<HeaderValue>>,
+}
+
+/// A request about a repository, whichever endpoint it is sent to.
+#[derive(Debug)]
+pub(super) struct Request {
+    method: Method,
+    /// Path below the repository's URL.
+    pub path: String,
+    /// Every origin may see these, so they contain no secrets.
+    headers: HeaderMap,
+}
+
+impl Request {
+    pub(super) fn new(method: Method, path: String) -> Self {
+        Self { method, path, headers: HeaderMap::new() }
+    }
+
+    pub(super) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.insert(name, value);
+        self
+    }
+}
+
+impl Server {
+    /// Reads the endpoint's certificates if they have changed. Blocks.
+    ///
+    /// # Errors
+    /// The URL, a header or a certificate is not valid.
+    pub(super) fn new(endpoint: Endpoint, clients: &Clients) -> anyhow::Result<Self> {
+        let transport = Transport::new(&endpoint, clients)?;
+        Ok(Self { endpoint, transport, authorization: Mutex::default() })
+    }
+
+    /// The URL for a request in `repository`.
+    pub(super) fn url(&self, repository: &str, path: &str) -> Result<Url> {
+        let text = format!("{}/{repository}/{path}", self.endpoint.base);
+        let mut url = Url::parse(&text).with_context(|| format!("URL {text:?}"))?;
+        // Without this a mirror of several registries could not tell their repositories apart
+        // (containerd's docs/hosts.md).
+        if let Some(namespace) = &self.endpoint.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
+        Ok(url)
+    }
+
+    /// Sends a request, with everything that this server may see.
+    ///
+    /// # Errors
+    /// `RegistryUnavailable` if the connection fails; `Unauthenticated` if another origin asks for
+    /// credentials.
+    pub(super) async fn ask(&self, request: &Request, url: &Url) -> Result<Response> {
+        // Headers of the request replace those of hosts.toml, which must not change the media types
+        // or ranges that the caller expects.
+        let mut own = self.transport.headers.clone();
+        own.extend(request.headers.clone());
+        // Locked only to copy it: no lock may be held while waiting for the network.
+        let authorization =
+            self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(authorization) = authorization {
+            own.insert(header::AUTHORIZATION, authorization);
+        }
+        let headers = Headers { own: &own, open: &request.headers };
+        let Reply { response, same_origin } =
+            self.transport.follow(&request.method, url, headers).await?;
+        // Answering this challenge would show the registry's credentials to somebody else.
+        match response.status() == StatusCode::UNAUTHORIZED && !same_origin {
+            true => Err(foreign_challenge(url, response.url())),
+            false => Ok(response),
+        }
+    }
+
+    /// Answers a 401 of this server, for this pull's later requests. The server gets to see the
+    /// credentials, or the token server that it names does.
+    ///
+    /// # Errors
+    /// `Unauthenticated` if the credentials are not sufficient.
+    pub(super) async fn authorize(
+        &self,
+        credentials: &Credentials,
+        repository: &str,
+        response: &Response,
+    ) -> Result<()> {
+        let authorization =
+            token::authorization(&self.transport, credentials, repository, response).await?;
+        *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(authorization);
+        Ok(())
+    }
+}

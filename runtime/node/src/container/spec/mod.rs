@@ -1,0 +1,74 @@
+//! Turns CRI's request and the image's config into a `Spec`, which says exactly what will run. It
+//! is a pure function of `Inputs`.
+
+mod capabilities;
+mod devices;
+mod inputs;
+mod mounts;
+mod namespaces;
+mod process;
+mod user;
+
+use std::path::PathBuf;
+
+use berth_base::error::{Error, Result};
+use berth_shim::spec::{Container, Program, Rootfs, Spec, Stdio};
+
+pub(super) use inputs::Inputs;
+pub use mounts::OPTIONS as MOUNT_OPTIONS;
+pub(super) use {capabilities::bit as capability_bit, devices::resolve as resolve_devices};
+
+use crate::security::selinux::Labels;
+
+/// Builds what the shim is told to run.
+///
+/// # Errors
+/// `InvalidArgument` for a request that contradicts itself or its sandbox, or names no command.
+pub(super) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
+    let Inputs { config, sandbox, .. } = inputs;
+    let privileged = config.security.privileged;
+    // A container joins the namespaces of its sandbox and cannot have a mapping of its own.
+    if config.security.namespaces.user != sandbox.config.namespaces.user {
+        return Err(Error::invalid("userns_options differ from those of the sandbox"));
+    }
+    let labels = inputs.labels.as_ref();
+    // CRI says that the sandbox must be privileged then (`LinuxSandboxSecurityContext.privileged`),
+    // so that a runtime can protect sandboxes in which no container is to be privileged.
+    if privileged && !sandbox.config.privileged {
+        return Err(Error::invalid("a privileged container needs a privileged sandbox"));
+    }
+    let hidden = |paths: &[PathBuf]| if privileged { Vec::new() } else { paths.to_vec() };
+    let container = Container {
+        rootfs: Rootfs {
+            layers_dir: inputs.layout.layers(),
+            layers: inputs.layers.clone(),
+            readonly: config.security.readonly_rootfs,
+        },
+        mounts: mounts::build(inputs)?,
+        devices: inputs.devices.clone(),
+        // A privileged process gets no label here. It has the one that the policy gives to programs
+        // that the daemon starts, which is not confined.
+        process: process::process(inputs, labels.filter(|_| !privileged).map(Labels::process))?,
+        label: labels.map(Labels::files),
+        masked_paths: hidden(&config.security.masked_paths),
+        readonly_paths: hidden(&config.security.readonly_paths),
+        hooks: inputs.named.hooks()?,
+        oci_runtime: inputs.oci_runtime.clone(),
+    };
+    Ok(Spec {
+        id: inputs.id.to_owned(),
+        sandbox: inputs.sandbox.id.to_string(),
+        socket_dir: inputs.socket_dir.clone(),
+        records: inputs.records.to_vec(),
+        cgroups: inputs.cgroups.clone(),
+        namespaces: namespaces::namespaces(inputs)?,
+        program: Program::Container(Box::new(container)),
+        stdio: Stdio {
+            log: inputs.log.clone(),
+            log_directory: Some(sandbox.config.log_directory.clone()),
+            stdin: config.stdin,
+            stdin_once: config.stdin_once,
+        },
+        label: None,
+    })
+}

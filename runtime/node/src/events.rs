@@ -1,0 +1,78 @@
+//! Events of pods and containers. Whoever changes a state publishes the event, after the new state
+//! can be read.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+
+use crate::sandbox::Sandbox;
+
+/// CRI's `ContainerEventType`, in the order of a life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    Created,
+    Started,
+    Stopped,
+    Deleted,
+}
+
+/// Something that happened to a container or to a sandbox.
+#[derive(Clone, Debug)]
+pub struct Event {
+    pub kind: Kind,
+    /// Its pod. The event carries it, because the node may have forgotten the pod by the time that
+    /// the event is read.
+    pub sandbox: Arc<Sandbox>,
+    /// The container's id, or the sandbox's.
+    pub id: String,
+}
+
+/// The queue of events. There is one for all pods, so that they come out in the order in which they
+/// happened.
+///
+/// It is unbounded, because nobody who changes a state may wait for a reader; the only reader never
+/// waits for a client.
+#[derive(Debug)]
+pub struct Events {
+    sender: UnboundedSender<Event>,
+    receiver: Mutex<Option<UnboundedReceiver<Event>>>,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Events {
+    pub fn new() -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        Self { sender, receiver: Mutex::new(Some(receiver)) }
+    }
+
+    /// The end of the queue into which a pod's events go.
+    pub fn pod(&self, sandbox: Arc<Sandbox>) -> Pod {
+        Pod { sandbox, sender: self.sender.clone() }
+    }
+
+    /// The other end, for the one reader who passes events on to clients. `None` the second time.
+    pub fn receiver(&self) -> Option<UnboundedReceiver<Event>> {
+        // The lock guards against two takers only; it is never held for long.
+        self.receiver.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Publishes the events of one pod and its containers.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    sandbox: Arc<Sandbox>,
+    sender: UnboundedSender<Event>,
+}
+
+impl Pod {
+    /// Publishes that something happened to the container with this id, or to the sandbox itself.
+    pub fn publish(&self, kind: Kind, id: &str) {
+        // It fails if the reader is gone, which means that the process is about to end.
+        let _ = self.sender.send(Event { kind, sandbox: self.sandbox.clone(), id: id.to_owned() });
+    }
+}

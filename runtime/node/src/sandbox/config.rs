@@ -1,0 +1,211 @@
+//! What a client asked for, the record that berth keeps of a sandbox, and the files that pin its
+//! namespaces.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use berth_base::{id::SandboxId, layout::Layout};
+use berth_cni::PortMapping;
+use berth_shim::spec::{IdMapping, UserNamespace};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::{cgroup::Resources, network::Pod, security::selinux};
+
+/// CRI's `PodSandboxConfig`, checked and otherwise unchanged: statuses give it back.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    pub name: String,
+    pub namespace: String,
+    pub uid: String,
+    pub attempt: u32,
+    pub hostname: String,
+    /// Where the containers' logs go. If it is empty, containers have no log files.
+    pub log_directory: PathBuf,
+    /// What goes into resolv.conf. If it is absent, the pod has the host's.
+    pub dns: Option<Dns>,
+    pub ports: Vec<PortMapping>,
+    pub labels: BTreeMap<String, String>,
+    pub annotations: BTreeMap<String, String>,
+    pub cgroup_parent: String,
+    /// What the pod uses besides its containers, and what they use together. The kubelet sets these
+    /// limits itself on the pod's cgroup; berth only reports them.
+    pub overhead: Option<Resources>,
+    pub resources: Option<Resources>,
+    pub sysctls: BTreeMap<String, String>,
+    pub namespaces: NamespaceModes,
+    pub privileged: bool,
+    pub selinux: selinux::Options,
+    pub runtime_handler: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dns {
+    pub servers: Vec<String>,
+    pub searches: Vec<String>,
+    pub options: Vec<String>,
+}
+
+impl Dns {
+    /// The form in which CNI plugins get it (capability `dns` of the CNI conventions).
+    fn capability(&self) -> serde_json::Value {
+        json!({ "servers": self.servers, "searches": self.searches, "options": self.options })
+    }
+}
+
+/// CRI's `NamespaceMode`: whose namespace a container has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NamespaceMode {
+    #[default]
+    Pod,
+    Container,
+    Node,
+    /// That of another container of the pod, `NamespaceModes::target`.
+    Target,
+}
+
+/// CRI's `NamespaceOption`. Where the message is absent, every mode is `Pod`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NamespaceModes {
+    pub network: NamespaceMode,
+    pub pid: NamespaceMode,
+    pub ipc: NamespaceMode,
+    /// The id of a container, or a prefix of it; for `Target` only.
+    pub target: String,
+    /// The mapping of the pod's own user namespace (KEP 127); absent with the host's.
+    pub user: Option<UserMapping>,
+}
+
+/// Which ids of the host stand for those of a pod. The pod's own begin at 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserMapping {
+    pub uids: IdMapping,
+    pub gids: IdMapping,
+}
+
+/// `meta.json`, the daemon's record of a sandbox. It is written before anything else is made, and
+/// has all that `remove` needs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Meta {
+    pub id: SandboxId,
+    /// Nanoseconds since the epoch.
+    pub created_at: i64,
+    pub config: Config,
+    /// The name of its network namespace below /var/run/netns, where `ip netns` finds it. Absent
+    /// with the host's network.
+    pub netns: Option<String>,
+    /// Its SELinux labels, where SELinux is enabled.
+    #[serde(default)]
+    pub labels: Option<selinux::Labels>,
+    /// The cgroup of the pause process. Absent where the containers do not share a PID namespace.
+    #[serde(default)]
+    pub pause_cgroup: Option<String>,
+}
+
+impl Config {
+    /// A name that no other sandbox has while this one exists. A request that the kubelet repeats
+    /// has the same.
+    pub fn unique_name(&self) -> String {
+        format!("{}_{}_{}_{}", self.name, self.namespace, self.uid, self.attempt)
+    }
+
+    /// The absolute path of a container's log, or `None` if it has none.
+    pub fn log_path(&self, relative: &Path) -> Option<PathBuf> {
+        // Without a directory of the pod or a name of the container, nobody reads a log.
+        let wanted = !self.log_directory.as_os_str().is_empty() && !relative.as_os_str().is_empty();
+        wanted.then(|| self.log_directory.join(relative))
+    }
+
+    /// Whether the pod has the host's UTS namespace: if it has the host's network and asks for no
+    /// hostname of its own.
+    pub fn shares_uts(&self) -> bool {
+        self.hostname.is_empty() && self.namespaces.network == NamespaceMode::Node
+    }
+
+    /// What gethostname(2) returns in the pod. Without a hostname of its own that is the host's,
+    /// since a new UTS namespace begins as a copy.
+    ///
+    /// # Errors
+    /// The host's name cannot be read.
+    pub fn effective_hostname(&self) -> anyhow::Result<String> {
+        match self.hostname.as_str() {
+            "" => Ok(nix::unistd::gethostname()
+                .context("gethostname")?
+                .to_string_lossy()
+                .into_owned()),
+            name => Ok(name.to_owned()),
+        }
+    }
+}
+
+impl Meta {
+    /// The file that pins the network namespace. `None` with the host's network.
+    pub fn netns(&self) -> Option<PathBuf> {
+        self.netns.as_deref().map(Layout::netns)
+    }
+
+    /// The user namespace that its containers join. `None` where they have the host's.
+    pub fn user_namespace(&self, layout: &Layout) -> Option<UserNamespace> {
+        let user = self.config.namespaces.user?;
+        Some(UserNamespace {
+            path: Pins::of(layout, &self.id).user,
+            root_uid: user.uids.host,
+            root_gid: user.gids.host,
+        })
+    }
+
+    /// What CNI is told about it. `None` with the host's network, for which CNI has nothing to do.
+    pub(super) fn pod(&self) -> Option<Pod> {
+        Some(Pod {
+            id: self.id.to_string(),
+            name: self.config.name.clone(),
+            namespace: self.config.namespace.clone(),
+            uid: self.config.uid.clone(),
+            netns: self.netns()?,
+            ports: self.config.ports.clone(),
+            annotations: self.config.annotations.clone(),
+            dns: self.config.dns.as_ref().map(Dns::capability),
+            cgroup_parent: self.config.cgroup_parent.clone(),
+        })
+    }
+}
+
+/// Files that pin the pod's namespaces. A namespace without processes lives for as long as a mount
+/// of it does (namespaces(7)).
+#[derive(Clone, Debug)]
+pub struct Pins {
+    pub ipc: PathBuf,
+    pub uts: PathBuf,
+    pub pid: PathBuf,
+    /// A directory with the /proc of that PID namespace, on kernels before Linux 6.18.
+    pub proc: PathBuf,
+    pub user: PathBuf,
+    /// The directory that is the pod's /dev/shm.
+    pub shm: PathBuf,
+}
+
+impl Pins {
+    /// Where the pins of this sandbox are, below the state directory.
+    pub fn of(layout: &Layout, id: &SandboxId) -> Self {
+        let state = layout.sandbox_state(id);
+        let [ipc, uts, pid, proc, user, shm] =
+            ["ipc", "uts", "pid", "proc", "user", "shm"].map(|name| state.join(name));
+        Self { ipc, uts, pid, proc, user, shm }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_other_builds_are_read() {
+        berth_contract::check::<Meta>("sandbox_meta.json");
+    }
+}

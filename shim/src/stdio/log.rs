@@ -1,0 +1,340 @@
+//! The log in CRI's format, one file for both streams. A line has a time in RFC 3339, the name of
+//! the stream, `F` for a full or `P` for a partial line, and the text. The kubelet renames the file
+//! when it is full, and has it reopened.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use rustix::{
+    fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2},
+    io::Errno,
+};
+
+use crate::error::{Failure, Result, Step, failure};
+
+/// A longer line, in bytes, is cut into partial records (`P`), as containerd does
+/// (`max_container_log_line_size`).
+const MAX_LINE: usize = 16 * 1024;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stream {
+    Stdout,
+    Stderr,
+}
+
+impl Stream {
+    fn name(self) -> &'static str {
+        match self {
+            Stream::Stdout => "stdout",
+            Stream::Stderr => "stderr",
+        }
+    }
+}
+
+/// The log file. A write that fails loses its records and does nothing else: the container must not
+/// stop because a disk is full. As soon as a write succeeds again, a line says how many are
+/// missing.
+#[derive(Debug)]
+pub(crate) struct Log {
+    target: Option<Target>,
+    lost: Lost,
+}
+
+#[derive(Debug)]
+struct Target {
+    path: PathBuf,
+    directory: PathBuf,
+    file: File,
+}
+
+/// What is missing behind the last whole record of the file.
+#[derive(Debug, Default)]
+struct Lost {
+    records: usize,
+    /// The error of the write that failed.
+    why: String,
+    /// The file ends with part of a record that could not be cut off again.
+    torn: bool,
+}
+
+impl Target {
+    fn open(path: &Path, directory: &Path) -> Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            directory: directory.to_owned(),
+            file: open(path, directory)?,
+        })
+    }
+}
+
+impl Log {
+    /// Opens the log at `path`, below the pod's log `directory`. Without a path there is no log,
+    /// and writes do nothing.
+    pub(crate) fn open(path: Option<&Path>, directory: Option<&Path>) -> Result<Self> {
+        let target =
+            path.map(|path| Target::open(path, directory.or(path.parent()).unwrap_or(path)));
+        Ok(Self { target: target.transpose()?, lost: Lost::default() })
+    }
+
+    /// Goes on in a new file of the same name.
+    pub(crate) fn reopen(&mut self) -> Result<()> {
+        if let Some(target) = &mut self.target {
+            // If this fails the old file stays in use, so that nothing is lost.
+            target.file = open(&target.path, &target.directory)?;
+            self.lost.torn = false;
+        }
+        Ok(())
+    }
+
+    /// Appends whole records with one write(2), so that no line is torn apart when the file is
+    /// renamed and reopened.
+    pub(crate) fn write(&mut self, records: &[u8]) {
+        let Some(Target { file, .. }) = &mut self.target else { return };
+        if self.lost.records > 0 {
+            if let Err(cut) = append(file, self.lost.line(&rfc3339(now())).as_bytes()) {
+                return self.lost.add(count(records), &cut);
+            }
+            self.lost = Lost::default();
+        }
+        if let Err(cut) = append(file, records) {
+            self.lost.add(count(&records[cut.written..]), &cut);
+        }
+    }
+}
+
+impl Lost {
+    fn add(&mut self, records: usize, cut: &Cut) {
+        self.records += records;
+        self.why = cut.error.to_string();
+        self.torn |= cut.torn;
+    }
+
+    fn line(&self, time: &str) -> String {
+        let (end, lines) =
+            (if self.torn { "\n" } else { "" }, if self.records == 1 { "line" } else { "lines" });
+        format!("{end}{time} stderr F berth: {} {lines} lost here: {}\n", self.records, self.why)
+    }
+}
+
+/// A write that ended early.
+#[derive(Debug)]
+struct Cut {
+    /// How many bytes of whole records are in the file all the same.
+    written: usize,
+    error: io::Error,
+    torn: bool,
+}
+
+/// Appends `records`. If one does not fit, the part of it that did is cut off again.
+fn append(file: &mut File, records: &[u8]) -> std::result::Result<(), Cut> {
+    let mut written = 0;
+    while written < records.len() {
+        match file.write(&records[written..]) {
+            Ok(0) => return Err(cut(file, &records[..written], io::ErrorKind::WriteZero.into())),
+            Ok(length) => written += length,
+            // A signal came before anything was written.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(cut(file, &records[..written], error)),
+        }
+    }
+    Ok(())
+}
+
+fn cut(file: &File, written: &[u8], error: io::Error) -> Cut {
+    let whole = written.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+    let part = (written.len() - whole) as u64;
+    let shortened = || file.set_len(file.metadata()?.len().saturating_sub(part));
+    Cut { written: whole, error, torn: part > 0 && shortened().is_err() }
+}
+
+fn count(records: &[u8]) -> usize {
+    records.iter().filter(|byte| **byte == b'\n').count()
+}
+
+/// Opens the log, and makes the directories that are missing.
+///
+/// A pod that has the log directory as a volume can put links there, symbolic and hard ones, so
+/// that root would write to another file of the host. So from the pod's directory on no link is
+/// followed, and a file with a second name is left alone (CVE-2025-0750). The directories above are
+/// the host's own, and may have links.
+fn open(path: &Path, directory: &Path) -> Result<File> {
+    let above = directory.parent().unwrap_or(Path::new("/"));
+    let below =
+        path.strip_prefix(above).map_err(|_| failure("not in the pod's log directory:", path))?;
+    fs::create_dir_all(above).step_on("make directory", above)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut at = openat(CWD, above, flags, Mode::empty()).step_on("open directory", above)?;
+    for part in below.parent().into_iter().flat_map(Path::components) {
+        match mkdirat(&at, part.as_os_str(), Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(errno).step_on("make the directory of log", path),
+        }
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        at = openat2(&at, part.as_os_str(), flags, Mode::empty(), resolve)
+            .map_err(|errno| refused(errno, path))?;
+    }
+    // O_NONBLOCK: opening a FIFO that nobody reads would block.
+    let flags = OFlags::WRONLY
+        | OFlags::APPEND
+        | OFlags::CREATE
+        | OFlags::NOFOLLOW
+        | OFlags::NONBLOCK
+        | OFlags::CLOEXEC;
+    let name = below.file_name().ok_or_else(|| failure("not a log file:", path))?;
+    let file = openat(&at, name, flags, Mode::from_raw_mode(0o640))
+        .map_err(|errno| refused(errno, path))?;
+    let stat = fstat(&file).step_on("stat log", path)?;
+    let is_own = FileType::from_raw_mode(stat.st_mode).is_file() && stat.st_nlink == 1;
+    if is_own {
+        Ok(File::from(file))
+    } else {
+        Err(failure("not a regular file with one name:", path))
+    }
+}
+
+fn refused(errno: Errno, path: &Path) -> Failure {
+    match errno {
+        Errno::LOOP => failure("a link in the pod's log directory is not followed:", path),
+        errno => Failure { errno: errno.raw_os_error(), ..failure("open log", path) },
+    }
+}
+
+/// Turns the bytes of one stream into records of the log.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    stream: Stream,
+    /// The line that has no end yet; at most `MAX_LINE` bytes.
+    partial: Vec<u8>,
+}
+
+impl Lines {
+    pub(crate) fn new(stream: Stream) -> Self {
+        Self { stream, partial: Vec::new() }
+    }
+
+    /// Appends to `out` one record for every line that `bytes` ends or fills.
+    pub(crate) fn push(&mut self, bytes: &[u8], time: &str, out: &mut Vec<u8>) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let mut text = piece.strip_suffix(b"\n").unwrap_or(piece);
+            while self.partial.len() + text.len() > MAX_LINE {
+                let (head, tail) = text.split_at(MAX_LINE - self.partial.len());
+                self.partial.extend_from_slice(head);
+                self.record(time, 'P', out);
+                text = tail;
+            }
+            self.partial.extend_from_slice(text);
+            if piece.ends_with(b"\n") {
+                // A terminal ends its lines with CR and LF.
+                if self.partial.last() == Some(&b'\r') {
+                    self.partial.pop();
+                }
+                self.record(time, 'F', out);
+            }
+        }
+    }
+
+    /// Appends the last line of a stream that has ended, if it has no newline.
+    pub(crate) fn finish(&mut self, time: &str, out: &mut Vec<u8>) {
+        if !self.partial.is_empty() {
+            self.record(time, 'P', out);
+        }
+    }
+
+    fn record(&mut self, time: &str, tag: char, out: &mut Vec<u8>) {
+        out.extend_from_slice(format!("{time} {} {tag} ", self.stream.name()).as_bytes());
+        out.append(&mut self.partial);
+        out.push(b'\n');
+    }
+}
+
+/// The time, in nanoseconds since the epoch.
+pub(crate) fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
+}
+
+/// A time in RFC 3339, in UTC and with nine digits of fraction.
+pub(crate) fn rfc3339(nanos: i64) -> String {
+    let (seconds, fraction) = (nanos.div_euclid(1_000_000_000), nanos.rem_euclid(1_000_000_000));
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    // Days to civil date in the proleptic Gregorian calendar, counted from 1 March of year 0 so
+    // that leap days come last.
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_index = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_index + 2) / 5 + 1;
+    let month = if month_index < 10 { month_index + 3 } else { month_index - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{fraction:09}Z",
+        second / 3600,
+        second / 60 % 60,
+        second % 60
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_rfc3339() {
+        for (nanos, text) in [
+            (0, "1970-01-01T00:00:00.000000000Z"),
+            (1_475_712_429_794_669_202, "2016-10-06T00:07:09.794669202Z"),
+            (951_782_400_000_000_000, "2000-02-29T00:00:00.000000000Z"),
+            (4_107_542_399_999_999_999, "2100-02-28T23:59:59.999999999Z"),
+            (4_107_542_400_000_000_000, "2100-03-01T00:00:00.000000000Z"),
+        ] {
+            assert_eq!(rfc3339(nanos), text);
+        }
+    }
+
+    fn records(chunks: &[&[u8]]) -> String {
+        let (mut lines, mut out) = (Lines::new(Stream::Stderr), Vec::new());
+        for chunk in chunks {
+            lines.push(chunk, "T", &mut out);
+        }
+        lines.finish("T", &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn lines_become_records() {
+        for (chunks, expected) in [
+            (&[b"a\nb\n".as_slice()][..], "T stderr F a\nT stderr F b\n"),
+            (&[b"a", b"b\r\n", b"\n"], "T stderr F ab\nT stderr F \n"),
+            (&[b"no end"], "T stderr P no end\n"),
+            (&[b""], ""),
+        ] {
+            assert_eq!(records(chunks), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_lost_is_said_in_a_record_of_its_own() {
+        let lost = |records, torn| Lost { records, why: "disk full".into(), torn }.line("T");
+        assert_eq!(lost(1, false), "T stderr F berth: 1 line lost here: disk full\n");
+        assert_eq!(lost(17, true), "\nT stderr F berth: 17 lines lost here: disk full\n");
+    }
+
+    #[test]
+    fn long_lines_are_cut_into_partial_records() {
+        let line = vec![b'x'; 2 * MAX_LINE + 5];
+        let text = records(&[&line, b"\n"]);
+        let lengths: Vec<(usize, bool)> = text
+            .lines()
+            .map(|line| (line.len() - "T stderr F ".len(), line.contains(" P ")))
+            .collect();
+        assert_eq!(lengths, [(MAX_LINE, true), (MAX_LINE, true), (5, false)]);
+        let exact = records(&[&line[..MAX_LINE], b"\n"]);
+        assert_eq!(exact.lines().count(), 1, "a line of just the limit is whole");
+    }
+}

@@ -1,0 +1,18 @@
+//! RuntimeService by verb, against the real kernel, and the program that serves it.
+#![allow(clippy::unwrap_used, reason = "a test that panics fails")]
+
+mod authority;
+mod cdi;
+mod container;
+mod daemon;
+mod exec;
+mod handlers;
+mod kubelet;
+mod logs;
+mod mounts;
+mod namespaces;
+mod resources;
+mod sandbox;
+mod start;
+mod status;
+mod stop;
