@@ -31,41 +31,61 @@ fn states(event: &v1::ContainerEventResponse) -> Vec<v1::ContainerState> {
     event.containers_statuses.iter().map(v1::ContainerStatus::state).collect()
 }
 
+/// Two listeners of one life.
+struct Told<'a> {
+    listeners: [&'a mut Listener; 2],
+    /// The time of the last event.
+    last: i64,
+}
+
+impl Told<'_> {
+    /// Asserts that the next event of both listeners is this one, of `whose`, with the states of its
+    /// pod and of the pod's only container.
+    async fn hear(
+        &mut self,
+        kind: v1::ContainerEventType,
+        whose: &str,
+        (sandbox, pod, container): (&String, v1::PodSandboxState, Option<v1::ContainerState>),
+    ) {
+        let [first, second] = &mut self.listeners;
+        let event = next(first).await;
+        let status = event.pod_sandbox_status.clone().unwrap();
+        assert_eq!((event.container_event_type(), event.container_id.as_str()), (kind, whose));
+        assert!(event.created_at > self.last && event.created_at <= now());
+        assert_eq!((&status.id, status.state()), (sandbox, pod), "{kind:?}");
+        assert!(!status.network.unwrap().ip.is_empty(), "a whole status");
+        assert_eq!(states(&event), Vec::from_iter(container), "{kind:?}");
+        self.last = event.created_at;
+        assert_eq!(next(second).await, event, "every listener hears the same");
+    }
+}
+
 #[tokio::test]
 async fn a_pods_life_is_told_in_order_with_what_it_was_then() {
     use v1::{ContainerState as Container, PodSandboxState as Pod};
     let (machine, daemon, cri, image) = ready().await;
     let mut first = listen(&cri).await;
     let mut second = listen(&cri).await;
+    let mut told = Told { last: 0, listeners: [&mut first, &mut second] };
+    // Each event is read before the next verb: it comes with what is true when it is sent, and that
+    // may be later than the change.
     let sandbox = cri.run_pod(pod(&machine, "told")).await.unwrap();
-    let id = cri.run(&sandbox, container("c", &image, "exec sleep 1000")).await.unwrap();
+    told.hear(Created, &sandbox, (&sandbox, Pod::SandboxReady, None)).await;
+    told.hear(Started, &sandbox, (&sandbox, Pod::SandboxReady, None)).await;
+    let id = cri.create(&sandbox, container("c", &image, "exec sleep 1000")).await.unwrap();
+    let with = |state| (&sandbox, Pod::SandboxReady, state);
+    told.hear(Created, &id, with(Some(Container::ContainerCreated))).await;
+    cri.start(&id).await.unwrap();
+    told.hear(Started, &id, with(Some(Container::ContainerRunning))).await;
     cri.stop(&id, 0).await.unwrap();
+    told.hear(Stopped, &id, with(Some(Container::ContainerExited))).await;
     cri.remove(&id).await.unwrap();
+    told.hear(Deleted, &id, with(None)).await;
     cri.stop_pod(&sandbox).await.unwrap();
     cri.stop_pod(&sandbox).await.unwrap();
+    told.hear(Stopped, &sandbox, (&sandbox, Pod::SandboxNotready, None)).await;
     cri.remove_pod(&sandbox).await.unwrap();
-
-    let mut last = 0;
-    for (kind, whose, pod_state, container_states) in [
-        (Created, &sandbox, Pod::SandboxReady, None),
-        (Started, &sandbox, Pod::SandboxReady, None),
-        (Created, &id, Pod::SandboxReady, Some(Container::ContainerCreated)),
-        (Started, &id, Pod::SandboxReady, Some(Container::ContainerRunning)),
-        (Stopped, &id, Pod::SandboxReady, Some(Container::ContainerExited)),
-        (Deleted, &id, Pod::SandboxReady, None),
-        (Stopped, &sandbox, Pod::SandboxNotready, None),
-        (Deleted, &sandbox, Pod::SandboxNotready, None),
-    ] {
-        let event = next(&mut first).await;
-        let status = event.pod_sandbox_status.clone().unwrap();
-        assert_eq!((event.container_event_type(), &event.container_id), (kind, whose));
-        assert!(event.created_at > last && event.created_at <= now());
-        assert_eq!((status.id.as_str(), status.state()), (sandbox.as_str(), pod_state), "{kind:?}");
-        assert!(!status.network.unwrap().ip.is_empty(), "a whole status");
-        assert_eq!(states(&event), Vec::from_iter(container_states), "{kind:?}");
-        last = event.created_at;
-        assert_eq!(next(&mut second).await, event, "every listener hears the same");
-    }
+    told.hear(Deleted, &sandbox, (&sandbox, Pod::SandboxNotready, None)).await;
 
     // A container that ends by itself has an event too, and a listener that goes away disturbs
     // nobody.
