@@ -191,17 +191,23 @@ impl Container {
         self.snapshot.send_modify(|snapshot| snapshot.state = state);
     }
 
-    /// Sets the state and publishes its event as one step. Whoever sees the state, and publishes what
+    /// Sets the state and publishes its event as one step, after those that come before it in a life. Whoever sees the state, and publishes what
     /// follows, as a removal does, then comes later; whoever gets the event, and asks for the state,
     /// waits for the lock of it.
     pub(super) fn enter(&self, state: State, kind: events::Kind) {
         self.snapshot.send_modify(|snapshot| {
-            snapshot.state = state;
-            // A state may be found a second time: a shim that is killed closes its connection before
-            // it gives up its lock, and is taken for one to connect to in between.
-            if snapshot.published < Some(kind) {
-                snapshot.published = Some(kind);
-                self.publish(kind);
+            let before = std::mem::replace(&mut snapshot.state, state);
+            // A program may have ended before its shim could be connected to. Its start is told all
+            // the same: the caller of StartContainer hears that it succeeded.
+            let has_run = matches!(before, State::Created) && snapshot.state.started().is_some();
+            let unseen = has_run.then_some(events::Kind::Started);
+            for kind in unseen.into_iter().chain([kind]) {
+                // A state may be found a second time: a shim that is killed closes its connection
+                // before it gives up its lock, and is taken for one to connect to in between.
+                if snapshot.published < Some(kind) {
+                    snapshot.published = Some(kind);
+                    self.publish(kind);
+                }
             }
         });
     }

@@ -11,7 +11,7 @@ use berth_base::{
 use berth_shim::{protocol::Call, record};
 
 use super::{object::Container, state::State};
-use crate::{cgroup::Resources, host::Host, shim};
+use crate::{cgroup::Resources, host::Host};
 
 impl Container {
     /// UpdateContainerResources: changes all of what is asked for, or nothing.
@@ -28,12 +28,11 @@ impl Container {
             // processes that run keep theirs, so the record keeps it too.
             after.oom_score_adj = before.oom_score_adj;
             let updated = host.update_cgroup(&self.meta.cgroup, &before, after.clone()).await;
-            // The container may have ended since its state was read, and its cgroup be gone. That
-            // is no fault of the request: as for any container that has ended, all that is left to
-            // change is the record.
-            let directory = host.layout.container(&self.meta.id);
+            // The container may have ended since its state was read: its cgroup has no process then,
+            // and is gone before its shim is. That is no fault of the request: as for any container
+            // that has ended, all that is left to change is the record.
             if let Err(error) = updated
-                && shim::is_alive(&directory).unwrap_or(true)
+                && !host.cgroups.processes(&self.meta.cgroup).is_empty()
             {
                 return Err(Error::invalid(format!("{error:#}")));
             }
