@@ -25,6 +25,8 @@ pub const LOCK: &str = "lock";
 /// Where kernels before 6.5, and other OCI runtimes, have the root filesystem mounted first, in a
 /// mount namespace of its own only.
 pub const ROOTFS: &str = "rootfs";
+/// The lowest layer of a container whose mounts fit no shared one: places for them, made by the shim.
+pub const MOUNT_POINTS: &str = "mount-points";
 /// The writable layer of the overlay.
 pub const UPPER: &str = "upper";
 /// The scratch directory that overlayfs wants beside `upper`.

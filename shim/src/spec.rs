@@ -136,6 +136,10 @@ pub struct Rootfs {
     /// Names below `layers_dir`, topmost first. They are names so that the option string of old
     /// kernels, one page, has room for more of them.
     pub layers: Vec<String>,
+    /// A layer below all others, with places for the mounts. It is made by the first container that
+    /// has these mounts. Absolute; absent if the places are to be made in `upper`.
+    #[serde(default)]
+    pub mount_points: Option<PathBuf>,
     /// Whether the root itself is mounted read-only.
     pub readonly: bool,
 }

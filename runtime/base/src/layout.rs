@@ -105,6 +105,11 @@ impl Layout {
         self.root.join("layers")
     }
 
+    /// The layers with the places of mounts, one for each set of mounts that containers have.
+    pub fn mount_points(&self) -> PathBuf {
+        self.root.join("mount-points")
+    }
+
     pub fn pins(&self) -> PathBuf {
         self.state.join("sandboxes")
     }

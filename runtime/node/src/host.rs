@@ -17,6 +17,7 @@ use berth_image::{
 
 use crate::{
     cgroup::{self, Devices, Resources},
+    container::MountPoints,
     handlers::Handlers,
     network::Networks,
     security::apparmor::AppArmor,
@@ -38,6 +39,7 @@ pub struct Host {
     pub cdi_dirs: Vec<PathBuf>,
     pub networks: Arc<Networks>,
     pub images: Arc<Images>,
+    pub mount_points: MountPoints,
     /// Disk space that is set aside for what must be written even when the disk is full.
     pub reserve: Arc<Reserve>,
     /// Whether this machine can make user namespaces for pods (KEP 127).
@@ -87,7 +89,7 @@ impl Host {
     /// made, no systemd with the systemd driver.
     pub async fn new(config: &Config) -> anyhow::Result<Self> {
         let layout = Layout { root: config.root.clone(), state: config.state.clone() };
-        for directory in [layout.sandboxes(), layout.containers()] {
+        for directory in [layout.sandboxes(), layout.containers(), layout.mount_points()] {
             fs::create_dir_all(&directory)
                 .with_context(|| format!("make {}", directory.display()))?;
         }
@@ -120,6 +122,7 @@ impl Host {
             cdi_dirs: config.cdi.spec_dirs.clone(),
             networks: Networks::new(&config.cni, &layout)?,
             images: Arc::new(blocking(|| open_images(config, &layout, &boot_id, &reserve))?),
+            mount_points: MountPoints::default(),
             reserve,
             boot_id,
             checking_disks: Arc::default(),

@@ -46,6 +46,9 @@ pub async fn recover(host: Arc<Host>) -> anyhow::Result<Arc<Node>> {
     let tasks = blocking(|| read_disk(&node))?;
     // Not earlier: only now do all containers hold their layers, and the others can be deleted.
     node.host.images.collect();
+    if let Err(error) = node.host.mount_points.adopt(&node.host.layout) {
+        tracing::warn!(%error, "the layers of mount points of earlier daemons cannot be listed");
+    }
     node.host.images.make_durable_later();
     if tokio::time::timeout(PATIENCE, join_all(tasks)).await.is_err() {
         tracing::warn!(

@@ -32,15 +32,19 @@ use crate::{
 /// Mounts every layer that `container` needs over itself, with its owners seen through the pod's
 /// user namespace. overlayfs takes layers by path, so it is not enough to have such mounts
 /// detached. This changes the mount namespace of this process only.
-pub(crate) fn shift_layers(container: &Container, idmap: &Idmap) -> Result<()> {
+pub(crate) fn shift_layers(
+    container: &Container,
+    mount_points: Option<&Path>,
+    idmap: &Idmap,
+) -> Result<()> {
     let of_images = container.mounts.iter().filter_map(|mount| match &mount.kind {
         MountKind::Image { layers, .. } => Some(layers),
         _ => None,
     });
     // Images may share layers, and each is to be covered once.
     let layers: BTreeSet<&String> = of_images.chain([&container.rootfs.layers]).flatten().collect();
-    for layer in layers {
-        let path = container.rootfs.layers_dir.join(layer);
+    let paths = layers.into_iter().map(|layer| container.rootfs.layers_dir.join(layer));
+    for path in paths.chain(mount_points.map(Path::to_owned)) {
         let at = open_directory(&path)?;
         let shifted = api::clone_tree(at.as_fd(), false).step_on("clone mount of", &path)?;
         sys::idmap(shifted.as_fd(), false, idmap.namespace.as_fd())
@@ -50,10 +54,12 @@ pub(crate) fn shift_layers(container: &Container, idmap: &Idmap) -> Result<()> {
     Ok(())
 }
 
-/// The container's root: its layers, below the writable `upper` of its directory.
+/// The container's root: its layers, below the writable `upper` of its directory, and above
+/// `mount_points`.
 pub(crate) fn root(
     dir: &Path,
     rootfs: &Rootfs,
+    mount_points: Option<&Path>,
     label: Option<&str>,
     idmap: Option<&Idmap>,
 ) -> Result<OwnedFd> {
@@ -64,8 +70,8 @@ pub(crate) fn root(
         rustix::fs::chown(&upper, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)))
             .step_on("chown", &upper)?;
     }
-    let layers: Vec<PathBuf> =
-        rootfs.layers.iter().map(|layer| rootfs.layers_dir.join(layer)).collect();
+    let of_image = rootfs.layers.iter().map(|layer| rootfs.layers_dir.join(layer));
+    let layers: Vec<PathBuf> = of_image.chain(mount_points.map(Path::to_owned)).collect();
     let root = match new_overlay(&layers, Some((&upper, &work)), label) {
         Err(Errno::INVAL) => root_by_option(dir, rootfs, label),
         result => result.step_on("mount overlay of", dir),
@@ -114,7 +120,8 @@ fn new_overlay(
 }
 
 /// The same with mount(2), whose option string is one page at most. Names relative to the layers'
-/// directory leave room for some sixty layers.
+/// directory leave room for some sixty layers. None is spent on the places of mounts, which are made
+/// in `upper`.
 fn root_by_option(dir: &Path, rootfs: &Rootfs, label: Option<&str>) -> Result<OwnedFd> {
     let target = dir.join(layout::ROOTFS);
     fs::create_dir_all(&target).step_on("make", &target)?;

@@ -28,7 +28,7 @@ use crate::{
         proc,
     },
     namespaces::{idmap::Idmap, join::Joined},
-    root::{devices::Nodes, mounts, overlay, volumes},
+    root::{devices::Nodes, mount_points, mounts, overlay, volumes},
     sys,
 };
 
@@ -66,11 +66,14 @@ pub(crate) fn prepare(
     // Mounts that the host makes later may reach this namespace, and those that are made here from
     // now on must not reach the host.
     follow_host()?;
-    // Over the layers in this mount namespace only, so after the line above.
+    // What a mount is put on depends on what is mounted, so after the binds.
+    let mount_points = mount_points::layer(dir, container, &mounts);
+    let mount_points = mount_points.as_deref();
+    // Over the layers in this mount namespace only, so after `follow_host`.
     if let Some(idmap) = idmap {
-        overlay::shift_layers(container, idmap)?;
+        overlay::shift_layers(container, mount_points, idmap)?;
     }
-    let root = overlay::root(dir, &container.rootfs, label, idmap)?;
+    let root = overlay::root(dir, &container.rootfs, mount_points, label, idmap)?;
     // Volumes of the image are filled from the root, so they come after it.
     for (request, prepared) in
         container.mounts.iter().zip(&mut mounts).filter(|(_, prepared)| prepared.is_none())

@@ -9,6 +9,7 @@ mod exec;
 mod handlers;
 mod kubelet;
 mod logs;
+mod mount_points;
 mod mounts;
 mod namespaces;
 mod resources;

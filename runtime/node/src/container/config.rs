@@ -131,6 +131,9 @@ pub struct Meta {
     /// The layers of its image and of the images that it mounts. They are not deleted for as long
     /// as the container exists.
     pub layers: Vec<LayerKey>,
+    /// The layer with the places of its mounts (`mount_points`). Those of earlier daemons have none.
+    #[serde(default)]
+    pub(super) mount_points: Option<String>,
     /// Its path below the root of the hierarchies, without a leading slash.
     pub cgroup: String,
     /// The rules for its devices, with the numbers that they had when it was created.

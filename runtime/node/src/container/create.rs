@@ -26,6 +26,7 @@ use nix::sys::signal::Signal;
 
 use super::{
     config::{Config, Meta, MountSource, Seccomp},
+    mount_points,
     object::Container,
     seccomp::{self, Filter},
     spec::{self, Inputs},
@@ -80,7 +81,7 @@ pub fn create(
         cdi::resolve(&host.cdi_dirs, &cdi::names(&config.cdi_devices, &config.annotations)?)?;
     let (nodes, device_rules) =
         spec::resolve_devices(&config.devices, &named.device_nodes, &config.security)?;
-    let meta = Meta {
+    let mut meta = Meta {
         id: id.clone(),
         sandbox: sandbox.meta.id.clone(),
         unique_name,
@@ -89,6 +90,7 @@ pub fn create(
         image_name: image_name(host, &image, &config),
         image_ref: image_ref(host, &image),
         layers,
+        mount_points: None,
         cgroup,
         device_rules,
         log_path: sandbox.meta.config.log_path(&config.log_path),
@@ -103,7 +105,12 @@ pub fn create(
     });
     let found =
         Found { image: &image, mounted: &mounted, devices: nodes, named: &named, oci_runtime };
-    let spec = build(host, sandbox, &meta, found)?;
+    let mut spec = build(host, sandbox, &meta, found)?;
+    if let Program::Container(container) = &mut spec.program {
+        let name = mount_points::name(&container.mounts);
+        container.rootfs.mount_points = Some(host.layout.mount_points().join(&name));
+        meta.mount_points = Some(name);
+    }
     // Compiled here, so that an invalid profile fails CreateContainer and not the start.
     let filters = Filters {
         seccomp: filter(&meta, &spec)?,

@@ -28,6 +28,7 @@ use tokio::{
 use super::{
     config::{Config, Meta},
     disk_usage::Walks,
+    mount_points,
     state::{self, State},
 };
 use crate::{
@@ -67,8 +68,15 @@ pub(super) struct Snapshot {
 #[derive(Debug)]
 pub(super) struct Life {
     pub stopping: Option<Stopping>,
-    /// Keeps the layers of its images from collection until the container is removed.
-    layers: Option<Lease>,
+    /// Keeps its layers from collection until the container is removed.
+    layers: Option<Layers>,
+}
+
+/// The layers that its root is made of.
+#[derive(Debug)]
+struct Layers {
+    _images: Lease,
+    _mount_points: Option<mount_points::Lease>,
 }
 
 /// A stop in progress; a later one with a shorter grace moves the deadline.
@@ -103,8 +111,10 @@ impl Loaded {
 }
 
 impl Container {
-    pub(super) fn new(host: &Host, meta: Meta, state: State, layers: Lease) -> Self {
+    pub(super) fn new(host: &Host, meta: Meta, state: State, images: Lease) -> Self {
         let resources = meta.config.resources.clone();
+        let mount_points = meta.mount_points.as_deref().map(|name| host.mount_points.lease(name));
+        let layers = Layers { _images: images, _mount_points: mount_points };
         Self {
             directory: host.layout.container(&meta.id),
             meta,
@@ -158,6 +168,7 @@ impl Container {
         // The shim's record is another file, and names what a removal needs: the pod and the
         // cgroup.
         let spec = read_spec(&directory);
+        let mount_points = spec.as_ref().and_then(mount_points::of_spec);
         let (sandbox, cgroups) = spec.map(|spec| (spec.sandbox, spec.cgroups)).unwrap_or_default();
         let meta = Meta {
             id: id.clone(),
@@ -169,6 +180,7 @@ impl Container {
             image_name: String::new(),
             image_ref: String::new(),
             layers: Vec::new(),
+            mount_points,
             cgroup: host.cgroups.path_of(&cgroups).unwrap_or_default(),
             device_rules: Vec::new(),
             log_path: None,
@@ -284,7 +296,7 @@ impl Container {
         self.measured.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Allows the layers of its images to be deleted, once the container is removed.
+    /// Allows its layers to be deleted, once the container is removed.
     pub async fn release_layers(&self) {
         self.life.lock().await.layers = None;
     }

@@ -325,6 +325,7 @@ impl Node {
             // Only when nothing is mounted on them any more.
             container.release_layers().await;
             node.host.images.collect();
+            node.host.mount_points.collect(&node.host.layout);
             container.publish(EventKind::Deleted);
             Ok(())
         })

@@ -42,6 +42,7 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
         rootfs: Rootfs {
             layers_dir: inputs.layout.layers(),
             layers: inputs.layers.clone(),
+            mount_points: None,
             readonly: config.security.readonly_rootfs,
         },
         mounts: mounts::build(inputs)?,
