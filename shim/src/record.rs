@@ -263,6 +263,16 @@ pub fn write<T: Serialize>(path: &Path, record: &T) -> io::Result<()> {
     replace(path, record, |_| Ok(()))
 }
 
+/// Writes a record into a directory that nobody reads before it is complete, so that the record need
+/// not be renamed.
+///
+/// # Errors
+/// Of the file system; part of the record may be left.
+pub fn write_new<T: Serialize>(path: &Path, record: &T) -> io::Result<()> {
+    before_access();
+    create_private(path)?.write_all(&serde_json::to_vec(record)?)
+}
+
 /// As `write`, of something that is not JSON.
 ///
 /// # Errors

@@ -301,9 +301,9 @@ fn write(
     }
     // For the shim's socket, which is on a tmpfs.
     fs::create_dir_all(state).with_context(|| format!("make {}", state.display()))?;
-    record::write(&directory.join(layout::container::META), meta)
+    record::write_new(&directory.join(layout::container::META), meta)
         .context("write the container's record")?;
-    record::write(&directory.join(shim_layout::SPEC), spec)
+    record::write_new(&directory.join(shim_layout::SPEC), spec)
         .context("write the container's spec")?;
     for (name, content) in filters.files() {
         fs::write(directory.join(name), content).with_context(|| format!("write {name}"))?;
