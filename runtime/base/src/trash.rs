@@ -3,9 +3,10 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
-use crate::{blocking::blocking, id, layout::Layout};
+use crate::{blocking::blocking, error::ignore_not_found, id, layout::Layout};
 
 /// Renames `path` into the trash and deletes it in a thread. Success when there is nothing.
 ///
@@ -16,6 +17,7 @@ pub fn discard(layout: &Layout, path: &Path) -> io::Result<()> {
     match blocking(|| fs::rename(path, &target)) {
         Ok(()) => {
             delete(target);
+            delete_forgotten(layout);
             Ok(())
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -44,14 +46,28 @@ pub fn empty(layout: &Layout) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether something is in the trash that no thread deletes.
+static FORGOTTEN: AtomicBool = AtomicBool::new(false);
+
+/// Deletes what no thread could be started for, now that one may be. What others are deleting
+/// meanwhile is gone the sooner.
+fn delete_forgotten(layout: &Layout) {
+    if FORGOTTEN.swap(false, Ordering::Relaxed)
+        && let Err(error) = blocking(|| empty(layout))
+    {
+        FORGOTTEN.store(true, Ordering::Relaxed);
+        tracing::warn!(%error, "list the trash");
+    }
+}
+
 fn delete(path: PathBuf) {
     let spawned = std::thread::Builder::new().name("trash".into()).spawn(move || {
-        if let Err(error) = delete_now(&path) {
+        if let Err(error) = ignore_not_found(delete_now(&path)) {
             tracing::warn!(path = %path.display(), %error, "delete from the trash");
         }
     });
-    // What is left is deleted at the next start.
     if let Err(error) = spawned {
+        FORGOTTEN.store(true, Ordering::Relaxed);
         tracing::warn!(%error, "start a thread that deletes from the trash");
     }
 }

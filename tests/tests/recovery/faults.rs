@@ -3,13 +3,13 @@
 
 use std::{
     fs::{self, File},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     time::Instant,
 };
 
 use berth_proto::v1::{self, ContainerState};
-use berth_tests::{Machine, container, eventually, pod, ready};
+use berth_tests::{Daemon, Machine, container, eventually, pod, ready};
 use nix::sys::signal::{Signal, kill};
 use tokio::net::UnixStream;
 use tonic::Code;
@@ -167,5 +167,68 @@ async fn without_free_descriptors_one_client_is_refused_and_the_others_are_serve
     for pod in cri.pods(v1::PodSandboxFilter::default()).await {
         cri.remove_pod(&pod.id).await.unwrap();
     }
+    machine.assert_clean().await;
+}
+
+/// A cgroup that bounds how many processes and threads a daemon may have.
+struct PidsLimit(PathBuf);
+
+impl PidsLimit {
+    /// Moves a daemon into a new one without a limit.
+    fn new(machine: &Machine, daemon: &Daemon) -> Self {
+        let roots = [Path::new("/sys/fs/cgroup/pids"), Path::new("/sys/fs/cgroup")];
+        let root = roots.into_iter().find(|root| root.join("cgroup.procs").exists()).unwrap();
+        let cgroup = Self(root.join(format!("{}-daemon", machine.cgroup_parent)));
+        fs::create_dir(&cgroup.0).unwrap();
+        fs::write(cgroup.0.join("cgroup.procs"), daemon.pid().to_string()).unwrap();
+        cgroup
+    }
+
+    fn set(&self, limit: &str) {
+        fs::write(self.0.join("pids.max"), limit).unwrap();
+    }
+
+    fn current(&self) -> usize {
+        fs::read_to_string(self.0.join("pids.current")).unwrap().trim().parse().unwrap()
+    }
+}
+
+impl Drop for PidsLimit {
+    fn drop(&mut self) {
+        let processes = fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
+        for pid in processes.lines() {
+            // To the root. A process that ends meanwhile needs no place.
+            let _ = fs::write(self.0.with_file_name("cgroup.procs"), pid);
+        }
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[tokio::test]
+async fn without_a_process_to_spare_verbs_fail_and_the_daemon_goes_on() {
+    let (machine, daemon, cri, image) = ready().await;
+    let sandbox = cri.run_pod(pod(&machine, "p")).await.unwrap();
+    let id = cri.run(&sandbox, container("c", &image, "exec sleep 1000")).await.unwrap();
+    let script = "until [ -e /v/end ]; do sleep 0.1; done; exit 7";
+    let ends = with_volume(&machine, &machine.path("volume"), container("ends", &image, script));
+    let ends = cri.run(&sandbox, ends).await.unwrap();
+    let limit = PidsLimit::new(&machine, &daemon);
+    // Threads without work end after ten seconds. A later one that is needed cannot begin.
+    let before = limit.current();
+    eventually("the end of a thread", async || limit.current() < before).await;
+    limit.set("1");
+    fs::write(machine.path("volume/end"), "").unwrap();
+    for _ in 0..20 {
+        let refused = cri.run_pod(pod(&machine, "more")).await.unwrap_err();
+        assert!(refused.message().contains("Resource temporarily unavailable"), "{refused}");
+        // One that runs needs no process of the daemon's.
+        cri.exec(&id, &["true"], 5).await.unwrap();
+        assert_eq!(state(&cri, &id).await, ContainerState::ContainerRunning);
+    }
+    limit.set("max");
+    assert_eq!(cri.exited(&ends).await.exit_code, 7);
+    cri.run(&sandbox, container("d", &image, "exec sleep 1000")).await.unwrap();
+    drop(limit);
+    cri.remove_pod(&sandbox).await.unwrap();
     machine.assert_clean().await;
 }
