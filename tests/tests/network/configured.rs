@@ -4,7 +4,9 @@
 use std::{fs, path::Path};
 
 use berth_proto::v1;
-use berth_tests::{Capability, Cri, Machine, eventually, pod, skip_without, upstream_network};
+use berth_tests::{
+    Capability, Cri, Machine, container, eventually, pod, ready, skip_without, upstream_network,
+};
 use serde_json::json;
 use tonic::Code;
 
@@ -46,6 +48,42 @@ async fn the_pods_network_that_the_kubelet_tells_is_that_of_the_built_in_bridge(
     for id in [before, after, again] {
         cri.remove_pod(&id).await.unwrap();
     }
+}
+
+/// What kube-proxy does for a Service with one endpoint.
+const SERVICE: &str = "table ip service {
+    chain before { type nat hook prerouting priority dstnat; ip daddr 10.96.0.1 dnat to POD; }
+    chain after { type nat hook postrouting priority srcnat; ip saddr POD ip daddr POD masquerade; }
+}";
+
+#[tokio::test]
+async fn a_pod_on_the_built_in_bridge_reaches_itself_through_its_service() {
+    if skip_without(Capability::Nat) {
+        return;
+    }
+    let (machine, _daemon, cri, image) = ready().await;
+    let sandbox = cri.run_pod(pod(&machine, "endpoint")).await.unwrap();
+    let script = "exec nc -ll -p 80 -e echo myself";
+    let id = cri.run(&sandbox, container("server", &image, script)).await.unwrap();
+    // Nodes set it, since the reply of another pod of the bridge would bypass the rules otherwise.
+    // With it, the address is rewritten in the bridge, which then has to send the frame back
+    // through the port that it came from.
+    machine.in_network(|| {
+        let _ = fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", "1");
+    });
+    let address = addresses(&cri, &sandbox).await.remove(0);
+    fs::write(machine.path("service.nft"), SERVICE.replace("POD", &address)).unwrap();
+    machine.output("nft", &["-f", machine.path("service.nft").to_str().unwrap()]);
+    eventually("the server", async || {
+        cri.sh(&id, "nc -w 2 127.0.0.1 80 </dev/null").await == "myself\n"
+    })
+    .await;
+    assert_eq!(
+        cri.sh(&id, "timeout 3 nc 10.96.0.1 80 </dev/null || echo nobody").await,
+        "myself\n"
+    );
+    cri.remove_pod(&sandbox).await.unwrap();
+    machine.assert_clean().await;
 }
 
 #[tokio::test]

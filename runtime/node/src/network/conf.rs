@@ -154,6 +154,9 @@ fn built_in(ipam: &Path, ranges: &[IpNet]) -> Network {
             "bridge": "berth0",
             "isDefaultGateway": true,
             "ipMasq": true,
+            // A pod may be an endpoint of the Service that it asks. Where bridged frames pass
+            // kube-proxy's rules, such a frame leaves through the port that it came from.
+            "hairpinMode": true,
             // The bridge may still have the address of the network before.
             "forceAddress": !ranges.is_empty(),
             // What berth-bridge can do; the runtime passes the arguments of these only.
