@@ -13,18 +13,24 @@ use tonic::Code;
 
 /// Ends all that a power loss ends. The daemon has ended already.
 async fn reboot(machine: &Machine) {
+    restart_node(machine).await;
+    fs::write(machine.path("boot_id"), "00000000-0000-4000-8000-000000000000\n").unwrap();
+    let boot_id = machine.path("boot_id").display().to_string();
+    machine.output("mount", &["--bind", &boot_id, "/proc/sys/kernel/random/boot_id"]);
+}
+
+/// Ends all that goes with a node that is a container, whose kernel stays.
+async fn restart_node(machine: &Machine) {
     for (pid, _) in machine.shims() {
         // Its container goes with it, or by the next daemon.
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
     eventually("the end of its shims", async || machine.shims().is_empty()).await;
     let own = machine.dir.path().display().to_string();
-    fs::write(machine.path("boot_id"), "00000000-0000-4000-8000-000000000000\n").unwrap();
     // Mounts, what is below /run, and the network devices of the host.
     let script = format!(
         "umount -l $(grep -E '{own}|netns/' /proc/mounts | cut -d' ' -f2); \
-         rm -rf {own}/state /run/netns/*; ip link del berth0; nft flush ruleset; \
-         mount --bind {own}/boot_id /proc/sys/kernel/random/boot_id"
+         rm -rf {own}/state /run/netns/*; ip link del berth0; nft flush ruleset"
     );
     machine.output("sh", &["-c", &script]);
 }
@@ -85,5 +91,25 @@ async fn after_another_boot_everything_is_known_nothing_runs_and_new_pods_do() {
         cri.remove_pod(pod).await.unwrap();
     }
     machine.output("umount", &["/proc/sys/kernel/random/boot_id"]);
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_node_that_starts_anew_within_one_boot_has_no_ready_pods_left() {
+    let (machine, daemon, cri, image) = ready().await;
+    let sandbox = cri.run_pod(pod(&machine, "p")).await.unwrap();
+    let runs = cri.run(&sandbox, container("runs", &image, "exec sleep 1000")).await.unwrap();
+    daemon.kill();
+    restart_node(&machine).await;
+    let _daemon = machine.start().await;
+    let state = cri.pod_status(&sandbox).await.unwrap().state();
+    assert_eq!(state, PodSandboxState::SandboxNotready);
+    assert_eq!(cri.status(&runs).await.unwrap().state(), ContainerState::ContainerExited);
+    let new = cri.run_pod(pod(&machine, "new")).await.unwrap();
+    let id = cri.run(&new, container("new", &image, "exec sleep 1000")).await.unwrap();
+    assert_eq!(cri.sh(&id, "echo served").await, "served\n");
+    for pod in [&sandbox, &new] {
+        cri.remove_pod(pod).await.unwrap();
+    }
     machine.assert_clean().await;
 }

@@ -235,8 +235,12 @@ pub fn read_state(
     };
     // A stop is recorded before its first step, and nothing makes a sandbox ready again.
     let stopped = is_stopped(layout, id);
+    // A node that is itself a container, as kind's nodes are, may start anew within one boot of the
+    // kernel. Then the namespaces are gone with the state directory.
+    let pins = layout.sandbox_state(id);
+    let has_pins = pins.try_exists().with_context(|| format!("look for {}", pins.display()))?;
     let state = match record::read::<Ready>(&directory.join(layout::sandbox::READY))? {
-        Found::Record(ready) if ready.boot_id == boot_id && !stopped => State::Ready,
+        Found::Record(ready) if ready.boot_id == boot_id && has_pins && !stopped => State::Ready,
         // It was stopped, or its namespaces went with an earlier boot. The kubelet has to stop and
         // remove it.
         Found::Record(_) => State::NotReady,
