@@ -22,6 +22,7 @@ pub(crate) fn run(config: &Config, log_level: &str, log_format: LogFormat) -> an
     // Before the log, because spans are exported by tasks of the runtime.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .thread_keep_alive(blocking::KEEP_ALIVE)
         .build()
         .context("start the asynchronous runtime")?;
     let entered = runtime.enter();
@@ -105,6 +106,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     // of this function.
     let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
+    tokio::spawn(blocking::keep_a_thread());
     let host = Arc::new(Host::new(config).await?);
     let streaming = Streaming::start(&config.streaming).await?;
     let node = recover::recover(host).await?;

@@ -114,7 +114,7 @@ const LAYERS: [&[&str]; 7] = [
     &["events"],
     &["sandbox"],
     &["host"],
-    &["network", "shim", "cgroup", "cdi", "handlers", "security"],
+    &["network", "shim", "cgroup", "cdi", "handlers", "mount_points", "security"],
 ];
 
 #[test]

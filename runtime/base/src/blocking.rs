@@ -5,7 +5,7 @@
 //! whatever may wait runs in one of the two functions of this file. Debug builds check that for
 //! every access to a record, and end the process where it is not so: tests run with those.
 
-use std::cell::Cell;
+use std::{cell::Cell, time::Duration};
 
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
@@ -15,6 +15,18 @@ use tracing::Span;
 
 thread_local! {
     static MAY_BLOCK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// How long a thread for such work waits for more before it ends.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// Keeps one thread for such work from ending, as long as this runs. At the limit of processes no
+/// other can be started: without any the runtime panics, and with one the work is done in turn.
+pub async fn keep_a_thread() {
+    loop {
+        let _ = spawn_blocking(|| ()).await;
+        tokio::time::sleep(KEEP_ALIVE / 2).await;
+    }
 }
 
 /// Runs `work` on this thread, after handing the tasks that are queued on it to another thread.

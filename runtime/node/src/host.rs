@@ -17,8 +17,8 @@ use berth_image::{
 
 use crate::{
     cgroup::{self, Devices, Resources},
-    container::MountPoints,
     handlers::Handlers,
+    mount_points::MountPoints,
     network::Networks,
     security::apparmor::AppArmor,
     security::selinux::SeLinux,

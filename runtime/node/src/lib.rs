@@ -7,6 +7,7 @@ pub mod container;
 pub mod events;
 mod handlers;
 pub mod host;
+mod mount_points;
 mod network;
 mod node;
 pub mod recover;

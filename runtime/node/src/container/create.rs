@@ -26,7 +26,6 @@ use nix::sys::signal::Signal;
 
 use super::{
     config::{Config, Meta, MountSource, Seccomp},
-    mount_points,
     object::Container,
     seccomp::{self, Filter},
     spec::{self, Inputs},
@@ -35,6 +34,7 @@ use super::{
 use crate::{
     cdi,
     host::Host,
+    mount_points,
     sandbox::{self, Sandbox},
 };
 

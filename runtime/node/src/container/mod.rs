@@ -25,7 +25,6 @@ mod disk_usage;
 pub mod drain;
 mod exec;
 mod lifecycle;
-mod mount_points;
 mod object;
 mod oci;
 mod remove;
@@ -41,7 +40,6 @@ pub use self::{
     create::create,
     disk_usage::DiskUsage,
     exec::Output,
-    mount_points::MountPoints,
     object::{Container, Loaded},
     remove::remove,
     spec::MOUNT_OPTIONS,

@@ -28,13 +28,13 @@ use tokio::{
 use super::{
     config::{Config, Meta},
     disk_usage::Walks,
-    mount_points,
     state::{self, State},
 };
 use crate::{
     cgroup::{Resources, Sampler},
     events,
     host::Host,
+    mount_points,
     shim::{self, Connection},
 };
 

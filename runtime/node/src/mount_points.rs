@@ -19,7 +19,7 @@ const KEPT: usize = 64;
 
 /// The name of the layer for these mounts. What a mount is put on depends on its source too, which
 /// only the shim sees: where that contradicts the layer, it makes another one.
-pub(super) fn name(mounts: &[Mount]) -> String {
+pub(crate) fn name(mounts: &[Mount]) -> String {
     let targets = mounts.iter().map(|mount| mount.target.as_os_str().as_bytes());
     // No path has a NUL in it, so that no two lists look the same.
     let list = targets.collect::<Vec<_>>().join(&0);
@@ -27,7 +27,7 @@ pub(super) fn name(mounts: &[Mount]) -> String {
 }
 
 /// The name that a shim was told, for a container whose own record is damaged.
-pub(super) fn of_spec(spec: &Spec) -> Option<String> {
+pub(crate) fn of_spec(spec: &Spec) -> Option<String> {
     let Program::Container(container) = &spec.program else { return None };
     let name = container.rootfs.mount_points.as_ref()?.file_name()?;
     name.to_str().map(str::to_owned)
@@ -41,7 +41,7 @@ pub struct MountPoints {
 
 /// Keeps a layer for as long as it exists. Its end only counts down: nothing is deleted.
 #[derive(Debug)]
-pub(super) struct Lease {
+pub(crate) struct Lease {
     name: String,
     users: Arc<Mutex<BTreeMap<String, usize>>>,
 }
@@ -56,7 +56,7 @@ impl Drop for Lease {
 
 impl MountPoints {
     /// To be taken before a shim is told the name.
-    pub(super) fn lease(&self, name: &str) -> Lease {
+    pub(crate) fn lease(&self, name: &str) -> Lease {
         *locked(&self.users).entry(name.to_owned()).or_default() += 1;
         Lease { name: name.to_owned(), users: self.users.clone() }
     }
