@@ -183,7 +183,7 @@ async fn what_crictl_shows_of_a_busy_pod() {
     near("memory", number(&stats["stats"][0]["memory"]["usageBytes"]), in_use);
     near("disk", number(&stats["stats"][0]["writableLayer"]["usedBytes"]), 16 << 20);
     let table = run(&machine, &["stats"]);
-    assert!(table.contains("busy") && table.contains("16.8MB"), "{table}");
+    assert!(table.contains("busy") && table.contains("16.78MB"), "{table}");
     let pods = json(&["statsp", "-o", "json"]);
     near("memory of the pod", number(&pods["stats"][0]["linux"]["memory"]["usageBytes"]), in_use);
     assert!(
