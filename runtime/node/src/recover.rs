@@ -194,27 +194,10 @@ fn reconcile(node: &Arc<Node>, container: Arc<Container>) -> JoinHandle<()> {
     tokio::spawn(async move {
         // A join fails only if the task panicked, and then the panic is in the log.
         let _ = container.reconcile_later(&host).await;
-        // The state directory is on a tmpfs, so that a reboot has removed the directory of its
-        // socket, which a created container needs for its start. Not made earlier: without it a
-        // damaged record is known to be of an earlier boot.
-        if let Err(error) = blocking(|| make_state_directory(&host, &container.meta.id)) {
-            tracing::warn!(
-                container = %container.meta.id,
-                "its state directory cannot be made, so that it cannot be started: {error}"
-            );
-        }
         if matches!(container.state(), container::State::Running { .. }) {
             container.resume_stop(&host).await;
         }
     })
-}
-
-/// Makes the directory of a container's socket, unless the container has been removed.
-fn make_state_directory(host: &Host, id: &ContainerId) -> std::io::Result<()> {
-    match host.layout.container(id).exists() {
-        true => fs::create_dir_all(host.layout.container_state(id)),
-        false => Ok(()),
-    }
 }
 
 /// Frees what CNI plugins still hold for pods that are gone, now and every hour. Nobody waits for

@@ -3,7 +3,7 @@
 //! The truth is on disk. `reconcile` reads it and brings the published state in line, whichever
 //! side died in the meantime.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use berth_base::{
@@ -55,8 +55,9 @@ impl Container {
     ) -> Result<()> {
         // Held until the launch has ended, so that a stop or an update that arrives now finds
         // either a running container or an exited one, and never half of a launch.
-        let _life = self.life().await;
+        let life = self.life().await;
         let state = match self.state() {
+            State::Created if life.removing => Some("being removed"),
             State::Created => None,
             State::Unknown { .. } => Some("in an unknown state"),
             State::Running { .. } => Some("running"),
@@ -91,6 +92,11 @@ impl Container {
 
     async fn launch(&self, host: &Arc<Host>, target: Option<&Self>) -> anyhow::Result<()> {
         let directory = host.layout.container(&self.meta.id);
+        // CreateContainer has made it, on a tmpfs: a container that was created before a reboot has
+        // lost it.
+        let state = host.layout.container_state(&self.meta.id);
+        blocking(|| fs::create_dir_all(&state))
+            .with_context(|| format!("make {}", state.display()))?;
         if self.meta.config.security.namespaces.pid == NamespaceMode::Target {
             // Which process the target has is known only now, because it may have been started
             // after this container was created. The daemon writes it into the spec, so that the

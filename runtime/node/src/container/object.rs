@@ -68,6 +68,8 @@ pub(super) struct Snapshot {
 #[derive(Debug)]
 pub(super) struct Life {
     pub stopping: Option<Stopping>,
+    /// Set by the first attempt to remove it, and never cleared: what is half removed cannot start.
+    pub removing: bool,
     /// Keeps its layers from collection until the container is removed.
     layers: Option<Layers>,
 }
@@ -119,7 +121,11 @@ impl Container {
             directory: host.layout.container(&meta.id),
             meta,
             snapshot: watch::Sender::new(Snapshot { state, resources, published: None }),
-            life: tokio::sync::Mutex::new(Life { stopping: None, layers: Some(layers) }),
+            life: tokio::sync::Mutex::new(Life {
+                stopping: None,
+                removing: false,
+                layers: Some(layers),
+            }),
             measured: Mutex::default(),
             pod: OnceLock::new(),
         }
@@ -294,6 +300,12 @@ impl Container {
 
     pub(super) fn measured(&self) -> MutexGuard<'_, Measured> {
         self.measured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses every start from here on, and waits for one that is under way, so that nothing is
+    /// made again of what a removal takes away.
+    pub async fn begin_removal(&self) {
+        self.life.lock().await.removing = true;
     }
 
     /// Allows its layers to be deleted, once the container is removed.

@@ -316,6 +316,7 @@ impl Node {
         let id = container.meta.id.clone();
         self.end(Ending::Remove, id.as_str(), async move {
             let id = &container.meta.id;
+            container.begin_removal().await;
             // CRI: a running container is removed by force.
             container.stop(&node.host, Duration::ZERO).await?;
             container::remove(&node.host, id)
