@@ -99,7 +99,7 @@ impl Machine {
                 format!("config_path = {}", own("certs.d")),
                 format!("auth_file = {}", own("auth.json")),
                 "stall_seconds = 2".to_owned(),
-                self.config.clone(),
+                self.config.replace("$DIR", &self.dir.path().display().to_string()),
                 if has_systemd_scopes() { SYSTEMD.to_owned() } else { String::new() },
             ];
             fs::write(&path, lines.join("\n") + "\n").expect("write the configuration");

@@ -37,12 +37,13 @@ fn code(path: &Path) -> String {
 }
 
 /// The crates of the daemon, each of which cargo lets use only those before it.
-const DAEMON: [&str; 6] = [
+const DAEMON: [&str; 7] = [
     "runtime/base/src",
     "runtime/image/src",
     "runtime/node/src",
     "runtime/streaming/src",
     "runtime/cri/src",
+    "runtime/engine/src",
     "runtime/src",
 ];
 

@@ -71,6 +71,13 @@ address = "127.0.0.1:0"
 # Serves them with TLS. Both files are read again when they change.
 # tls = { cert = "/etc/berth/streaming.crt", key = "/etc/berth/streaming.key" }
 
+[engine]
+# Where the Docker Engine API is served, for the docker CLI, compose and SDKs. Without it, it is not
+# served. Who may connect to it is root on this machine.
+# listen = "/run/docker.sock"
+# A group whose members may connect, too.
+# group = "docker"
+
 [metrics]
 # Where Prometheus can scrape /metrics. Without it, metrics are not served. Everyone who reaches
 # the address can read them.
@@ -104,6 +111,7 @@ pub struct Config {
     pub cni: Cni,
     pub registry: Registry,
     pub streaming: Streaming,
+    pub engine: Engine,
     pub metrics: Metrics,
     pub cdi: Cdi,
     pub cgroup: Cgroup,
@@ -144,6 +152,15 @@ pub struct Streaming {
 pub struct Metrics {
     /// Absent: metrics are not served.
     pub listen: Option<SocketAddr>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Engine {
+    /// Absent: the Docker Engine API is not served.
+    #[serde(deserialize_with = "absolute")]
+    pub listen: Option<PathBuf>,
+    pub group: Option<String>,
 }
 
 /// The paths of two PEM files.
@@ -221,6 +238,7 @@ impl Default for Config {
             cni: Cni::default(),
             registry: Registry::default(),
             streaming: Streaming::default(),
+            engine: Engine::default(),
             metrics: Metrics::default(),
             cdi: Cdi::default(),
             cgroup: Cgroup::default(),

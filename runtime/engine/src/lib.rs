@@ -1,2 +1,20 @@
 //! The second edge: the Docker Engine API over a unix socket, for the docker CLI, compose and every
 //! SDK. This is the only crate that names Docker's HTTP routes and JSON.
+//!
+//! A container of the engine is a record and a writable layer of its own. Each run of it is a
+//! sandbox with one container, as Kubernetes' pods are, with the same id: they are made at its start
+//! and removed after its end, so that everything that is known about pods holds for them. They live
+//! in a `Node` of their own, which the other edge never sees.
+
+mod api;
+mod container;
+mod engine;
+mod events;
+mod http;
+mod routes;
+mod streams;
+
+pub use self::{
+    engine::Engine,
+    http::server::{listen, serve},
+};

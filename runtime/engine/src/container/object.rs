@@ -1,0 +1,127 @@
+//! A container as the engine holds it in memory.
+
+use std::{
+    mem,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use anyhow::Context;
+use berth_base::blocking::blocking;
+use berth_image::Lease;
+use berth_shim::record::{self as disk};
+use tokio::sync::watch;
+
+use super::{
+    record::{Directory, Record},
+    state::{Last, Phase, State},
+};
+
+/// Streams that are to be joined to the next run: those of stdin, stdout and stderr that are there.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    pub stdin: Option<OwnedFd>,
+    pub stdout: Option<OwnedFd>,
+    pub stderr: Option<OwnedFd>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub id: String,
+    pub directory: Directory,
+    record: Mutex<Arc<Record>>,
+    state: watch::Sender<State>,
+    /// Held by whatever begins, ends or removes it.
+    pub life: tokio::sync::Mutex<()>,
+    /// Clients that attached before the start.
+    waiting: Mutex<Vec<Streams>>,
+    /// Keeps its layers.
+    _layers: Lease,
+}
+
+impl Container {
+    pub(crate) fn new(
+        directory: Directory,
+        record: Record,
+        last: Last,
+        layers: Lease,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            id: record.id.clone(),
+            directory,
+            record: Mutex::new(Arc::new(record)),
+            state: watch::Sender::new(State::at_rest(last)),
+            life: tokio::sync::Mutex::default(),
+            waiting: Mutex::default(),
+            _layers: layers,
+        })
+    }
+
+    pub(crate) fn record(&self) -> Arc<Record> {
+        lock(&self.record).clone()
+    }
+
+    /// Changes what was asked for, on disk first.
+    ///
+    /// # Errors
+    /// The disk cannot be written; nothing is changed then.
+    pub(crate) fn change_record(&self, change: impl FnOnce(&mut Record)) -> anyhow::Result<()> {
+        let mut current = lock(&self.record);
+        let mut changed = Record::clone(&current);
+        change(&mut changed);
+        let path = self.directory.record();
+        blocking(|| disk::write(&path, &changed))
+            .with_context(|| format!("write {}", path.display()))?;
+        *current = Arc::new(changed);
+        Ok(())
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
+    }
+
+    /// Changes its state in memory only.
+    pub(crate) fn enter(&self, change: impl FnOnce(&mut State)) {
+        self.state.send_modify(change);
+    }
+
+    pub(crate) fn set_phase(&self, phase: Phase) {
+        self.enter(|state| state.phase = phase);
+    }
+
+    /// Changes `state.json`, on disk first.
+    ///
+    /// # Errors
+    /// The disk cannot be written; nothing is changed then.
+    pub(crate) fn change_last(&self, change: impl FnOnce(&mut Last)) -> anyhow::Result<()> {
+        let mut last = self.state().last;
+        change(&mut last);
+        let path = self.directory.state();
+        blocking(|| disk::write(&path, &last))
+            .with_context(|| format!("write {}", path.display()))?;
+        self.enter(|state| state.last = last);
+        Ok(())
+    }
+
+    /// Keeps streams for the next run.
+    pub(crate) fn await_run(&self, streams: Streams) {
+        lock(&self.waiting).push(streams);
+    }
+
+    pub(crate) fn has_waiting(&self) -> bool {
+        !lock(&self.waiting).is_empty()
+    }
+
+    /// Takes the streams that wait. Those that are dropped end.
+    pub(crate) fn take_waiting(&self) -> Vec<Streams> {
+        mem::take(&mut *lock(&self.waiting))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,72 @@
+//! What was asked for.
+
+use std::path::{Path, PathBuf};
+
+use berth_image::LayerKey;
+use serde::{Deserialize, Serialize};
+
+use crate::api::{
+    create::{ContainerConfig, NetworkingConfig},
+    host_config::HostConfig,
+};
+
+/// `container.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// 64 hexadecimal digits.
+    pub id: String,
+    /// Without the slash that Docker's answers put in front.
+    pub name: String,
+    /// Nanoseconds since the epoch.
+    pub created_at: i64,
+    /// The digest of the image's config.
+    pub image_id: String,
+    /// Leased for as long as the container exists.
+    pub layers: Vec<LayerKey>,
+    /// The request's, with what it leaves to the image.
+    pub config: ContainerConfig,
+    pub host_config: HostConfig,
+    pub networking: NetworkingConfig,
+    /// The program and its arguments.
+    pub path: String,
+    pub args: Vec<String>,
+}
+
+/// Where the engine keeps a container.
+#[derive(Clone, Debug)]
+pub(crate) struct Directory(PathBuf);
+
+impl Directory {
+    /// Below the daemon's root.
+    pub(crate) fn all(root: &Path) -> PathBuf {
+        root.join("engine/containers")
+    }
+
+    pub(crate) fn of(root: &Path, id: &str) -> Self {
+        Self(Self::all(root).join(id))
+    }
+
+    /// Of one that is being made: never listed, and removed by the next start.
+    pub(crate) fn incomplete(&self) -> Self {
+        Self(self.0.with_extension("incomplete"))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn record(&self) -> PathBuf {
+        self.0.join("container.json")
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.0.join("state.json")
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.0.join(LOG)
+    }
+}
+
+/// The name of its log.
+pub(crate) const LOG: &str = "container.log";

@@ -1,0 +1,116 @@
+//! Start-up: the containers of an earlier daemon, and what it left undone.
+
+use std::{fs, sync::Arc};
+
+use anyhow::Context;
+use berth_base::{blocking::blocking, clock::now, trash};
+use berth_image::{Holder, LayerKey};
+use berth_node::container::State;
+use berth_shim::record::{self as disk, End, Exited, Found};
+
+use super::{
+    life,
+    object::Container,
+    record::{Directory, Record},
+    state::{Last, Phase},
+};
+use crate::engine::Engine;
+
+/// Lists the containers that have a record, and finishes what was begun for them.
+///
+/// # Errors
+/// Their directory cannot be read.
+pub(crate) async fn recover(engine: &Arc<Engine>) -> anyhow::Result<()> {
+    blocking(|| load(engine))?;
+    for container in engine.containers.all() {
+        take_up(engine, &container).await;
+    }
+    // A run without a record is what a removal has left.
+    for sandbox in engine.node.sandboxes.all() {
+        let id = sandbox.meta.id.as_str();
+        if engine.containers.find(id).is_err()
+            && let Err(error) = engine.node.remove_sandbox(id).await
+        {
+            tracing::warn!(sandbox = id, "left of a removed container: {error}");
+        }
+    }
+    Ok(())
+}
+
+fn load(engine: &Engine) -> anyhow::Result<()> {
+    let layout = &engine.node.host.layout;
+    let all = Directory::all(&layout.root);
+    fs::create_dir_all(&all).with_context(|| format!("make {}", all.display()))?;
+    for entry in fs::read_dir(&all).with_context(|| format!("read {}", all.display()))?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".incomplete") {
+            trash::discard(layout, &entry.path())?;
+            continue;
+        }
+        let directory = Directory::of(&layout.root, &name);
+        match disk::read::<Record>(&directory.record())? {
+            Found::Record(record) => {
+                let last = disk::read::<Last>(&directory.state())?.record().unwrap_or_default();
+                let keys: Vec<LayerKey> = record.layers.clone();
+                let (lease, damaged) = engine.node.host.images.hold(&keys, Holder::Living);
+                if !damaged.is_empty() {
+                    tracing::error!(container = record.id, "layers of its image are gone");
+                }
+                engine.containers.insert(Container::new(directory, record, last, lease));
+            }
+            Found::Absent | Found::Damaged => tracing::error!(
+                container = name,
+                "its record is damaged: it is not listed, and its files are in {}",
+                directory.path().display()
+            ),
+        }
+    }
+    Ok(())
+}
+
+/// Finds out what became of one.
+async fn take_up(engine: &Arc<Engine>, container: &Arc<Container>) {
+    let last = container.state().last;
+    if last.removing {
+        container.set_phase(Phase::Removing);
+        if let Err(error) = life::discard(engine, container).await {
+            tracing::warn!(container = container.id, "remove it: {}", error.message);
+        }
+        return;
+    }
+    let run = engine.node.containers.find(&container.id).ok();
+    match run.as_ref().map(|run| run.state()) {
+        Some(State::Running { started, .. }) => {
+            container.set_phase(Phase::Running { pid: started.pid });
+            if last.started_at == 0 || last.started_at < last.finished_at {
+                let _ = container.change_last(|last| last.started_at = started.at);
+            }
+            if let Some(run) = run {
+                life::watch(engine, container, run);
+            }
+        }
+        // Its end is not known yet: it is waited for.
+        Some(State::Unknown { .. }) => {
+            container.set_phase(Phase::Running { pid: 0 });
+            if let Some(run) = run {
+                life::watch(engine, container, run);
+            }
+        }
+        Some(State::Exited { exited, .. }) => {
+            container.set_phase(Phase::Running { pid: 0 });
+            life::finish(engine, container, &exited).await;
+        }
+        // The start did not come to its end.
+        Some(State::Created) | None if last.wanted => {
+            life::undo_run(engine, container).await;
+            // Where nothing is left of a run that had begun, it went with an earlier boot.
+            if last.started_at > last.finished_at {
+                let exited = Exited { end: End::Reboot, at: now(), oom: false };
+                life::finish(engine, container, &exited).await;
+            } else if let Err(error) = container.change_last(|last| last.wanted = false) {
+                tracing::warn!(container = container.id, "{error:#}");
+            }
+        }
+        Some(State::Created) | None => life::undo_run(engine, container).await,
+    }
+}

@@ -1,0 +1,114 @@
+//! The socket and its connections.
+
+use std::{
+    convert::Infallible,
+    fs, io,
+    os::unix::fs::{PermissionsExt, chown},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use berth_base::accept::Acceptor;
+use http::{HeaderValue, Request, header};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::unistd::Group;
+use tokio::net::{UnixListener, UnixStream};
+
+use super::{
+    body::Answer,
+    version::{NEWEST, OLDEST},
+};
+use crate::{engine::Engine, routes};
+
+/// How long a client may take to send the headers of a request that it has begun.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(30);
+/// hyper's buffer for a request's headers, in bytes.
+const MAX_HEADERS: usize = 64 << 10;
+
+/// Listens on the unix socket `path`, for root, and for `group` if there is one.
+///
+/// # Errors
+/// The socket cannot be made, or there is no such group.
+pub fn listen(path: &Path, group: Option<&str>) -> anyhow::Result<UnixListener> {
+    let during = || format!("listen on engine.listen {}", path.display());
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).with_context(during)?;
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(during);
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(during)?;
+    let mode = match group {
+        Some(name) => {
+            let group = Group::from_name(name).with_context(during)?;
+            let group = group.with_context(|| format!("engine.group: no group {name:?}"))?;
+            chown(path, None, Some(group.gid.as_raw())).with_context(during)?;
+            0o660
+        }
+        None => 0o600,
+    };
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).with_context(during)?;
+    Ok(listener)
+}
+
+/// Serves requests until the process ends.
+///
+/// # Errors
+/// The socket accepts no more clients.
+pub async fn serve(engine: Arc<Engine>, listener: UnixListener) -> anyhow::Result<()> {
+    // It survives what accept(2) reports about single clients.
+    let mut listener = Acceptor::new(listener);
+    loop {
+        let stream = listener.accept().await.context("accept clients of the engine's socket")?;
+        tokio::spawn(connection(engine.clone(), stream));
+    }
+}
+
+async fn connection(engine: Arc<Engine>, stream: UnixStream) {
+    let service = service_fn(move |request| {
+        let engine = engine.clone();
+        async move { Ok::<_, Infallible>(respond(engine, request).await) }
+    });
+    let serving = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_TIMEOUT)
+        .max_buf_size(MAX_HEADERS)
+        // Clients without input half-close right after their request: that is not their end.
+        .half_close(true)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    if let Err(error) = serving.await {
+        tracing::debug!("a client of the engine: {error}");
+    }
+}
+
+/// Runs the request in a task of its own: a client that goes away ends its connection, and must not
+/// end half of a verb.
+async fn respond(engine: Arc<Engine>, request: Request<Incoming>) -> Answer {
+    let answering = tokio::spawn(routes::respond(engine, request));
+    let mut answer = answering.await.unwrap_or_else(|error| {
+        tracing::error!("a request of the engine failed: {error}");
+        super::body::failed(&super::error::Failure::new(
+            http::StatusCode::INTERNAL_SERVER_ERROR,
+            "berthd failed: see its log",
+        ))
+    });
+    let headers = answer.headers_mut();
+    for (name, value) in
+        [("api-version", NEWEST.to_string()), ("min-api-version", OLDEST.to_string())]
+    {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            headers.insert(name, value);
+        }
+    }
+    headers.insert("docker-experimental", HeaderValue::from_static("false"));
+    headers.insert("ostype", HeaderValue::from_static("linux"));
+    headers.insert(header::SERVER, HeaderValue::from_static("Docker/28.5.2 (linux)"));
+    answer
+}

@@ -1,0 +1,5 @@
+//! The execs that were asked for.
+
+/// By their ids.
+#[derive(Debug, Default)]
+pub(crate) struct Execs;

@@ -1,0 +1,99 @@
+//! Which request is answered by what.
+
+mod containers;
+mod exec;
+pub(crate) mod execs;
+mod images;
+mod query;
+mod system;
+
+use std::sync::Arc;
+
+use http::{Method, Request, StatusCode};
+use hyper::body::Incoming;
+use percent_encoding::percent_decode_str;
+
+use self::query::Query;
+use crate::{
+    engine::Engine,
+    http::{
+        body::{self, Answer},
+        error::{Failure, Result},
+        version::{self, Version},
+    },
+};
+
+/// A request, taken apart.
+pub(crate) struct Call {
+    pub engine: Arc<Engine>,
+    pub version: Version,
+    pub query: Query,
+    pub request: Request<Incoming>,
+}
+
+pub(crate) async fn respond(engine: Arc<Engine>, request: Request<Incoming>) -> Answer {
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let answer = route(engine, request).await.unwrap_or_else(|failure| {
+        tracing::debug!(%method, path, status = %failure.status, "{}", failure.message);
+        body::failed(&failure)
+    });
+    tracing::trace!(%method, path, status = %answer.status(), "answered");
+    answer
+}
+
+async fn route(engine: Arc<Engine>, request: Request<Incoming>) -> Result<Answer> {
+    let method = request.method().clone();
+    let full = request.uri().path().to_owned();
+    let (version, path) = version::split(&full)?;
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    let segments: Vec<String> = path
+        .trim_matches('/')
+        .split('/')
+        .map(|segment| percent_decode_str(segment).decode_utf8_lossy().into_owned())
+        .collect();
+    let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+    let call = Call { engine, version, query, request };
+    let (get, post, delete) = (Method::GET, Method::POST, Method::DELETE);
+    // A HEAD is answered as its GET; hyper leaves the body out.
+    let read = method == get || method == Method::HEAD;
+    match segments.as_slice() {
+        ["_ping"] if read => Ok(system::ping()),
+        ["version"] if read => system::version(&call),
+        ["info"] if read => system::info(&call),
+        ["events"] if read => system::events(call),
+        ["containers", "json"] if read => containers::list(&call),
+        ["containers", "create"] if method == post => containers::create(call).await,
+        ["containers", "prune"] if method == post => containers::prune(&call).await,
+        ["containers", name] if method == delete => containers::remove(&call, name).await,
+        ["containers", name, "json"] if read => containers::inspect(&call, name),
+        ["containers", name, "logs"] if read => containers::logs(&call, name),
+        ["containers", name, "start"] if method == post => containers::start(&call, name).await,
+        ["containers", name, "stop"] if method == post => containers::stop(&call, name).await,
+        ["containers", name, "restart"] if method == post => containers::restart(&call, name).await,
+        ["containers", name, "kill"] if method == post => containers::kill(&call, name).await,
+        ["containers", name, "wait"] if method == post => containers::wait(&call, name),
+        ["containers", name, "rename"] if method == post => containers::rename(&call, name),
+        ["containers", name, "resize"] if method == post => containers::resize(&call, name).await,
+        ["containers", name, "attach"] if method == post => containers::attach(call, name).await,
+        ["containers", name, "exec"] if method == post => exec::create(call, name).await,
+        ["exec", id, "start"] if method == post => exec::start(call, id).await,
+        ["exec", id, "resize"] if method == post => exec::resize(&call, id),
+        ["exec", id, "json"] if read => exec::inspect(&call, id),
+        ["images", "json"] if read => images::list(&call),
+        ["images", "create"] if method == post => images::pull(call).await,
+        ["images", name @ .., "json"] if read => images::inspect(&call, &name.join("/")),
+        ["plugins"] if read => Ok(body::ok(&[(); 0])),
+        ["swarm", ..]
+        | ["nodes", ..]
+        | ["services", ..]
+        | ["tasks", ..]
+        | ["secrets", ..]
+        | ["configs", ..] => Err(Failure::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" \
+             to connect this node to swarm and try again.",
+        )),
+        _ => Err(Failure::not_found("page not found")),
+    }
+}

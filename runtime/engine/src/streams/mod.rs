@@ -1,0 +1,3 @@
+//! The streams of processes, as clients of the engine get and give them.
+
+pub(crate) mod session;

@@ -1,0 +1,130 @@
+//! A client of the Docker Engine API: plain requests, and the real docker CLI.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Output,
+};
+
+use serde_json::Value;
+
+use crate::machine::Machine;
+
+/// The engine of one machine.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    client: reqwest::Client,
+    pub socket: PathBuf,
+}
+
+/// The lines of a machine's configuration with which its daemon serves the API at `Engine::of`.
+pub fn config() -> String {
+    "[engine]\nlisten = \"$DIR/docker.sock\"".to_owned()
+}
+
+fn socket(machine: &Machine) -> PathBuf {
+    machine.path("docker.sock")
+}
+
+impl Engine {
+    pub fn of(machine: &Machine) -> Self {
+        let socket = socket(machine);
+        let client = reqwest::Client::builder()
+            .unix_socket(socket.clone())
+            .build()
+            .expect("a client without TLS");
+        Self { client, socket }
+    }
+
+    /// Sends a request, and returns the status with the JSON of the answer: `Null` for an empty
+    /// one, and a string for what is no JSON.
+    pub async fn request(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        let method = method.parse().expect("a method");
+        let request = self.client.request(method, format!("http://docker{path}"));
+        let request = match body {
+            Some(body) => request.json(&body),
+            None => request,
+        };
+        let answer = request.send().await.unwrap_or_else(|error| panic!("{path}: {error:?}"));
+        let status = answer.status().as_u16();
+        let text = answer.text().await.unwrap_or_default();
+        let value = match text.is_empty() {
+            true => Value::Null,
+            false => serde_json::from_str(&text).unwrap_or(Value::String(text)),
+        };
+        (status, value)
+    }
+
+    /// A GET that succeeds.
+    ///
+    /// # Panics
+    /// It does not.
+    pub async fn get(&self, path: &str) -> Value {
+        let (status, value) = self.request("GET", path, None).await;
+        assert_eq!(status, 200, "{path}: {value}");
+        value
+    }
+
+    /// A POST that succeeds.
+    ///
+    /// # Panics
+    /// It does not.
+    pub async fn post(&self, path: &str, body: Value) -> Value {
+        let (status, value) = self.request("POST", path, Some(body)).await;
+        assert!((200..300).contains(&status), "{path}: {status} {value}");
+        value
+    }
+
+    /// Creates a container from `body`, and returns its id.
+    pub async fn create(&self, name: &str, body: Value) -> String {
+        let answer = self.post(&format!("/containers/create?name={name}"), body).await;
+        answer["Id"].as_str().expect("an id").to_owned()
+    }
+
+    pub async fn start(&self, name: &str) {
+        self.post(&format!("/containers/{name}/start"), Value::Null).await;
+    }
+
+    /// Waits until it does not run, and returns its exit code.
+    pub async fn wait(&self, name: &str) -> i64 {
+        let answer = self.post(&format!("/containers/{name}/wait"), Value::Null).await;
+        answer["StatusCode"].as_i64().expect("a code")
+    }
+
+    pub async fn inspect(&self, name: &str) -> Value {
+        self.get(&format!("/containers/{name}/json")).await
+    }
+
+    pub async fn remove(&self, name: &str) {
+        let (status, value) =
+            self.request("DELETE", &format!("/containers/{name}?force=1&v=1"), None).await;
+        assert_eq!(status, 204, "{value}");
+    }
+}
+
+/// The real docker CLI, if it is there: `BERTH_DOCKER`, else target/tools/docker, else on PATH.
+pub fn docker() -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("BERTH_DOCKER") {
+        return Some(path.into());
+    }
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/docker");
+    let on_path = std::env::var_os("PATH").into_iter().flat_map(|path| {
+        std::env::split_paths(&path).map(|dir| dir.join("docker")).collect::<Vec<_>>()
+    });
+    std::iter::once(built).chain(on_path).find(|path| path.is_file())
+}
+
+impl Machine {
+    /// Runs the docker CLI with these arguments against the machine's engine.
+    ///
+    /// # Panics
+    /// It cannot be run.
+    pub fn docker(&self, arguments: &[&str]) -> Output {
+        let program = docker().expect("a docker CLI: hack/tools/build docker");
+        self.command(program)
+            .args(arguments)
+            .env("DOCKER_HOST", format!("unix://{}", socket(self).display()))
+            .env("DOCKER_CONFIG", self.path("docker-config"))
+            .output()
+            .expect("run docker")
+    }
+}
