@@ -109,10 +109,11 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     tokio::spawn(blocking::keep_a_thread());
     let host = Arc::new(Host::new(config).await?);
     let streaming = Streaming::start(&config.streaming).await?;
-    let node = recover::recover(host).await?;
-    // The node lives as long as the process. When the server ends it drops its reference, which
+    let nodes = recover::recover(host).await?;
+    // The nodes live as long as the process. When the server ends it drops its reference, which
     // must not be the last one to a pod or a container.
-    std::mem::forget(node.clone());
+    std::mem::forget(nodes.clone());
+    let node = nodes.kubernetes;
     node.host.images.import_all(&config.images_dir).await;
     if let Some(address) = config.metrics.listen {
         exporter::start(address, node.clone(), streaming.clone()).await?;

@@ -97,6 +97,16 @@ impl Layout {
         ]
     }
 
+    /// The containers of the Docker Engine API. Each run of one is a sandbox and a container with its
+    /// id.
+    pub fn engine_containers(&self) -> PathBuf {
+        self.root.join("engine/containers")
+    }
+
+    pub fn engine_container(&self, id: &str) -> PathBuf {
+        self.engine_containers().join(id)
+    }
+
     pub fn images(&self) -> PathBuf {
         self.root.join("images")
     }

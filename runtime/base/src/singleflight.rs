@@ -86,6 +86,15 @@ where
         flight.await
     }
 
+    /// Waits for the operation of `key`, if one runs.
+    pub async fn wait(&self, key: K) {
+        let flight = self.lock().get(&key).cloned();
+        if let Some(flight) = flight {
+            // Its result is its callers' business.
+            let _ = flight.await;
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<K, Flight<T>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -72,6 +72,8 @@ pub(crate) fn sandbox_config(
         privileged: security.privileged,
         selinux: selinux(security.selinux_options),
         runtime_handler,
+        // What else there is has no field in CRI.
+        ..sandbox::Config::default()
     })
 }
 

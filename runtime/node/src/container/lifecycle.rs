@@ -222,6 +222,10 @@ impl Container {
         tokio::spawn(async move {
             let (mut pause, longest) = RETRY;
             while let Err(error) = Box::pin(container.reconcile(&host)).await {
+                if container.life().await.is_removed() {
+                    // What has its id from here on is another container.
+                    return;
+                }
                 tracing::warn!(
                     container = %container.meta.id,
                     "the container's state cannot be read; retrying in {} ms, and if that stays \

@@ -112,6 +112,12 @@ impl Loaded {
     }
 }
 
+impl Life {
+    pub fn is_removed(&self) -> bool {
+        self.layers.is_none()
+    }
+}
+
 impl Container {
     pub(super) fn new(host: &Host, meta: Meta, state: State, images: Lease) -> Self {
         let resources = meta.config.resources.clone();

@@ -7,8 +7,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::anyhow;
-use berth_base::observe::{step_blocking, steps};
+use anyhow::{Context, anyhow};
+use berth_base::{
+    blocking::blocking,
+    observe::{step_blocking, steps},
+};
 use berth_shim::record::Found;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -18,6 +21,8 @@ use super::{Networks, attachment::Attachment, exec_config};
 
 /// How long the end of a pod waits for the first attempt.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a DEL that runs already is looked at.
+const DETACHING: Duration = Duration::from_millis(10);
 /// The pause after the first attempt; it doubles with each one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
@@ -65,6 +70,30 @@ impl Networks {
         if first_attempt.is_none() {
             tracing::info!(sandbox = id, "the pod's network is detached, after several attempts");
         }
+    }
+
+    /// Ends the attachment that an earlier pod with this id may still have: its DEL would take the
+    /// network of the new one.
+    ///
+    /// # Errors
+    /// DEL does not succeed.
+    pub(super) async fn finish_detach(self: &Arc<Self>, id: &str) -> anyhow::Result<()> {
+        let path = self.attachments.path(id);
+        let is_attached = || blocking(|| path.try_exists());
+        if !is_attached()? {
+            return Ok(());
+        }
+        let detached = async {
+            // Returns at once where another call is at it.
+            self.detach(id).await;
+            while is_attached()? {
+                tokio::time::sleep(DETACHING).await;
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(PATIENCE, detached)
+            .await
+            .context("an earlier pod with this id is still attached to its network")?
     }
 
     /// How many pods wait for a DEL that succeeds.

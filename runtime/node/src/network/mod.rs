@@ -181,7 +181,8 @@ impl Networks {
     /// # Errors
     /// There is no network, or one of its plugins is not installed. Nothing is to be undone then;
     /// later the caller has to call `detach`, whether or not it has called `attach`.
-    pub async fn prepare(&self, pod: &Pod) -> anyhow::Result<Pending<'_>> {
+    pub async fn prepare(self: &Arc<Self>, pod: &Pod) -> anyhow::Result<Pending<'_>> {
+        self.finish_detach(&pod.id).await?;
         let guard = self.gc_lock.for_add().await;
         let ranges = self.ranges();
         let (network, wrong) = self.current(ranges.clone()).await?;

@@ -46,6 +46,20 @@ impl<T> Index<T> {
         }
     }
 
+    /// As `check_free`, for an id.
+    ///
+    /// # Errors
+    /// `AlreadyExists`.
+    pub fn check_id_free(&self, id: &str) -> Result<()> {
+        match self.maps().by_id.contains_key(id) {
+            true => {
+                let what = format!("{} {id} already exists", self.noun);
+                Err(Error::new(Kind::AlreadyExists, what))
+            }
+            false => Ok(()),
+        }
+    }
+
     pub fn insert(&self, id: &str, name: &str, object: Arc<T>) {
         let mut maps = self.maps();
         maps.by_id.insert(id.to_owned(), object);

@@ -28,14 +28,17 @@ use crate::{
     sandbox::{self, NamespaceMode, Sandbox, Sizes},
 };
 
-/// The verbs that end an object. A retry of the same verb joins the one that runs.
+/// The verbs that end an object. A retry of the same verb joins the one that runs. A container may
+/// have the id of its sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Ending {
-    Stop,
-    Remove,
+    StopSandbox,
+    RemoveSandbox,
+    RemoveContainer,
 }
 
-/// The node, of which there is one in the process.
+/// The pods and containers that were made by one API. There are two nodes in the process, over one
+/// host: that of Kubernetes and that of the Docker Engine API (`recover::Nodes`).
 pub struct Node {
     pub host: Arc<Host>,
     pub sandboxes: Index<Sandbox>,
@@ -66,17 +69,35 @@ impl Node {
     /// # Errors
     /// `AlreadyExists` for a pod with the same name, namespace, uid and attempt.
     pub async fn run_sandbox(self: &Arc<Self>, config: sandbox::Config) -> Result<SandboxId> {
+        self.run_sandbox_as(SandboxId::random(), config).await
+    }
+
+    /// RunPodSandbox with an id of the caller's, which may be that of a sandbox that was removed.
+    ///
+    /// # Errors
+    /// `AlreadyExists` for a pod with the same id, or the same name, namespace, uid and attempt.
+    pub async fn run_sandbox_as(
+        self: &Arc<Self>,
+        id: SandboxId,
+        config: sandbox::Config,
+    ) -> Result<SandboxId> {
         let name = config.unique_name();
         let node = self.clone();
-        let operation = async move { node.make_sandbox(config).await };
+        let operation = async move { node.make_sandbox(id, config).await };
         Ok(self.running.join(name, operation).await?.meta.id.clone())
     }
 
-    async fn make_sandbox(self: Arc<Self>, config: sandbox::Config) -> Result<Arc<Sandbox>> {
+    async fn make_sandbox(
+        self: Arc<Self>,
+        id: SandboxId,
+        config: sandbox::Config,
+    ) -> Result<Arc<Sandbox>> {
         let name = config.unique_name();
+        // What an earlier daemon left incomplete under this id may still be being removed.
+        self.ending.wait((Ending::RemoveSandbox, id.to_string())).await;
         // No other task makes one with this name meanwhile: `running` joins them all.
         self.sandboxes.check_free(&name)?;
-        let id = SandboxId::random();
+        self.sandboxes.check_id_free(id.as_str())?;
         match sandbox::run(&self.host, &id, config).await {
             Ok(sandbox) => {
                 let sandbox = self.adopt_sandbox(sandbox);
@@ -157,7 +178,7 @@ impl Node {
         let Some(sandbox) = known(self.sandboxes.find(id))? else { return Ok(()) };
         let node = self.clone();
         let id = sandbox.meta.id.clone();
-        self.end(Ending::Stop, id.as_str(), async move {
+        self.end(Ending::StopSandbox, id.as_str(), async move {
             // Waits for a CreateContainer in this pod, whose container is then stopped below.
             let _busy = sandbox.busy.lock().await;
             node.stop_locked(&sandbox).await
@@ -187,7 +208,7 @@ impl Node {
         let Some(sandbox) = known(self.sandboxes.find(id))? else { return Ok(()) };
         let node = self.clone();
         let id = sandbox.meta.id.clone();
-        self.end(Ending::Remove, id.as_str(), async move {
+        self.end(Ending::RemoveSandbox, id.as_str(), async move {
             let _busy = sandbox.busy.lock().await;
             let id = &sandbox.meta.id;
             node.stop_locked(&sandbox).await?;
@@ -207,9 +228,41 @@ impl Node {
         .await
     }
 
+    /// Removes what never became a sandbox. Who asks for its id anew waits for that.
+    pub(crate) async fn remove_incomplete_sandbox(&self, id: &SandboxId) -> Result<()> {
+        let (host, own_id) = (self.host.clone(), id.clone());
+        let removal = async move { sandbox::remove(&host, &own_id).await };
+        self.end(Ending::RemoveSandbox, id.as_str(), removal).await
+    }
+
+    /// As `remove_incomplete_sandbox`.
+    pub(crate) async fn remove_incomplete_container(&self, id: &ContainerId) -> Result<()> {
+        let (host, own_id) = (self.host.clone(), id.clone());
+        let removal = async move { container::remove(&host, &own_id).await };
+        self.end(Ending::RemoveContainer, id.as_str(), removal).await
+    }
+
+    pub(crate) fn has_sandbox(&self, id: &SandboxId) -> bool {
+        self.sandboxes.check_id_free(id.as_str()).is_err()
+    }
+
     /// CreateContainer.
     pub async fn create_container(
         self: &Arc<Self>,
+        sandbox: &str,
+        config: container::Config,
+    ) -> Result<ContainerId> {
+        self.create_container_as(ContainerId::random(), sandbox, config).await
+    }
+
+    /// CreateContainer with an id of the caller's, which may be that of a container that was
+    /// removed, and that of its sandbox.
+    ///
+    /// # Errors
+    /// `AlreadyExists` for a container with the same id.
+    pub async fn create_container_as(
+        self: &Arc<Self>,
+        id: ContainerId,
         sandbox: &str,
         config: container::Config,
     ) -> Result<ContainerId> {
@@ -219,12 +272,13 @@ impl Node {
             format!("{} (attempt {}) of sandbox {}", config.name, config.attempt, sandbox.meta.id);
         let node = self.clone();
         let own_name = name.clone();
-        let operation = async move { node.make_container(sandbox, own_name, config).await };
+        let operation = async move { node.make_container(id, sandbox, own_name, config).await };
         Ok(self.creating.join(name, operation).await?.meta.id.clone())
     }
 
     async fn make_container(
         self: Arc<Self>,
+        id: ContainerId,
         sandbox: Arc<Sandbox>,
         name: String,
         config: container::Config,
@@ -232,8 +286,9 @@ impl Node {
         // Held until the container is listed. A removal of the sandbox therefore either finds the
         // container, or has ended before and left a sandbox that is not ready.
         let _busy = sandbox.busy.lock().await;
+        self.ending.wait((Ending::RemoveContainer, id.to_string())).await;
         self.containers.check_free(&name)?;
-        let id = ContainerId::random();
+        self.containers.check_id_free(id.as_str())?;
         let host = self.host.clone();
         let pod = sandbox.clone();
         let own_id = id.clone();
@@ -314,7 +369,7 @@ impl Node {
         let Some(container) = known(self.containers.find(id))? else { return Ok(()) };
         let node = self.clone();
         let id = container.meta.id.clone();
-        self.end(Ending::Remove, id.as_str(), async move {
+        self.end(Ending::RemoveContainer, id.as_str(), async move {
             let id = &container.meta.id;
             container.begin_removal().await;
             // CRI: a running container is removed by force.

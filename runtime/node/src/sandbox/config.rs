@@ -19,6 +19,7 @@ use crate::{cgroup::Resources, network::Pod, security::selinux};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
+    pub origin: Origin,
     pub name: String,
     pub namespace: String,
     pub uid: String,
@@ -41,6 +42,25 @@ pub struct Config {
     pub privileged: bool,
     pub selinux: selinux::Options,
     pub runtime_handler: String,
+}
+
+/// Which API a sandbox was made by. Its containers are of the same, and neither API shows those of
+/// the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Origin {
+    #[default]
+    Kubernetes,
+    Engine,
+}
+
+impl Origin {
+    /// Of what has no record that says it: runs of engine containers have their ids.
+    pub(crate) fn of_unrecorded(layout: &Layout, id: &str) -> Self {
+        match layout.engine_container(id).symlink_metadata() {
+            Ok(_) => Self::Engine,
+            Err(_) => Self::Kubernetes,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

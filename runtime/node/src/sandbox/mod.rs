@@ -13,7 +13,7 @@ mod run;
 mod sysctl;
 
 pub use self::{
-    config::{Config, Dns, Meta, NamespaceMode, NamespaceModes, Pins, UserMapping},
+    config::{Config, Dns, Meta, NamespaceMode, NamespaceModes, Origin, Pins, UserMapping},
     object::{Sandbox, Sizes, State, attached, read_state},
     remove::{remove, stop},
     run::run,

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
-    config::{Config, Meta},
+    config::{Config, Meta, Origin},
     pause,
 };
 use crate::{
@@ -216,7 +216,8 @@ pub(super) fn without_record(host: &Host, id: &SandboxId) -> Meta {
         let name = Path::new(&attachment.netns).file_name()?;
         Some(name.to_string_lossy().into_owned())
     });
-    let config = Config { name: format!("damaged-{id}"), ..Config::default() };
+    let origin = Origin::of_unrecorded(&host.layout, id.as_str());
+    let config = Config { origin, name: format!("damaged-{id}"), ..Config::default() };
     Meta { id: id.clone(), created_at: now(), config, netns, pause_cgroup: None, labels: None }
 }
 
