@@ -128,7 +128,7 @@ pub struct Hook {
     pub timeout: Option<u32>,
 }
 
-/// An overlay: `upper` of the container's directory over read-only layers.
+/// An overlay: a writable directory over read-only layers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Rootfs {
     /// Absolute.
@@ -142,6 +142,9 @@ pub struct Rootfs {
     pub mount_points: Option<PathBuf>,
     /// Whether the root itself is mounted read-only.
     pub readonly: bool,
+    /// The directory that has `upper` and `work`. Absolute; absent if that is the container's own.
+    #[serde(default)]
+    pub writable: Option<PathBuf>,
 }
 
 /// Directories that the daemon has made, with limits set. The first process is in all of them
@@ -373,7 +376,7 @@ pub enum RlimitKind {
     Nproc,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Stdio {
     /// The CRI log file; absent: output goes to attached clients only.
     pub log: Option<PathBuf>,
@@ -385,6 +388,14 @@ pub struct Stdio {
     pub stdin: bool,
     /// Whether it is closed when the first client is gone that attached to it.
     pub stdin_once: bool,
+    /// Whether output waits for the first client that attaches, some seconds at most, and with it
+    /// the end of the container: that client gets all of it.
+    #[serde(default)]
+    pub awaits_attach: bool,
+    /// Whether the container waits for attached clients that do not keep up; otherwise they lose
+    /// output.
+    #[serde(default)]
+    pub lossless: bool,
 }
 
 /// `pin.json`: the namespaces of a pod, bound to files so that no process has to hold them.

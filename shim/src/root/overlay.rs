@@ -54,8 +54,7 @@ pub(crate) fn shift_layers(
     Ok(())
 }
 
-/// The container's root: its layers, below the writable `upper` of its directory, and above
-/// `mount_points`.
+/// The container's root: its layers, below the writable `upper`, and above `mount_points`.
 pub(crate) fn root(
     dir: &Path,
     rootfs: &Rootfs,
@@ -63,8 +62,7 @@ pub(crate) fn root(
     label: Option<&str>,
     idmap: Option<&Idmap>,
 ) -> Result<OwnedFd> {
-    let upper = dir.join(layout::UPPER);
-    let work = dir.join(layout::WORK);
+    let (upper, work) = writable(dir, rootfs);
     // overlayfs shows the root directory with the owner of `upper`.
     if let Some(Idmap { uid, gid, .. }) = idmap {
         rustix::fs::chown(&upper, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)))
@@ -78,6 +76,12 @@ pub(crate) fn root(
     }?;
     check_writable(&root, &work)?;
     Ok(root)
+}
+
+/// The directory for what the container writes, and the one that overlayfs wants beside it.
+fn writable(dir: &Path, rootfs: &Rootfs) -> (PathBuf, PathBuf) {
+    let directory = rootfs.writable.as_deref().unwrap_or(dir);
+    (directory.join(layout::UPPER), directory.join(layout::WORK))
 }
 
 /// Fails if the overlay is read-only. overlayfs mounts it so, and tells only the kernel's log, if
@@ -127,11 +131,12 @@ fn root_by_option(dir: &Path, rootfs: &Rootfs, label: Option<&str>) -> Result<Ow
     fs::create_dir_all(&target).step_on("make", &target)?;
     // overlayfs resolves relative names by the working directory.
     env::set_current_dir(&rootfs.layers_dir).step_on("chdir to", &rootfs.layers_dir)?;
+    let (upper, work) = writable(dir, rootfs);
     let options = format!(
         "lowerdir={},upperdir={},workdir={}{}",
         rootfs.layers.join(":"),
-        dir.join(layout::UPPER).display(),
-        dir.join(layout::WORK).display(),
+        upper.display(),
+        work.display(),
         label.map(|label| format!(",context=\"{label}\"")).unwrap_or_default()
     );
     mount(Some("overlay"), &target, Some("overlay"), MsFlags::empty(), Some(options.as_str()))

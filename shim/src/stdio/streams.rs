@@ -2,9 +2,13 @@
 //! and to attached clients, input comes from the client that attached last.
 //!
 //! Nothing here blocks, since one loop serves everything. A client that does not read loses its own
-//! copy of the output; the container waits only for the log's disk.
+//! copy of the output, and the container waits only for the log's disk. With `Stdio::lossless`, as
+//! Docker has it, output is read no faster than clients take it.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::{Duration, Instant},
+};
 
 use berth_shim::spec;
 use nix::poll::PollFlags;
@@ -27,6 +31,8 @@ use crate::{
 pub(crate) enum Interest {
     /// Output of the container, by its index.
     Output(usize),
+    /// Room for more of that output in the pipe of a client.
+    Clients(usize),
     /// Input of the attached client.
     AttachedStdin,
     /// Room for input in the container's pipe.
@@ -35,11 +41,17 @@ pub(crate) enum Interest {
 
 /// The most that one read takes, in bytes.
 const CHUNK: usize = 32 * 1024;
+/// How long output waits for the first client (`Stdio::awaits_attach`).
+const AWAIT_ATTACH: Duration = Duration::from_secs(10);
 
 /// The container's streams and its log.
 pub(crate) struct Streams {
     log: Log,
     outputs: Vec<Output>,
+    awaits_attach: bool,
+    /// Until when no output is read, because no client has attached yet.
+    held_until: Option<Instant>,
+    lossless: bool,
     /// Whether the container gets a standard input that stays open, instead of /dev/null.
     wants_stdin: bool,
     /// Where the container's input is written; absent if it has none, or none any more.
@@ -58,7 +70,14 @@ struct Output {
     source: OwnedFd,
     lines: Lines,
     /// Attached clients.
-    sinks: Vec<OwnedFd>,
+    sinks: Vec<Sink>,
+}
+
+/// An attached client, which takes output.
+struct Sink {
+    pipe: OwnedFd,
+    /// What it has not taken yet, of a stream that loses nothing.
+    pending: Vec<u8>,
 }
 
 impl Streams {
@@ -67,6 +86,9 @@ impl Streams {
         Ok(Self {
             log: Log::open(spec.log.as_deref(), spec.log_directory.as_deref())?,
             outputs: Vec::new(),
+            awaits_attach: spec.awaits_attach,
+            held_until: None,
+            lossless: spec.lossless,
             wants_stdin: spec.stdin,
             stdin: None,
             stdin_once: spec.stdin_once,
@@ -118,16 +140,38 @@ impl Streams {
         Ok(())
     }
 
+    /// To be called when the program has started, from when on a client can attach.
+    pub(crate) fn begin(&mut self) {
+        self.held_until = self.awaits_attach.then(|| Instant::now() + AWAIT_ATTACH);
+    }
+
+    /// How long output may still wait for the first client. None once it does not.
+    pub(crate) fn hold(&mut self) -> Option<Duration> {
+        let left = self.held_until?.checked_duration_since(Instant::now());
+        if left.is_none() {
+            self.held_until = None;
+        }
+        left
+    }
+
     /// What to wait for. While there is input that the container has not taken, no more is read
-    /// from the client: it is held up instead of filling the memory.
+    /// from the client, and with `lossless` no more output while a client has not taken all: who is
+    /// faster is held up instead of filling the memory.
     pub(crate) fn interests(&self) -> impl Iterator<Item = (Interest, BorrowedFd<'_>, PollFlags)> {
-        let outputs = self.outputs.iter().enumerate().map(|(index, output)| {
+        let all = self.outputs.iter().enumerate();
+        let readable = all.clone().filter(|(_, output)| self.is_read(output));
+        let outputs = readable.map(|(index, output)| {
             (Interest::Output(index), output.source.as_fd(), PollFlags::POLLIN)
+        });
+        let behind = all.flat_map(|(index, output)| {
+            let sinks = output.sinks.iter().filter(|sink| !sink.pending.is_empty());
+            sinks.map(move |sink| (Interest::Clients(index), sink.pipe.as_fd(), PollFlags::POLLOUT))
         });
         let full = !self.pending.is_empty();
         let client = self.attached_stdin.iter().filter(move |_| !full);
         let container = self.stdin.iter().filter(move |_| full);
         outputs
+            .chain(behind)
             .chain(client.map(|fd| (Interest::AttachedStdin, fd.as_fd(), PollFlags::POLLIN)))
             .chain(container.map(|fd| (Interest::ContainerStdin, fd.as_fd(), PollFlags::POLLOUT)))
     }
@@ -136,6 +180,7 @@ impl Streams {
     pub(crate) fn serve(&mut self, interest: Interest) {
         match interest {
             Interest::Output(index) => self.copy_output(index),
+            Interest::Clients(index) => self.feed_clients(index),
             Interest::AttachedStdin => self.read_attached(),
             Interest::ContainerStdin => self.feed_container(),
         }
@@ -149,12 +194,32 @@ impl Streams {
         }
     }
 
-    /// Copies everything that is in the pipes now, and ends the last line. The writers are dead, or
-    /// have been handed to other processes: those must not delay the container's end.
-    pub(crate) fn drain(&mut self) {
+    /// Whether output is read now.
+    fn is_read(&self, output: &Output) -> bool {
+        self.held_until.is_none() && output.sinks.iter().all(|sink| sink.pending.is_empty())
+    }
+
+    /// Copies everything that is in the pipes now, as far as clients take it. The writers are dead,
+    /// or have been handed to other processes: those must not delay the container's end.
+    ///
+    /// Returns whether something has to wait for a client.
+    pub(crate) fn drain(&mut self) -> bool {
         for index in 0..self.outputs.len() {
-            while self.copy_chunk(index).is_some_and(|length| length > 0) {}
+            while self.outputs.get(index).is_some_and(|output| self.is_read(output))
+                && self.copy_chunk(index).is_some_and(|length| length > 0)
+            {}
         }
+        !self.outputs.iter().all(|output| self.is_read(output))
+    }
+
+    /// Waits for no client any more. They get no more than they have.
+    pub(crate) fn abandon_clients(&mut self) {
+        self.held_until = None;
+        self.outputs.iter_mut().for_each(|output| output.sinks.clear());
+    }
+
+    /// Ends the last line of each output.
+    pub(crate) fn finish(&mut self) {
         let (time, mut records) = (rfc3339(now()), Vec::new());
         for output in &mut self.outputs {
             output.lines.finish(&time, &mut records);
@@ -180,10 +245,18 @@ impl Streams {
             output.lines.finish(&time, &mut records);
         } else {
             output.lines.push(&buffer[..length], &time, &mut records);
-            output.sinks.retain(|sink| takes(sink, &buffer[..length]));
+            let lossless = self.lossless;
+            output.sinks.retain_mut(|sink| sink.take(&buffer[..length], lossless));
         }
         self.log.write(&records);
         Some(length)
+    }
+
+    /// Writes what clients have not taken yet.
+    fn feed_clients(&mut self, index: usize) {
+        if let Some(output) = self.outputs.get_mut(index) {
+            output.sinks.retain_mut(Sink::feed);
+        }
     }
 
     /// Takes the descriptors of a client that attaches.
@@ -197,13 +270,14 @@ impl Streams {
             let Some(sink) = sink else { continue };
             set_nonblocking(&sink)?;
             if let Some(output) = self.outputs.iter_mut().find(|output| output.stream == stream) {
-                output.sinks.push(sink);
+                output.sinks.push(Sink { pipe: sink, pending: Vec::new() });
             }
         }
         if let Some(stdin) = stdin {
             set_nonblocking(&stdin)?;
             self.attached_stdin = Some(stdin);
         }
+        self.held_until = None;
         Ok(())
     }
 
@@ -257,10 +331,26 @@ impl Streams {
     }
 }
 
-/// Writes to an attached client, and returns whether it is still there. One that does not keep up
-/// (EAGAIN) loses these bytes.
-fn takes(sink: &OwnedFd, bytes: &[u8]) -> bool {
-    !matches!(rustix::io::write(sink, bytes), Err(errno) if errno != Errno::AGAIN)
+impl Sink {
+    /// Writes to the client, and returns whether it is still there. One that does not keep up
+    /// (EAGAIN) loses these bytes, unless nothing may be lost.
+    fn take(&mut self, bytes: &[u8], lossless: bool) -> bool {
+        let taken = match rustix::io::write(&self.pipe, bytes) {
+            Ok(taken) => taken,
+            Err(Errno::AGAIN) => 0,
+            Err(_) => return false,
+        };
+        if lossless {
+            self.pending.extend_from_slice(&bytes[taken..]);
+        }
+        true
+    }
+
+    /// Writes what the client has not taken yet, and returns whether it is still there.
+    fn feed(&mut self) -> bool {
+        let pending = std::mem::take(&mut self.pending);
+        pending.is_empty() || self.take(&pending, true)
+    }
 }
 
 fn pipe() -> Result<(OwnedFd, OwnedFd)> {

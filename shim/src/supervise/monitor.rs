@@ -7,6 +7,7 @@ use std::{
     fs,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
+    time::Duration,
 };
 
 use berth_shim::{
@@ -121,18 +122,10 @@ fn run_poststop(spec: &Spec) {
 
 impl Monitor<'_> {
     fn keep(mut self) -> Result<()> {
+        self.container.streams.begin();
         let end = loop {
-            for source in self.wait()? {
-                match source {
-                    // Children are reaped once for all of them, below.
-                    Source::Children => {}
-                    Source::Memory => drop(self.container.oom.read()),
-                    Source::Listener => self.accept(),
-                    Source::Client(client) => self.serve(client),
-                    Source::ExecChannel(id) => self.exec_started(&id),
-                    Source::Stream(interest) => self.container.streams.serve(interest),
-                }
-            }
+            let limit = self.container.streams.hold();
+            self.serve_ready(limit)?;
             // After the other sources, so that a client that connected before the end is still
             // answered.
             if let Some(end) = self.reap() {
@@ -142,9 +135,28 @@ impl Monitor<'_> {
         self.finish(end)
     }
 
-    /// Blocks until something is ready. Streams come first and outputs in falling order: an output
-    /// that has ended is removed, which changes the indexes behind it.
-    fn wait(&self) -> Result<Vec<Source>> {
+    /// Blocks until something is ready or `limit` is over, and serves what is. Returns whether
+    /// something was.
+    fn serve_ready(&mut self, limit: Option<Duration>) -> Result<bool> {
+        let sources = self.wait(limit)?;
+        let any = !sources.is_empty();
+        for source in sources {
+            match source {
+                // Children are reaped by the caller, once for all of them.
+                Source::Children => {}
+                Source::Memory => drop(self.container.oom.read()),
+                Source::Listener => self.accept(),
+                Source::Client(client) => self.serve(client),
+                Source::ExecChannel(id) => self.exec_started(&id),
+                Source::Stream(interest) => self.container.streams.serve(interest),
+            }
+        }
+        Ok(any)
+    }
+
+    /// Blocks until something is ready, or `limit` is over. Streams come first and outputs in
+    /// falling order: an output that has ended is removed, which changes the indexes behind it.
+    fn wait(&self, limit: Option<Duration>) -> Result<Vec<Source>> {
         let container = &self.container;
         let mut sources = vec![
             (Source::Children, container.children.as_fd(), PollFlags::POLLIN),
@@ -165,7 +177,11 @@ impl Monitor<'_> {
         sources.extend(streams.map(|(interest, fd, flags)| (Source::Stream(interest), fd, flags)));
         let mut fds: Vec<PollFd<'_>> =
             sources.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)).collect();
-        match poll(&mut fds, PollTimeout::NONE) {
+        // A limit that is too long for poll(2) does not occur.
+        let limit = limit.map_or(PollTimeout::NONE, |limit| {
+            PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut fds, limit) {
             Err(Errno::EINTR) => return Ok(Vec::new()),
             result => result.step("poll")?,
         };
@@ -399,6 +415,7 @@ impl Monitor<'_> {
     /// The last acts: nothing of the container lives on, all of its output is in the log, and its
     /// end is on disk.
     fn finish(mut self, end: End) -> Result<()> {
+        let at = now();
         // Before the runtime and the cgroup's removal take the counters away.
         let oom = self.container.oom.read();
         if let Some(oci) = &self.oci {
@@ -409,12 +426,28 @@ impl Monitor<'_> {
         cgroup::kill_all(&self.spec.cgroups);
         while matches!(waitpid(None::<Pid>, None), Ok(_) | Err(Errno::EINTR)) {}
         // All writers are dead, so what is in the pipes now is all there will be.
-        self.container.streams.drain();
+        self.deliver()?;
         run_poststop(self.spec);
         begin(At::EndCgroup)?;
         cgroup::remove(&self.spec.cgroups);
         begin(At::EndRecord)?;
-        record_end(self.dir, self.spec, &Exited { end, at: now(), oom })
+        record_end(self.dir, self.spec, &Exited { end, at, oom })
+    }
+
+    /// Passes on all that is left of the output. Where that has to wait for clients, the daemon is
+    /// served meanwhile, since it is the daemon that attaches them.
+    fn deliver(&mut self) -> Result<()> {
+        while self.container.streams.drain() {
+            let limit = self.container.streams.hold().unwrap_or(CLIENT_PATIENCE);
+            let any = self.serve_ready(Some(limit))?;
+            // Empties the descriptor that tells of children.
+            self.reap();
+            if !any && self.container.streams.hold().is_none() {
+                self.container.streams.abandon_clients();
+            }
+        }
+        self.container.streams.finish();
+        Ok(())
     }
 }
 
@@ -433,6 +466,8 @@ fn record_end(dir: &Path, spec: &Spec, exited: &Exited) -> Result<()> {
     record::write(&path, exited).step_on("write", &path)
 }
 
+/// How long the end of a container waits for a client that takes nothing.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(10);
 /// How many groups of `started.json` are told by socket: with all else in it, a packet has room for
 /// so many.
 const MAX_GROUPS: usize = 128;

@@ -48,6 +48,8 @@ pub(crate) fn container_config(config: Option<v1::ContainerConfig>) -> Result<co
         stop_signal: linux_signal(stop_signal),
         resources: linux.resources.map(resources).unwrap_or_default(),
         security: security(linux.security_context)?,
+        // What else there is has no field in CRI.
+        ..container::Config::default()
     })
 }
 

@@ -40,6 +40,13 @@ pub struct Config {
     pub stop_signal: Option<i32>,
     pub resources: Resources,
     pub security: Security,
+    /// Whether what it writes waits for the first Attach, some seconds at most, so that its client
+    /// gets all of it. The container counts as running for that long.
+    pub awaits_attach: bool,
+    /// A directory of the caller's with `upper` and `work` in it, which outlives the container: what
+    /// it writes is in there, and is not removed with it. Absolute; absent if the container has a
+    /// layer of its own.
+    pub writable_layer: Option<PathBuf>,
 }
 
 /// CRI's `Device`, as it was asked for.

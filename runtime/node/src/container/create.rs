@@ -295,7 +295,11 @@ fn write(
     let private = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
     private.with_context(|| format!("make {}", directory.display()))?;
     let scratch = needs_scratch(spec).then_some(shim_layout::SCRATCH);
-    for name in [shim_layout::UPPER, shim_layout::WORK].into_iter().chain(scratch) {
+    let own_layer = match meta.config.writable_layer {
+        Some(_) => &[][..],
+        None => &[shim_layout::UPPER, shim_layout::WORK],
+    };
+    for name in own_layer.iter().copied().chain(scratch) {
         let path = directory.join(name);
         fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
     }

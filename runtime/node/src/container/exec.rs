@@ -190,6 +190,15 @@ impl Container {
         Ok(connection)
     }
 
+    /// Ends the standard input of the first process.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` unless the container runs.
+    pub async fn close_stdin(&self) -> Result<()> {
+        self.running()?.call(Call::CloseStdin, &[]).await?;
+        Ok(())
+    }
+
     /// Tells the size of the client's window to the container's own terminal.
     pub async fn resize(&self, width: u16, height: u16) {
         // The container may have ended meanwhile, and nothing depends on a size.

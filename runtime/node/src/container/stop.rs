@@ -216,8 +216,12 @@ impl Container {
                     );
                 }
                 // A restart from here on does not send the stop signal a second time, which some
-                // programs take as an order to exit at once.
-                container.record_stop(&host, grace, true);
+                // programs take as an order to exit at once. Not once a removal has begun: the
+                // record could come into the directory of another container with this id.
+                let life = container.life().await;
+                if !life.removing {
+                    container.record_stop(&host, grace, true);
+                }
             };
             tokio::spawn(signal.in_current_span());
         }
@@ -255,6 +259,27 @@ impl Container {
             self.settle_end(host).await;
         }
         Ok(())
+    }
+
+    /// Sends a signal to the first process, and does not wait for what comes of it.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` unless it runs.
+    pub async fn kill(&self, signal: i32) -> Result<()> {
+        let sent = self.signal(signal, shim::RESPONSE_LIMIT).await;
+        sent.map_err(|error| Error::from(error).during(format!("kill container {}", self.meta.id)))
+    }
+
+    /// Waits for its end.
+    pub async fn ended(&self) -> Exited {
+        let mut state = self.watch_state();
+        loop {
+            if let State::Exited { exited, .. } = &state.borrow_and_update().state {
+                return exited.clone();
+            }
+            // It fails only when the sender is gone, which is in `self`.
+            let _ = state.changed().await;
+        }
     }
 
     /// Has the shim send a signal to the first process.

@@ -65,8 +65,9 @@ impl Container {
         // Without the lock, for which `stats` would wait: a walk may take minutes.
         let begun = Instant::now();
         let directory = layout.container(&self.meta.id);
+        let writable = self.meta.config.writable_layer.as_ref().unwrap_or(&directory);
         let found = disk_usage::of(
-            directory.join(shim_layout::UPPER),
+            writable.join(shim_layout::UPPER),
             &[directory.join(shim_layout::VOLUMES)],
         );
         self.measured().walks.end(found, begun.elapsed());

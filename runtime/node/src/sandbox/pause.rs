@@ -54,7 +54,7 @@ pub(super) async fn launch(
         },
         program: Program::Pause,
         label: meta.labels.as_ref().map(Labels::files),
-        stdio: Stdio { log: None, log_directory: None, stdin: false, stdin_once: false },
+        stdio: Stdio::default(),
     };
     blocking(|| record::write(&dir.join(shim_layout::SPEC), &spec))
         .context("write the pause process' spec")?;

@@ -18,7 +18,7 @@ pub(super) use inputs::Inputs;
 pub use mounts::OPTIONS as MOUNT_OPTIONS;
 pub(super) use {capabilities::bit as capability_bit, devices::resolve as resolve_devices};
 
-use crate::security::selinux::Labels;
+use crate::{sandbox::Origin, security::selinux::Labels};
 
 /// Builds what the shim is told to run.
 ///
@@ -44,6 +44,7 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
             layers: inputs.layers.clone(),
             mount_points: None,
             readonly: config.security.readonly_rootfs,
+            writable: config.writable_layer.clone(),
         },
         mounts: mounts::build(inputs)?,
         devices: inputs.devices.clone(),
@@ -69,6 +70,9 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
             log_directory: Some(sandbox.config.log_directory.clone()),
             stdin: config.stdin,
             stdin_once: config.stdin_once,
+            awaits_attach: config.awaits_attach,
+            // As Docker's clients expect it, who pipe what a container writes to other programs.
+            lossless: sandbox.config.origin == Origin::Engine,
         },
         label: None,
     })
