@@ -5,7 +5,8 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
 use berth_base::{blocking, config::Config, layout::Layout, trash};
-use berth_node::{host::Host, recover};
+use berth_engine::Engine;
+use berth_node::{Node, host::Host, recover};
 use berth_shim::record;
 use berth_streaming::Streaming;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -118,6 +119,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     if let Some(address) = config.metrics.listen {
         exporter::start(address, node.clone(), streaming.clone()).await?;
     }
+    let engine = start_engine(config, nodes.engine).await?;
     let listener = berth_cri::listen(&config.listen)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -130,7 +132,33 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tokio::select! {
         result = berth_cri::serve(node, streaming, listener) => result,
+        result = engine => result,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     }
+}
+
+/// Takes up the engine's containers, and listens for its clients, if it is configured. What is
+/// returned serves them.
+async fn start_engine(
+    config: &Config,
+    node: Arc<Node>,
+) -> anyhow::Result<impl Future<Output = anyhow::Result<()>>> {
+    let serving = match &config.engine.listen {
+        Some(path) => {
+            let engine = Engine::start(node).await?;
+            // As the nodes, it lives as long as the process.
+            std::mem::forget(engine.clone());
+            let listener = berth_engine::listen(path, config.engine.group.as_deref())?;
+            tracing::info!(listen = %path.display(), "serving the Docker Engine API");
+            Some((engine, listener))
+        }
+        None => None,
+    };
+    Ok(async {
+        match serving {
+            Some((engine, listener)) => berth_engine::serve(engine, listener).await,
+            None => std::future::pending().await,
+        }
+    })
 }

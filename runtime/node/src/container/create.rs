@@ -344,7 +344,7 @@ fn stop_signal(config: &Config, image: &Image) -> Result<i32> {
 }
 
 /// Parses `SIGTERM`, `TERM`, `15` or `RTMIN+3`, as Docker takes them.
-fn parse_signal(text: &str) -> Option<i32> {
+pub fn parse_signal(text: &str) -> Option<i32> {
     if let Ok(number) = text.parse::<i32>() {
         return (1..=nix::libc::SIGRTMAX()).contains(&number).then_some(number);
     }

@@ -37,7 +37,7 @@ mod usage;
 
 pub use self::{
     config::{Config, Device, Meta, Mount, MountSource, Seccomp, Security},
-    create::create,
+    create::{create, parse_signal},
     disk_usage::DiskUsage,
     exec::Output,
     object::{Container, Loaded},

@@ -113,7 +113,7 @@ impl Loaded {
 }
 
 impl Life {
-    pub fn is_removed(&self) -> bool {
+    pub(super) fn is_removed(&self) -> bool {
         self.layers.is_none()
     }
 }
