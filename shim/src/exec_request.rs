@@ -5,8 +5,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{Process, User};
+use crate::spec::{Capabilities, Process, User};
 
+/// The first version in which the shim reads `Overrides::capabilities`.
+pub const CAPABILITIES: u32 = 4;
 /// The first version in which the shim merges the request with the container's first process.
 /// Earlier ones read a whole `Process`.
 const MERGED_BY_SHIM: u32 = 3;
@@ -38,6 +40,8 @@ pub struct Overrides {
     pub env: Vec<String>,
     /// Absolute.
     pub cwd: Option<PathBuf>,
+    /// In the place of the first process' own. Shims of before version 4 do not read it.
+    pub capabilities: Option<Capabilities>,
 }
 
 impl ExecRequest {
@@ -87,6 +91,7 @@ impl ExecRequest {
             env,
             cwd: overrides.cwd.clone().unwrap_or_else(|| first.cwd.clone()),
             user: overrides.user.clone().unwrap_or_else(|| first.user.clone()),
+            capabilities: overrides.capabilities.unwrap_or(first.capabilities),
             ..first.clone()
         }
     }
@@ -99,13 +104,16 @@ fn name(variable: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        spec::{Capabilities, Identity},
-        version::VERSION,
-    };
+    use crate::{spec::Identity, version::VERSION};
 
     fn user(uid: u32) -> User {
-        User { user: Identity::Id(uid), group: None, supplementary: vec![], merge_groups: true }
+        User {
+            user: Identity::Id(uid),
+            group: None,
+            supplementary: vec![],
+            merge_groups: true,
+            group_names: vec![],
+        }
     }
 
     fn first() -> Process {
@@ -117,6 +125,7 @@ mod tests {
             capabilities: Capabilities { granted: 5, ambient: 0 },
             no_new_privileges: true,
             rlimits: vec![],
+            ulimits: vec![],
             oom_score_adj: Some(3),
             seccomp: true,
             apparmor: Some("profile".into()),
@@ -140,6 +149,7 @@ mod tests {
             user: Some(user(8)),
             env: vec!["A=3".into(), "B=4".into()],
             cwd: Some("/tmp".into()),
+            capabilities: None,
         };
         let request = ExecRequest { args: vec!["ls".into()], tty: false, overrides };
         let merged = request.merge(&first());
@@ -147,6 +157,11 @@ mod tests {
         assert_eq!(merged.user, user(8));
         assert_eq!(merged.cwd.to_str(), Some("/tmp"));
         assert!(merged.seccomp && merged.no_new_privileges, "privileges stay as they are");
+        assert_eq!(merged.capabilities, first().capabilities);
+        let capabilities = Some(Capabilities { granted: 7, ambient: 0 });
+        let overrides = Overrides { capabilities, ..Overrides::default() };
+        let request = ExecRequest { args: vec!["ls".into()], tty: false, overrides };
+        assert_eq!(Some(request.merge(&first()).capabilities), capabilities);
     }
 
     #[test]

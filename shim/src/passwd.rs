@@ -59,9 +59,16 @@ fn resolve_in(user: &User, passwd: &str, group: &str) -> Result<Login> {
             .map(|entry| entry.gid)
             .ok_or_else(|| invalid("no such group in /etc/group of the image:", wanted))?,
     };
+    let by_name = user.group_names.iter().map(|wanted| {
+        let mut entries = group.lines().filter_map(GroupEntry::parse);
+        let entry = entries.find(|entry| entry.name == wanted);
+        let missing = || invalid("no such group in /etc/group of the image:", wanted);
+        entry.map(|entry| entry.gid).ok_or_else(missing)
+    });
     // The primary group is one of them, as with initgroups(3). The conformance tests of the kubelet
     // expect that under both policies of KEP 3619.
-    let mut groups = user.supplementary.clone();
+    let mut groups = by_name.collect::<Result<Vec<_>>>()?;
+    groups.extend(&user.supplementary);
     groups.push(gid);
     if user.merge_groups {
         let entries = group.lines().filter_map(GroupEntry::parse);
@@ -158,7 +165,7 @@ mod tests {
     const GROUP: &str = "root:x:0:\nstaff:x:50:bob,alice\nwheel:x:10:alice\nextra:x:60:alice,bob\n";
 
     fn user(user: Identity, group: Option<Identity>, merge_groups: bool) -> User {
-        User { user, group, supplementary: vec![9], merge_groups }
+        User { user, group, supplementary: vec![9], merge_groups, group_names: vec![] }
     }
 
     #[test]

@@ -61,6 +61,10 @@ pub struct Container {
     /// SELinux label of the container's files; absent without SELinux.
     #[serde(default)]
     pub label: Option<String>,
+    /// Whether the first process is one of the shim's, which reaps orphans, passes signals on to the
+    /// program, and ends as that does.
+    #[serde(default)]
+    pub init: bool,
 }
 
 /// Another OCI runtime that makes the container, driven by its command line.
@@ -161,7 +165,7 @@ pub struct Cgroups {
     pub controllers: Vec<PathBuf>,
 }
 
-/// The namespaces of the first process. Its mount and cgroup namespaces are always new.
+/// The namespaces of the first process. Its mount namespace is always new.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Namespaces {
     pub net: Namespace,
@@ -183,6 +187,9 @@ pub struct Namespaces {
     /// join it copy it.
     #[serde(default)]
     pub pin_proc: Option<PathBuf>,
+    /// Whether the cgroup namespace is the host's.
+    #[serde(default)]
+    pub host_cgroup: bool,
 }
 
 /// The first process of another container: together its numbers name one process until the next
@@ -269,6 +276,9 @@ pub enum MountKind {
         /// Bytes; 0 leaves the kernel's default.
         size: u64,
         mode: u32,
+        /// More options of tmpfs(5), by name.
+        #[serde(default)]
+        options: Vec<(String, String)>,
     },
     Bind {
         source: PathBuf,
@@ -320,6 +330,9 @@ pub struct Process {
     pub capabilities: Capabilities,
     pub no_new_privileges: bool,
     pub rlimits: Vec<Rlimit>,
+    /// Limits beside those, set after them.
+    #[serde(default)]
+    pub ulimits: Vec<Ulimit>,
     /// -1000 to 1000. If the daemon may not lower its own value, that one is kept.
     pub oom_score_adj: Option<i32>,
     /// Whether `seccomp.bpf` of the container's directory is loaded.
@@ -342,6 +355,9 @@ pub struct User {
     pub supplementary: Vec<u32>,
     /// Whether the memberships in the image's /etc/group are added (KEP 3619, `Merge`).
     pub merge_groups: bool,
+    /// More supplementary groups, by their names in the image's /etc/group.
+    #[serde(default)]
+    pub group_names: Vec<String>,
 }
 
 /// A number is never looked up as a name (CVE-2024-40635).
@@ -374,6 +390,16 @@ pub enum RlimitKind {
     Core,
     Nofile,
     Nproc,
+}
+
+/// A limit of any kind. `Rlimit` cannot be extended: an older build would not read its new variants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ulimit {
+    /// As in RLIMIT_* of getrlimit(2), without that and in lower case.
+    pub name: String,
+    /// `u64::MAX` is no limit.
+    pub soft: u64,
+    pub hard: u64,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use std::{
     sync::atomic::{AtomicI32, Ordering},
 };
 
-use nix::unistd::Pid;
+use nix::{sys::signal::SigSet, unistd::Pid};
 
 /// From linux/sched.h: libc defines it for glibc only.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -142,6 +142,50 @@ impl Drop for Successor {
     fn drop(&mut self) {
         // SAFETY: nobody else has a reference into this process' mapping.
         unsafe { libc::munmap(self.pid.as_ptr().cast(), size_of::<AtomicI32>()) };
+    }
+}
+
+/// A fork that a seccomp filter lets through: the child's id, or `None` in the child. For `pass` see
+/// `seccomp::Pass`.
+pub(crate) fn fork(pass: u64) -> io::Result<Option<Pid>> {
+    let args = libc::clone_args {
+        flags: 0,
+        pidfd: 0,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: libc::SIGCHLD as u64,
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: 0,
+    };
+    let size = size_of::<libc::clone_args>();
+    // SAFETY: as in `clone3`.
+    match unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size, 0, 0, 0, pass) } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        pid => Ok(Some(Pid::from_raw(pid as i32))),
+    }
+}
+
+/// Waits for any signal, all of which are blocked: sigwaitinfo(2). nix knows no real-time signals.
+pub(crate) fn wait_for_signal() -> io::Result<i32> {
+    let all = SigSet::all();
+    // SAFETY: the set lives as long as the call, which asks for no more information.
+    match unsafe { libc::sigwaitinfo(all.as_ref(), std::ptr::null_mut()) } {
+        -1 => Err(io::Error::last_os_error()),
+        signal => Ok(signal),
+    }
+}
+
+/// kill(2) with any signal.
+pub(crate) fn kill(pid: Pid, signal: i32) -> io::Result<()> {
+    // SAFETY: no memory is passed.
+    match unsafe { libc::kill(pid.as_raw(), signal) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -6,13 +6,14 @@
 //! | 1 | The file of an exec lies on a disk. No longer spoken. |
 //! | 2 | The file of an exec is in memory, and is a whole `spec::Process`. |
 //! | 3 | It is an `ExecRequest`, which the shim merges with the first process of the container. |
+//! | 4 | `Overrides::capabilities` of it counts. |
 //!
 //! What makes a new version, and what does not, is the contract in the documentation of this crate.
 
 use std::{fmt, ops::RangeInclusive};
 
 /// The version of this build.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// The oldest version that this build still speaks. As a daemon it asks in the words of that
 /// version; as a shim it understands them.
 pub const OLDEST: u32 = 2;

@@ -128,6 +128,9 @@ fn read_disk(nodes: &Nodes, host: &Arc<Host>) -> anyhow::Result<Vec<JoinHandle<(
             }
             (Loaded::Whole(container), Some(node)) => {
                 node.adopt_container(container.clone());
+                if Arc::ptr_eq(node, &nodes.engine) {
+                    container.recover_pause(host);
+                }
                 tasks.push(reconcile(host, container));
             }
             // Nothing can be reconciled without its record. It waits for its removal.

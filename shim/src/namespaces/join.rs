@@ -120,6 +120,7 @@ mod tests {
             user: None,
             pin_pid: None,
             pin_proc: None,
+            host_cgroup: false,
         };
         let start_time = start_time(own).unwrap();
         let pid = own.as_raw() as u32;

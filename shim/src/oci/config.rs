@@ -120,7 +120,8 @@ fn namespaces(spec: &Spec) -> Vec<Value> {
         Namespace::New => Some(json!({ "type": kind })),
         Namespace::Join(path) => Some(json!({ "type": kind, "path": path })),
     });
-    shared.chain(["mount", "cgroup"].map(|kind| json!({ "type": kind }))).collect()
+    let cgroup = (!spec.namespaces.host_cgroup).then_some("cgroup");
+    shared.chain(["mount"].into_iter().chain(cgroup).map(|kind| json!({ "type": kind }))).collect()
 }
 
 /// One entry, or two for /dev: its terminals are a file system of their own.
@@ -147,9 +148,12 @@ fn mount(request: &Mount, resolved: &Resolved<'_>, index: usize) -> Vec<Value> {
         MountKind::Sysfs | MountKind::HostSysfs => entry("sysfs", &[]),
         MountKind::Mqueue => entry("mqueue", &[]),
         MountKind::Cgroup { .. } => entry("cgroup", &[]),
-        MountKind::Tmpfs { size, mode } => {
+        MountKind::Tmpfs { size, mode, options } => {
             let size = (*size > 0).then(|| format!("size={size}"));
-            entry("tmpfs", &[vec![format!("mode={mode:o}")], size.into_iter().collect()].concat())
+            let more = options.iter().map(|(name, value)| format!("{name}={value}"));
+            let all: Vec<String> =
+                [format!("mode={mode:o}")].into_iter().chain(size).chain(more).collect();
+            entry("tmpfs", &all)
         }
         MountKind::Dev => {
             let mut mounts =

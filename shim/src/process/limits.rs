@@ -2,13 +2,13 @@
 
 use std::fs;
 
-use berth_shim::spec::{Process, Rlimit, RlimitKind};
+use berth_shim::spec::{Process, Rlimit, RlimitKind, Ulimit};
 use nix::{
     errno::Errno,
     sys::resource::{Resource, getrlimit, setrlimit},
 };
 
-use crate::error::{Result, Step};
+use crate::error::{Result, Step, failure};
 
 /// Sets how likely the kernel is to kill this process when memory is short
 /// (proc_pid_oom_score_adj(5)). To be called while the host's /proc is still there: the container's
@@ -33,13 +33,45 @@ pub(crate) fn set_limit(limit: &Rlimit) -> Result<Rlimit> {
         RlimitKind::Nofile => Resource::RLIMIT_NOFILE,
         RlimitKind::Nproc => Resource::RLIMIT_NPROC,
     };
-    match setrlimit(kind, limit.soft, limit.hard) {
+    let (soft, hard) = set(kind, limit.soft, limit.hard)?;
+    Ok(Rlimit { soft, hard, ..*limit })
+}
+
+/// As `set_limit`, for a limit of any kind.
+pub(crate) fn set_ulimit(limit: &Ulimit) -> Result<Ulimit> {
+    let kind = KINDS.iter().find(|(name, _)| *name == limit.name);
+    let (_, kind) = kind.ok_or_else(|| failure("no such limit:", &limit.name))?;
+    let (soft, hard) = set(*kind, limit.soft, limit.hard)?;
+    Ok(Ulimit { soft, hard, name: limit.name.clone() })
+}
+
+/// All limits of getrlimit(2).
+const KINDS: [(&str, Resource); 16] = [
+    ("as", Resource::RLIMIT_AS),
+    ("core", Resource::RLIMIT_CORE),
+    ("cpu", Resource::RLIMIT_CPU),
+    ("data", Resource::RLIMIT_DATA),
+    ("fsize", Resource::RLIMIT_FSIZE),
+    ("locks", Resource::RLIMIT_LOCKS),
+    ("memlock", Resource::RLIMIT_MEMLOCK),
+    ("msgqueue", Resource::RLIMIT_MSGQUEUE),
+    ("nice", Resource::RLIMIT_NICE),
+    ("nofile", Resource::RLIMIT_NOFILE),
+    ("nproc", Resource::RLIMIT_NPROC),
+    ("rss", Resource::RLIMIT_RSS),
+    ("rtprio", Resource::RLIMIT_RTPRIO),
+    ("rttime", Resource::RLIMIT_RTTIME),
+    ("sigpending", Resource::RLIMIT_SIGPENDING),
+    ("stack", Resource::RLIMIT_STACK),
+];
+
+fn set(kind: Resource, soft: u64, hard: u64) -> Result<(u64, u64)> {
+    match setrlimit(kind, soft, hard) {
         Err(Errno::EPERM) => {
-            let (_, hard) = getrlimit(kind).step("getrlimit")?;
-            let hard = hard.min(limit.hard);
-            let limit = Rlimit { soft: limit.soft.min(hard), hard, ..*limit };
-            setrlimit(kind, limit.soft, hard).step("setrlimit").map(|()| limit)
+            let (_, own) = getrlimit(kind).step("getrlimit")?;
+            let (soft, hard) = (soft.min(own), hard.min(own));
+            setrlimit(kind, soft, hard).step("setrlimit").map(|()| (soft, hard))
         }
-        result => result.step("setrlimit").map(|()| *limit),
+        result => result.step("setrlimit").map(|()| (soft, hard)),
     }
 }

@@ -70,16 +70,16 @@ pub(crate) fn apply(
             label,
             attributes - MountAttrFlags::MOUNT_ATTR_RDONLY,
         ),
-        MountKind::Tmpfs { size, mode } => {
+        MountKind::Tmpfs { size, mode, options } => {
             let mode = format!("{mode:o}");
-            let size = size.to_string();
-            let options = [("mode", mode.as_str()), ("size", size.as_str())];
-            new_filesystem(
-                "tmpfs",
-                if size == "0" { &options[..1] } else { &options },
-                label,
-                attributes,
-            )
+            let size = (*size > 0).then(|| size.to_string());
+            let more = options.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+            let options: Vec<_> = [("mode", mode.as_str())]
+                .into_iter()
+                .chain(size.as_deref().map(|size| ("size", size)))
+                .chain(more)
+                .collect();
+            new_filesystem("tmpfs", &options, label, attributes)
         }
     }
     .step_on("make the filesystem for", target)?;

@@ -22,7 +22,7 @@ use crate::{
     descriptor::chown_pipes,
     error::{Result, Step, invalid},
     passwd::Login,
-    process::limits::set_limit,
+    process::limits::{set_limit, set_ulimit},
     seccomp::{self, Pass},
     sys,
 };
@@ -84,6 +84,9 @@ pub(crate) fn assume(
     // Raising a hard limit needs CAP_SYS_RESOURCE.
     for limit in &process.rlimits {
         set_limit(limit)?;
+    }
+    for limit in &process.ulimits {
+        set_ulimit(limit)?;
     }
     // chown(2) needs CAP_CHOWN.
     chown_stdio(&login.user);

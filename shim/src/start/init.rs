@@ -12,7 +12,7 @@ use std::{
 use berth_shim::spec::{Container, Namespace, Program, Spec};
 use nix::sched::{CloneFlags, unshare};
 
-use super::{credentials, pause, program, terminal};
+use super::{credentials, pause, program, reaper, terminal};
 use crate::{
     cgroup,
     error::{Failure, Result, Step, failure},
@@ -81,7 +81,9 @@ impl First<'_> {
             // below is owned by the pod's user namespace.
             user::enter_user(user, &spec.namespaces.pid, self.successor)?;
         }
-        unshare(CloneFlags::CLONE_NEWCGROUP).step("unshare the cgroup namespace")?;
+        if !spec.namespaces.host_cgroup {
+            unshare(CloneFlags::CLONE_NEWCGROUP).step("unshare the cgroup namespace")?;
+        }
         // The root is mounted over the host's `/`, which this process goes on seeing until it
         // pivots: that needs no directory. Hooks expect a path at which the root can be found.
         let bundle = Bundle::of(spec);
@@ -127,8 +129,12 @@ impl First<'_> {
             matches!(self.spec.namespaces.pid, Namespace::Join(_)).then_some(self.successor);
         begin(At::InitProgram)
             .and_then(|()| credentials::assume(process, login, self.filter, self.channel))
-            .and_then(|pass| successor::enter_pid_namespace(process, place, pass))
-            .and_then(|()| self.run_start_hooks(container))
+            .and_then(|pass| {
+                successor::enter_pid_namespace(process, place, pass)?;
+                self.run_start_hooks(container)?;
+                // With no more privileges than the program: it is in front of it all the time.
+                if container.init { reaper::stay(process.tty, pass) } else { Ok(()) }
+            })
             .map_or_else(|failure| failure, |()| program::execute(process, login))
     }
 

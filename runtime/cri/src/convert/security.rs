@@ -89,6 +89,7 @@ pub(super) fn namespaces(options: Option<&v1::NamespaceOption>) -> Result<Namesp
         ipc: mode(options.ipc()),
         target: options.target_id.clone(),
         user: options.userns_options.as_ref().map(user_namespace).transpose()?.flatten(),
+        uts: None,
     })
 }
 

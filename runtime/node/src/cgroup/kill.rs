@@ -32,22 +32,28 @@ pub(super) fn kill(directory: &Path) -> io::Result<()> {
 fn kill_and_wait(directory: &Path) -> io::Result<()> {
     // Kills what is forked meanwhile too (cgroup-v2.rst, "cgroup.kill").
     fs::write(directory.join("cgroup.kill"), "1")?;
+    await_event(directory, "populated 0", DYING)
+}
+
+/// Waits until cgroup.events has this line.
+///
+/// # Errors
+/// `TimedOut`, and those of reading it.
+pub(super) fn await_event(directory: &Path, line: &str, limit: Duration) -> io::Result<()> {
     let mut events = fs::File::open(directory.join("cgroup.events"))?;
-    let deadline = Instant::now() + DYING;
+    let deadline = Instant::now() + limit;
     loop {
         // kernfs makes the text anew when it is read from the beginning.
         let mut text = String::new();
         events.rewind()?;
         events.read_to_string(&mut text)?;
-        if text.contains("populated 0") {
+        if text.lines().any(|found| found == line) {
             return Ok(());
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "killed processes are still there",
-            ));
+            let what = format!("its processes do not come to {line:?}");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, what));
         }
         // A change of the file is a priority event (cgroup-v2.rst, "populated").
         let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLPRI)];

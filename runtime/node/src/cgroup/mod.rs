@@ -7,6 +7,7 @@
 mod details;
 mod devices;
 mod files;
+mod freezer;
 mod hierarchies;
 mod kill;
 mod limits;
@@ -26,6 +27,7 @@ use cgroups_rs::fs::Cgroup;
 pub use self::{
     details::{Details, DeviceIo, HugePages},
     devices::{DeviceRule, Devices},
+    freezer::Frozen,
     hierarchies::Hierarchies,
     resources::Resources,
     sampler::Sampler,

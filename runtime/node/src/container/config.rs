@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use berth_base::id::{ContainerId, SandboxId};
 use berth_image::LayerKey;
+use berth_shim::spec::Ulimit;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -40,6 +41,14 @@ pub struct Config {
     pub stop_signal: Option<i32>,
     pub resources: Resources,
     pub security: Security,
+    /// Limits in the place of, or beside, those that every container has.
+    pub ulimits: Vec<Ulimit>,
+    pub tmpfs: Vec<Tmpfs>,
+    /// Devices that it may use without having nodes of them.
+    pub device_rules: Vec<DeviceRule>,
+    /// Whether a process of berth's is in front of its program, which reaps orphans and passes
+    /// signals on.
+    pub init: bool,
     /// Whether what it writes waits for the first Attach, some seconds at most, so that its client
     /// gets all of it. The container counts as running for that long.
     pub awaits_attach: bool,
@@ -70,6 +79,14 @@ pub struct Mount {
     pub mapping: Option<UserMapping>,
     /// Checked options such as `noexec` (KEP 5855). Of two that contradict each other the later one
     /// counts.
+    pub options: Vec<String>,
+}
+
+/// An empty file system in memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tmpfs {
+    pub container_path: PathBuf,
+    /// As mount(8) takes them: `noexec`, `size=64m`, `mode=1770`. Without any, the kernel's defaults.
     pub options: Vec<String>,
 }
 
@@ -104,8 +121,26 @@ pub struct Security {
     pub masked_paths: Vec<PathBuf>,
     pub readonly_paths: Vec<PathBuf>,
     pub seccomp: Seccomp,
+    /// A profile in the JSON of Docker or of the OCI runtime specification, in the place of
+    /// `seccomp`.
+    pub seccomp_profile: Option<String>,
+    /// `user[:group]` of names or numbers, in the place of the image's.
+    pub user: Option<String>,
+    /// Supplemental groups by their names in the image.
+    pub group_names: Vec<String>,
+    /// Whether its cgroup namespace is the host's.
+    pub host_cgroup: bool,
     pub apparmor: Profile,
     pub selinux: selinux::Options,
+}
+
+impl Security {
+    /// Whether there is a seccomp filter. Privileged containers have none, whatever profile the
+    /// request names, as with containerd.
+    pub(super) fn is_filtered(&self) -> bool {
+        let named = self.seccomp_profile.is_some() || self.seccomp != Seccomp::Unconfined;
+        named && !self.privileged
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -79,8 +79,9 @@ pub fn create(
     // request that names it.
     let named =
         cdi::resolve(&host.cdi_dirs, &cdi::names(&config.cdi_devices, &config.annotations)?)?;
-    let (nodes, device_rules) =
+    let (nodes, mut device_rules) =
         spec::resolve_devices(&config.devices, &named.device_nodes, &config.security)?;
+    device_rules.extend(config.device_rules.iter().cloned());
     let mut meta = Meta {
         id: id.clone(),
         sandbox: sandbox.meta.id.clone(),
@@ -253,13 +254,17 @@ fn build(host: &Host, sandbox: &Sandbox, meta: &Meta, found: Found<'_>) -> Resul
 fn filter(meta: &Meta, spec: &Spec) -> Result<Option<Filter>> {
     let Program::Container(container) = &spec.program else { return Ok(None) };
     let oci = container.oci_runtime.is_some();
-    match &meta.config.security.seccomp {
-        // Privileged, whatever profile the request names, as with containerd.
-        _ if !container.process.seccomp => Ok(None),
+    let capabilities = container.process.capabilities;
+    let security = &meta.config.security;
+    if !security.is_filtered() {
+        return Ok(None);
+    }
+    if let Some(text) = &security.seccomp_profile {
+        return seccomp::given_profile(text, capabilities, oci).map(Some);
+    }
+    match &security.seccomp {
         Seccomp::Unconfined => Ok(None),
-        Seccomp::RuntimeDefault => {
-            seccomp::default_profile(container.process.capabilities, oci).map(Some)
-        }
+        Seccomp::RuntimeDefault => seccomp::default_profile(capabilities, oci).map(Some),
         Seccomp::Localhost(path) => seccomp::local_profile(path, oci).map(Some),
     }
 }

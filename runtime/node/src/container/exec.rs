@@ -17,8 +17,8 @@ use berth_base::{
     observe::{step, steps},
 };
 use berth_shim::{
-    exec_request::ExecRequest,
-    protocol::{Call, ENDED},
+    exec_request::{self, ExecRequest},
+    protocol::{Call, ENDED, Response},
     record::Failure,
 };
 use nix::sys::{
@@ -51,13 +51,16 @@ pub struct Output {
     pub exit_code: i32,
 }
 
-/// A command that runs in a container.
+/// A command that runs in a container, whether or not anybody holds this. It ends with the daemon at
+/// the latest.
 #[derive(Debug)]
 pub struct Execution {
     container: ContainerId,
     connection: Arc<Connection>,
     exec: String,
     exit: oneshot::Receiver<i32>,
+    /// As the host counts.
+    pid: Option<u32>,
 }
 
 impl Container {
@@ -144,9 +147,17 @@ impl Container {
     ) -> Result<Execution> {
         let deadline = Instant::now() + limit;
         let connection = self.running()?;
+        // It would be frozen as soon as it is in the container's cgroup.
+        self.check_not_paused()?;
         // The shim may be one of another build, which outlived an upgrade.
         let version =
             connection.version(limit).await.map_err(|error| refused(error, &self.meta.id))?;
+        if request.overrides.capabilities.is_some() && version < exec_request::CAPABILITIES {
+            return Err(Error::precondition(
+                "the container was started by an older berthd, whose shim gives an exec no other \
+                 capabilities than the container has",
+            ));
+        }
         let document = request.encode(version, || self.first_process())?;
         let file = in_memory(&document)?;
         let exec = id::random_hex(8);
@@ -157,7 +168,11 @@ impl Container {
         let limit = deadline.saturating_duration_since(Instant::now());
         let called =
             step(steps::exec::START, connection.call_within(limit, call, &descriptors)).await;
-        let execution = Execution { container: self.meta.id.clone(), connection, exec, exit };
+        let pid = match &called {
+            Ok(Response::Pid(pid)) => Some(*pid),
+            _ => None,
+        };
+        let execution = Execution { container: self.meta.id.clone(), connection, exec, exit, pid };
         match called {
             Ok(_) => Ok(execution),
             Err(error) => {
@@ -221,6 +236,11 @@ fn in_memory(document: &[u8]) -> anyhow::Result<OwnedFd> {
 }
 
 impl Execution {
+    /// The process that runs the command, as the host counts. `None` if its shim has not said it.
+    pub fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+
     /// Waits for the end of the command, and returns its exit code.
     ///
     /// # Errors

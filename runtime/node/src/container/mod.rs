@@ -17,7 +17,7 @@
 //!
 //! The files in the order of a container's life: `create` writes its directory, `lifecycle`
 //! launches it and reconciles the published state with the disk, `exec` runs more processes in it,
-//! `stop` ends it, `remove` takes its directory away.
+//! `pause` freezes it, `stop` ends it, `remove` takes its directory away.
 
 mod config;
 mod create;
@@ -27,6 +27,7 @@ mod exec;
 mod lifecycle;
 mod object;
 mod oci;
+mod pause;
 mod remove;
 mod seccomp;
 mod spec;
@@ -36,13 +37,13 @@ mod update;
 mod usage;
 
 pub use self::{
-    config::{Config, Device, Meta, Mount, MountSource, Seccomp, Security},
+    config::{Config, Device, Meta, Mount, MountSource, Seccomp, Security, Tmpfs},
     create::{create, parse_signal},
     disk_usage::DiskUsage,
-    exec::Output,
+    exec::{Execution, Output},
     object::{Container, Loaded},
     remove::remove,
-    spec::MOUNT_OPTIONS,
+    spec::{ALL_CAPABILITIES, MOUNT_OPTIONS, capability_bit, parse_user},
     state::{State, Verdict, read as read_state, reason},
     usage::{Sample, Stats, all as all_stats, refresh as refresh_disk_usage},
 };

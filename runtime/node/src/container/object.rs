@@ -31,7 +31,7 @@ use super::{
     state::{self, State},
 };
 use crate::{
-    cgroup::{Resources, Sampler},
+    cgroup::{Frozen, Resources, Sampler},
     events,
     host::Host,
     mount_points,
@@ -50,6 +50,8 @@ pub struct Container {
     /// these never overlap. A launch may hold it for half a minute, so no reader may wait for it.
     life: tokio::sync::Mutex<Life>,
     measured: Mutex<Measured>,
+    /// Its cgroup, while it is paused.
+    pub(super) frozen: Mutex<Option<Frozen>>,
     /// Where its events go. Set when the node lists the container.
     pod: OnceLock<events::Pod>,
 }
@@ -133,6 +135,7 @@ impl Container {
                 layers: Some(layers),
             }),
             measured: Mutex::default(),
+            frozen: Mutex::default(),
             pod: OnceLock::new(),
         }
     }

@@ -201,6 +201,7 @@ impl Container {
         grace: Duration,
         signalled: bool,
     ) -> anyhow::Result<()> {
+        self.thaw()?;
         if !signalled {
             // In a task of its own: a shim that does not respond must not delay the SIGKILL that is
             // due at the deadline.
@@ -261,11 +262,13 @@ impl Container {
         Ok(())
     }
 
-    /// Sends a signal to the first process, and does not wait for what comes of it.
+    /// Sends a signal to the first process, and does not wait for what comes of it. One that is paused
+    /// goes on.
     ///
     /// # Errors
     /// `FailedPrecondition` unless it runs.
     pub async fn kill(&self, signal: i32) -> Result<()> {
+        self.thaw()?;
         let sent = self.signal(signal, shim::RESPONSE_LIMIT).await;
         sent.map_err(|error| Error::from(error).during(format!("kill container {}", self.meta.id)))
     }

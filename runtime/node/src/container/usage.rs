@@ -55,6 +55,15 @@ impl Container {
         Ok(Stats { at, usage, nano_cores, disk: measured.walks.known.clone() })
     }
 
+    /// The ids of its processes, execs included, as the host counts. Blocks for some file reads.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` unless it runs.
+    pub fn processes(&self, host: &Host) -> Result<Vec<u32>> {
+        self.check_running()?;
+        Ok(host.cgroups.processes(&self.meta.cgroup))
+    }
+
     /// Whether its files are to be counted now. True to one caller only, who then has to `walk`.
     fn begin_walk(&self) -> bool {
         // A container that does not run writes nothing, so that the last figures stay right.

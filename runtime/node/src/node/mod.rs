@@ -25,7 +25,7 @@ use crate::{
     container::{self, Container, Output},
     events::{Events, Kind as EventKind},
     host::Host,
-    sandbox::{self, NamespaceMode, Sandbox, Sizes},
+    sandbox::{self, NamespaceMode, Origin, Sandbox, Sizes},
 };
 
 /// The verbs that end an object. A retry of the same verb joins the one that runs. A container may
@@ -333,7 +333,10 @@ impl Node {
             .find(&namespaces.target)
             .map_err(|error| Error::invalid(format!("target_id: {error}")))?;
         match target.state() {
-            _ if target.meta.sandbox != sandbox.meta.id => {
+            // Each container of the engine has a sandbox of its own.
+            _ if target.meta.sandbox != sandbox.meta.id
+                && sandbox.meta.config.origin == Origin::Kubernetes =>
+            {
                 Err(Error::invalid("target_id names a container of another sandbox"))
             }
             container::State::Running { .. } => Ok(()),

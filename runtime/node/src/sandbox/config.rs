@@ -42,6 +42,17 @@ pub struct Config {
     pub privileged: bool,
     pub selinux: selinux::Options,
     pub runtime_handler: String,
+    /// Whether its network namespace is left as it is, with `lo` alone: the caller connects it, and
+    /// no CNI plugin is run.
+    pub unattached: bool,
+    /// The sandbox whose network namespace it shares, in the place of one of its own.
+    pub join_network: Option<SandboxId>,
+    /// The sandbox whose IPC namespace and /dev/shm it shares.
+    pub join_ipc: Option<SandboxId>,
+    /// The size of its /dev/shm in bytes; 0 for that of every pod.
+    pub shm_size: u64,
+    /// Lines at the end of its /etc/hosts.
+    pub extra_hosts: Vec<String>,
 }
 
 /// Which API a sandbox was made by. Its containers are of the same, and neither API shows those of
@@ -96,6 +107,8 @@ pub struct NamespaceModes {
     pub network: NamespaceMode,
     pub pid: NamespaceMode,
     pub ipc: NamespaceMode,
+    /// `Node` or `Pod`; if it is absent, network and hostname decide (`Config::shares_uts`).
+    pub uts: Option<NamespaceMode>,
     /// The id of a container, or a prefix of it; for `Target` only.
     pub target: String,
     /// The mapping of the pod's own user namespace (KEP 127); absent with the host's.
@@ -126,6 +139,9 @@ pub struct Meta {
     /// The cgroup of the pause process. Absent where the containers do not share a PID namespace.
     #[serde(default)]
     pub pause_cgroup: Option<String>,
+    /// As `netns`, of the sandbox whose network it shares.
+    #[serde(default)]
+    pub joined_netns: Option<String>,
 }
 
 impl Config {
@@ -142,10 +158,23 @@ impl Config {
         wanted.then(|| self.log_directory.join(relative))
     }
 
-    /// Whether the pod has the host's UTS namespace: if it has the host's network and asks for no
-    /// hostname of its own.
+    /// Whether the pod has the host's UTS namespace. Unless it says so itself, it does if it has the
+    /// host's network and asks for no hostname of its own.
     pub fn shares_uts(&self) -> bool {
-        self.hostname.is_empty() && self.namespaces.network == NamespaceMode::Node
+        match self.namespaces.uts {
+            Some(mode) => mode == NamespaceMode::Node,
+            None => self.hostname.is_empty() && self.namespaces.network == NamespaceMode::Node,
+        }
+    }
+
+    /// Whether it has a network namespace of its own, neither the host's nor another sandbox's.
+    pub fn owns_network(&self) -> bool {
+        self.namespaces.network != NamespaceMode::Node && self.join_network.is_none()
+    }
+
+    /// As `owns_network`, for IPC.
+    pub fn owns_ipc(&self) -> bool {
+        self.namespaces.ipc != NamespaceMode::Node && self.join_ipc.is_none()
     }
 
     /// What gethostname(2) returns in the pod. Without a hostname of its own that is the host's,
@@ -165,9 +194,22 @@ impl Config {
 }
 
 impl Meta {
-    /// The file that pins the network namespace. `None` with the host's network.
+    /// The file that pins its own network namespace. `None` with the network of the host or of
+    /// another sandbox.
     pub fn netns(&self) -> Option<PathBuf> {
         self.netns.as_deref().map(Layout::netns)
+    }
+
+    /// The file that pins the network namespace that it has, whoever's that is. `None` with the
+    /// host's.
+    pub fn network_namespace(&self) -> Option<PathBuf> {
+        self.netns().or_else(|| self.joined_netns.as_deref().map(Layout::netns))
+    }
+
+    /// The pins of the sandbox whose IPC namespace it has. `None` with the host's.
+    pub fn ipc_pins(&self, layout: &Layout) -> Option<Pins> {
+        let owner = self.config.join_ipc.as_ref().unwrap_or(&self.id);
+        (self.config.namespaces.ipc != NamespaceMode::Node).then(|| Pins::of(layout, owner))
     }
 
     /// The user namespace that its containers join. `None` where they have the host's.
@@ -180,8 +222,11 @@ impl Meta {
         })
     }
 
-    /// What CNI is told about it. `None` with the host's network, for which CNI has nothing to do.
+    /// What CNI is told about it. `None` where CNI has nothing to do, as with the host's network.
     pub(super) fn pod(&self) -> Option<Pod> {
+        if self.config.unattached {
+            return None;
+        }
         Some(Pod {
             id: self.id.to_string(),
             name: self.config.name.clone(),

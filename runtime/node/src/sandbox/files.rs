@@ -31,11 +31,14 @@ pub(super) fn write_hosts(
     meta: &Meta,
     addresses: &[IpAddr],
 ) -> anyhow::Result<()> {
-    let text = match meta.config.namespaces.network {
+    let mut text = match meta.config.namespaces.network {
         // The addresses are the host's, so that the names in its file are right in the pod.
         NamespaceMode::Node => read_host("/etc/hosts")?,
         _ => hosts(&meta.config.effective_hostname()?, addresses),
     };
+    for line in &meta.config.extra_hosts {
+        let _ = writeln!(text, "{line}");
+    }
     write(directory, meta, layout::sandbox::HOSTS, &text)
 }
 

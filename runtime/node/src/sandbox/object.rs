@@ -128,7 +128,7 @@ impl Sandbox {
             return Ok(None);
         };
         let attachment = Networks::attachment(&host.layout, id.as_str())?;
-        if attachment.is_none() && state == State::Ready && meta.netns.is_some() {
+        if attachment.is_none() && state == State::Ready && meta.pod().is_some() {
             tracing::error!(
                 sandbox = %id,
                 "{} is missing or damaged: the pod runs on, but its addresses are not known, and \
@@ -218,7 +218,15 @@ pub(super) fn without_record(host: &Host, id: &SandboxId) -> Meta {
     });
     let origin = Origin::of_unrecorded(&host.layout, id.as_str());
     let config = Config { origin, name: format!("damaged-{id}"), ..Config::default() };
-    Meta { id: id.clone(), created_at: now(), config, netns, pause_cgroup: None, labels: None }
+    Meta {
+        id: id.clone(),
+        created_at: now(),
+        config,
+        netns,
+        pause_cgroup: None,
+        labels: None,
+        joined_netns: None,
+    }
 }
 
 /// What a sandbox's directory says: `None` if it was never ready.

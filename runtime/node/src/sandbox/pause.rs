@@ -51,6 +51,7 @@ pub(super) async fn launch(
             pin_pid: Some(pins.pid),
             pin_proc: Some(pins.proc),
             target: None,
+            host_cgroup: false,
         },
         program: Program::Pause,
         label: meta.labels.as_ref().map(Labels::files),

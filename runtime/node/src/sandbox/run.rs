@@ -20,7 +20,7 @@ use berth_shim::{
 use super::{
     config::{Config, Meta, NamespaceMode, NamespaceModes, Pins},
     files,
-    object::{Ready, Sandbox, State},
+    object::{Ready, Sandbox, State, read_state},
     pause,
     remove::remove,
     sysctl,
@@ -35,8 +35,9 @@ const SHM_SIZE: u64 = 64 << 20;
 /// # Errors
 /// Nothing is left of it then. Where the undo fails as well, `Sandbox::incomplete` reads what is
 /// left.
-pub async fn run(host: &Host, id: &SandboxId, config: Config) -> Result<Sandbox> {
+pub async fn run(host: &Host, id: &SandboxId, mut config: Config) -> Result<Sandbox> {
     // Whatever can be refused is refused before anything is made.
+    let joined_netns = resolve_joins(host, &mut config)?;
     let sysctls = sysctl::check(&config)?;
     let other = host.handlers.oci_runtime(&config.runtime_handler)?.is_some();
     if config.namespaces.user.is_some() {
@@ -46,7 +47,7 @@ pub async fn run(host: &Host, id: &SandboxId, config: Config) -> Result<Sandbox>
     let cgroup = host.cgroups.path(&config.cgroup_parent, id.as_str());
     let cgroup = cgroup.map_err(|error| Error::invalid(error.to_string()))?;
     let pause_cgroup = (config.namespaces.pid == NamespaceMode::Pod).then_some(cgroup);
-    let result = make(host, id, config, pause_cgroup, sysctls).await;
+    let result = make(host, id, config, (joined_netns, pause_cgroup), sysctls).await;
     if result.is_err()
         && let Err(error) = remove(host, id).await
     {
@@ -56,6 +57,37 @@ pub async fn run(host: &Host, id: &SandboxId, config: Config) -> Result<Sandbox>
         );
     }
     Ok(result?)
+}
+
+/// Finds the sandboxes that have the namespaces to be joined: one that shares another's has none of
+/// its own. Returns the name of the network namespace.
+///
+/// # Errors
+/// `FailedPrecondition` for a sandbox that is not ready.
+fn resolve_joins(host: &Host, config: &mut Config) -> Result<Option<String>> {
+    if let Some(id) = config.join_ipc.take() {
+        let owner = ready(host, &id)?;
+        config.namespaces.ipc = owner.config.namespaces.ipc;
+        if config.namespaces.ipc != NamespaceMode::Node {
+            config.join_ipc = owner.config.join_ipc.or(Some(id));
+        }
+    }
+    let Some(id) = config.join_network.take() else { return Ok(None) };
+    let owner = ready(host, &id)?;
+    config.namespaces.network = owner.config.namespaces.network;
+    if config.namespaces.network == NamespaceMode::Node {
+        return Ok(None);
+    }
+    config.join_network = owner.config.join_network.or(Some(id));
+    Ok(owner.netns.or(owner.joined_netns))
+}
+
+/// The record of a sandbox that is ready.
+fn ready(host: &Host, id: &SandboxId) -> Result<Meta> {
+    match blocking(|| read_state(&host.layout, id, &host.boot_id))? {
+        Some((meta, State::Ready)) => Ok(meta),
+        _ => Err(Error::precondition(format!("sandbox {id} is not ready"))),
+    }
 }
 
 /// Refuses what a pod with a user namespace of its own cannot have.
@@ -91,17 +123,17 @@ async fn make(
     host: &Host,
     id: &SandboxId,
     config: Config,
-    pause_cgroup: Option<String>,
+    (joined_netns, pause_cgroup): (Option<String>, Option<String>),
     sysctls: Vec<(String, String)>,
 ) -> anyhow::Result<Sandbox> {
     let directory = host.layout.sandbox(id);
-    let netns =
-        (config.namespaces.network != NamespaceMode::Node).then(|| format!("cni-{}", uuid()));
+    let netns = config.owns_network().then(|| format!("cni-{}", uuid()));
     let created_at = now();
     // Two pods with one SELinux level could read each other's files. The guard reserves the level
     // until the sandbox, which is made last, holds it itself.
     let (labels, _level) = host.selinux.for_pod(&config.selinux)?.unzip();
-    let meta = Meta { id: id.clone(), created_at, config, netns, labels, pause_cgroup };
+    let meta =
+        Meta { id: id.clone(), created_at, config, netns, labels, pause_cgroup, joined_netns };
     // The record comes first: it names the network namespace and the pause process' cgroup before
     // they exist.
     step_blocking(run_sandbox::RECORD, || write_record(&directory, &meta))?;
@@ -174,8 +206,12 @@ async fn pin(
     sysctls: Vec<(String, String)>,
 ) -> anyhow::Result<()> {
     let pins = Pins::of(&host.layout, &meta.id);
-    let own_ipc = meta.config.namespaces.ipc != NamespaceMode::Node;
+    let own_ipc = meta.config.owns_ipc();
     let own_uts = !meta.config.shares_uts();
+    let shm_size = match meta.config.shm_size {
+        0 => SHM_SIZE,
+        size => size,
+    };
     blocking(|| fs::create_dir_all(&pins.shm))
         .with_context(|| format!("make {}", pins.shm.display()))?;
     let pin = Pin {
@@ -189,7 +225,7 @@ async fn pin(
         }),
         hostname: own_uts.then(|| meta.config.hostname.clone()).filter(|name| !name.is_empty()),
         sysctls,
-        shm: own_ipc.then_some((pins.shm, SHM_SIZE)),
+        shm: own_ipc.then_some((pins.shm, shm_size)),
         label: meta.labels.as_ref().map(Labels::files),
     };
     blocking(|| record::write(&directory.join(shim_layout::PIN), &pin))

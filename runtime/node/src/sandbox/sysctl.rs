@@ -3,7 +3,7 @@
 use anyhow::bail;
 use berth_base::error::{Error, Result};
 
-use super::config::{Config, NamespaceMode};
+use super::config::Config;
 
 /// Sysctls that every pod with its own network gets, as with containerd's defaults. Programs may
 /// then bind ports below 1024 and send pings without any capability.
@@ -30,8 +30,8 @@ const UTS_SYSCTLS: [&str; 2] = ["kernel.hostname", "kernel.domainname"];
 /// `InvalidArgument` for a sysctl that does not belong to a namespace of the pod's own, since it
 /// would change the host.
 pub(super) fn check(config: &Config) -> Result<Vec<(String, String)>> {
-    let own_net = config.namespaces.network != NamespaceMode::Node;
-    let own_ipc = config.namespaces.ipc != NamespaceMode::Node;
+    let own_net = config.owns_network();
+    let own_ipc = config.owns_ipc();
     let mut sysctls: Vec<(String, String)> = Vec::new();
     if own_net {
         let given = |name: &str| config.sysctls.contains_key(name);
@@ -65,7 +65,7 @@ fn check_one(name: &str, own_net: bool, own_ipc: bool, own_uts: bool) -> anyhow:
     if has {
         Ok(())
     } else {
-        bail!("the pod has the {needs} namespace of the host, so that it would change the host")
+        bail!("the pod has no {needs} namespace of its own, so that it would change the host's")
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bpf;
 mod default;
+mod docker;
 mod profile;
 
 use std::{
@@ -20,6 +21,7 @@ use berth_shim::spec::Capabilities;
 use self::{
     bpf::{ENOSYS, ERRNO, Policy},
     default::default,
+    docker::DockerProfile,
     profile::Profile,
 };
 
@@ -100,6 +102,25 @@ pub(super) fn local_profile(path: &Path, oci: bool) -> Result<Filter> {
         Ok(bpf::bytes(&compiled.map_err(|error| wrong(error.message))?))
     })?;
     Ok(if oci { Filter::Profile(text.into_bytes()) } else { program })
+}
+
+/// The filter of a profile that came with the request, for a process with these capabilities.
+///
+/// # Errors
+/// `InvalidArgument` for what is not a profile, or cannot be enforced here.
+pub(super) fn given_profile(text: &str, capabilities: Capabilities, oci: bool) -> Result<Filter> {
+    let wrong = |what: String| Error::invalid(format!("seccomp profile: {what}"));
+    let profile: DockerProfile =
+        serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
+    let profile = profile.resolve(capabilities)?;
+    let resolved = serde_json::to_string(&profile).context("write the seccomp profile")?;
+    if oci {
+        return Ok(Filter::Profile(resolved.into_bytes()));
+    }
+    cached(Key::Text(resolved), || {
+        let compiled = profile.policy().and_then(|policy| bpf::compile(&policy, &profile.arches()));
+        Ok(bpf::bytes(&compiled.map_err(|error| wrong(error.message))?))
+    })
 }
 
 /// The text of a profile. `None` for what is not a regular file, and for one that is too large.

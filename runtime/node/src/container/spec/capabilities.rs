@@ -66,13 +66,13 @@ const DEFAULT: [&str; 14] = [
     "KILL",
     "AUDIT_WRITE",
 ];
-const ALL: u64 = (1 << NAMES.len()) - 1;
+pub const ALL: u64 = (1 << NAMES.len()) - 1;
 
 /// The bit of a capability, whose name may begin with `CAP_` and be in upper or lower case.
 ///
 /// # Errors
 /// `InvalidArgument` for an unknown name.
-pub(in crate::container) fn bit(name: &str) -> Result<u64> {
+pub fn bit(name: &str) -> Result<u64> {
     let upper = name.to_ascii_uppercase();
     let plain = upper.strip_prefix("CAP_").unwrap_or(&upper);
     let number = NAMES.iter().position(|known| *known == plain);

@@ -14,9 +14,10 @@ use std::path::PathBuf;
 use berth_base::error::{Error, Result};
 use berth_shim::spec::{Container, Program, Rootfs, Spec, Stdio};
 
+pub use capabilities::{ALL as ALL_CAPABILITIES, bit as capability_bit};
+pub(super) use devices::resolve as resolve_devices;
 pub(super) use inputs::Inputs;
-pub use mounts::OPTIONS as MOUNT_OPTIONS;
-pub(super) use {capabilities::bit as capability_bit, devices::resolve as resolve_devices};
+pub use {mounts::OPTIONS as MOUNT_OPTIONS, user::parse as parse_user};
 
 use crate::{sandbox::Origin, security::selinux::Labels};
 
@@ -32,6 +33,9 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
         return Err(Error::invalid("userns_options differ from those of the sandbox"));
     }
     let labels = inputs.labels.as_ref();
+    if config.init && inputs.oci_runtime.is_some() {
+        return Err(Error::invalid("the sandbox's runtime handler has no init"));
+    }
     // CRI says that the sandbox must be privileged then (`LinuxSandboxSecurityContext.privileged`),
     // so that a runtime can protect sandboxes in which no container is to be privileged.
     if privileged && !sandbox.config.privileged {
@@ -56,6 +60,7 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
         readonly_paths: hidden(&config.security.readonly_paths),
         hooks: inputs.named.hooks()?,
         oci_runtime: inputs.oci_runtime.clone(),
+        init: config.init,
     };
     Ok(Spec {
         id: inputs.id.to_owned(),

@@ -13,7 +13,7 @@ use super::inputs::Inputs;
 use crate::{
     cdi,
     container::config::{self, MountSource},
-    sandbox::{NamespaceMode, Pins},
+    sandbox::NamespaceMode,
 };
 
 /// All mounts of a container, parents before what is below them.
@@ -23,6 +23,9 @@ use crate::{
 pub(super) fn build(inputs: &Inputs<'_>) -> Result<Vec<Mount>> {
     let mut asked: Vec<Mount> =
         inputs.config.mounts.iter().map(|mount| request(inputs, mount)).collect::<Result<_>>()?;
+    for tmpfs in &inputs.config.tmpfs {
+        asked.push(of_memory(tmpfs)?);
+    }
     for (index, mount) in asked.iter().enumerate() {
         if asked[..index].iter().any(|earlier| earlier.target == mount.target) {
             // The later one would silently hide the earlier one.
@@ -67,10 +70,7 @@ fn own(inputs: &Inputs<'_>) -> Vec<Mount> {
     // /sys and the cgroups are read-only except to privileged containers: most of /sys is the
     // host's.
     let hidden = !config.security.privileged;
-    let shm = match sandbox.config.namespaces.ipc {
-        NamespaceMode::Node => PathBuf::from("/dev/shm"),
-        _ => Pins::of(inputs.layout, &sandbox.id).shm,
-    };
+    let shm = sandbox.ipc_pins(inputs.layout).map_or_else(|| "/dev/shm".into(), |pins| pins.shm);
     let sys = match (sandbox.config.namespaces.user, sandbox.config.namespaces.network) {
         // The kernel lets a user namespace mount sysfs only if it owns the network namespace. So
         // the host's is shown instead, read-only even to a privileged container, whose root is not
@@ -206,6 +206,33 @@ fn request(inputs: &Inputs<'_>, mount: &config::Mount) -> Result<Mount> {
     Ok(built)
 }
 
+/// The options of tmpfs(5) that are passed on.
+const TMPFS_OPTIONS: [&str; 6] = ["size", "nr_blocks", "nr_inodes", "uid", "gid", "mpol"];
+
+/// A file system in memory that the request asks for.
+fn of_memory(tmpfs: &config::Tmpfs) -> Result<Mount> {
+    let target = normal(&tmpfs.container_path)?;
+    let mut readonly = false;
+    let (mut mode, mut options) = (0o1777, Vec::new());
+    let mut built = plain(target, MountKind::Mqueue);
+    for option in tmpfs.options.iter().filter(|option| !option.is_empty()) {
+        let wrong = || Error::invalid(format!("Invalid tmpfs option {option:?}"));
+        match (option.split_once('='), option.as_str()) {
+            (_, "ro" | "rw") => readonly = option == "ro",
+            (_, known) if OPTIONS.contains(&known) => apply(known, &mut built),
+            (Some(("mode", value)), _) => {
+                mode = u32::from_str_radix(value, 8).map_err(|_| wrong())?;
+            }
+            (Some((name, value)), _) if TMPFS_OPTIONS.contains(&name) => {
+                options.retain(|(earlier, _)| earlier != name);
+                options.push((name.to_owned(), value.to_owned()));
+            }
+            _ => return Err(wrong()),
+        }
+    }
+    Ok(Mount { kind: MountKind::Tmpfs { size: 0, mode, options }, readonly, ..built })
+}
+
 /// A bind mount that a CDI device brings along.
 fn of_device(mount: &cdi::Mount) -> Result<Mount> {
     let target = normal(&mount.container_path)?;
@@ -275,6 +302,15 @@ mod tests {
             built.kind,
             MountKind::Bind { propagation: Propagation::Slave, create: false, .. }
         ));
+        let tmpfs = |options: &[&str]| {
+            let options = options.iter().map(|option| (*option).to_owned()).collect();
+            of_memory(&config::Tmpfs { container_path: "/run".into(), options })
+        };
+        let made = tmpfs(&["noexec", "size=1m", "mode=770", "size=64k", "ro"]).unwrap();
+        let options = vec![("size".to_owned(), "64k".to_owned())];
+        assert_eq!(made.kind, MountKind::Tmpfs { size: 0, mode: 0o770, options });
+        assert!(made.noexec && made.readonly && !made.nosuid);
+        assert!(tmpfs(&["context=x"]).is_err() && tmpfs(&["mode=9"]).is_err());
         assert!(of_device(&bind(&["ro", "sync"])).unwrap_err().message.contains("sync"));
         assert!(of_device(&cdi::Mount { kind: "tmpfs".into(), ..bind(&[]) }).is_err());
         assert!(of_device(&cdi::Mount { host_path: "lib".into(), ..bind(&[]) }).is_err());

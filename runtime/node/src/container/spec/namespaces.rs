@@ -40,17 +40,16 @@ pub(super) fn namespaces(inputs: &Inputs<'_>) -> Result<Namespaces> {
         NamespaceMode::Container | NamespaceMode::Target => Namespace::New,
     };
     Ok(Namespaces {
-        net: sandbox.netns().map_or(Namespace::Host, Namespace::Join),
-        ipc: if shared.namespaces.ipc == NamespaceMode::Node {
-            Namespace::Host
-        } else {
-            Namespace::Join(pins.ipc)
-        },
+        net: sandbox.network_namespace().map_or(Namespace::Host, Namespace::Join),
+        ipc: sandbox
+            .ipc_pins(inputs.layout)
+            .map_or(Namespace::Host, |pins| Namespace::Join(pins.ipc)),
         uts: if shared.shares_uts() { Namespace::Host } else { Namespace::Join(pins.uts) },
         pid,
         user: sandbox.user_namespace(inputs.layout),
         pin_pid: None,
         pin_proc,
         target: None,
+        host_cgroup: config.security.host_cgroup,
     })
 }

@@ -6,7 +6,7 @@ use berth_base::error::{Error, Result};
 use berth_shim::spec::{Process, Rlimit, RlimitKind};
 
 use super::{capabilities::capabilities, inputs::Inputs, user::user};
-use crate::container::config::{Config, Seccomp};
+use crate::container::config::Config;
 
 /// For images that set no PATH, as Docker does.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -43,9 +43,10 @@ pub(super) fn process(inputs: &Inputs<'_>, selinux: Option<String>) -> Result<Pr
         capabilities: capabilities(security)?,
         no_new_privileges: security.no_new_privs,
         rlimits: vec![Rlimit { kind: RlimitKind::Nofile, soft: OPEN_FILES.0, hard: OPEN_FILES.1 }],
+        ulimits: config.ulimits.clone(),
         // The range that the kernel accepts (proc_pid_oom_score_adj(5)).
         oom_score_adj: Some(config.resources.oom_score_adj.clamp(-1000, 1000) as i32),
-        seccomp: security.seccomp != Seccomp::Unconfined && !security.privileged,
+        seccomp: security.is_filtered(),
         apparmor: inputs.apparmor.clone(),
         selinux,
         tty: config.tty,

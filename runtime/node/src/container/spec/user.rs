@@ -12,6 +12,7 @@ use crate::container::config::Security;
 /// `InvalidArgument` for a group without a user, for both a user and a username, and for numbers
 /// out of range.
 pub(super) fn user(security: &Security, of_image: &str) -> Result<User> {
+    let of_image = security.user.as_deref().unwrap_or(of_image);
     let (from_image, group_of_image) = match of_image.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
         None => (of_image, None),
@@ -37,7 +38,21 @@ pub(super) fn user(security: &Security, of_image: &str) -> Result<User> {
     };
     let supplementary =
         security.supplemental_groups.iter().map(|gid| id(*gid)).collect::<Result<_>>()?;
-    Ok(User { user, group, supplementary, merge_groups: !security.strict_groups })
+    Ok(User {
+        user,
+        group,
+        supplementary,
+        merge_groups: !security.strict_groups,
+        group_names: security.group_names.clone(),
+    })
+}
+
+/// The user of an exec, from `user[:group]`.
+///
+/// # Errors
+/// `InvalidArgument` for numbers out of range.
+pub fn parse(text: &str) -> Result<User> {
+    user(&Security::default(), text)
 }
 
 fn id(number: i64) -> Result<u32> {
