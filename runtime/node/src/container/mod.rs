@@ -31,6 +31,7 @@ mod remove;
 mod seccomp;
 mod spec;
 mod state;
+pub mod stdio;
 mod stop;
 mod update;
 mod usage;
@@ -39,7 +40,7 @@ pub use self::{
     config::{Config, Device, Meta, Mount, MountSource, Seccomp, Security},
     create::create,
     disk_usage::DiskUsage,
-    exec::Output,
+    exec::{Execution, Output},
     object::{Container, Loaded},
     remove::remove,
     spec::MOUNT_OPTIONS,
