@@ -1,0 +1,4 @@
+//! The bytes of containers on their way to and from clients.
+
+pub mod frames;
+pub mod logs;
