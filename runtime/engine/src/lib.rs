@@ -2,5 +2,6 @@
 //! SDK. This is the only crate that names Docker's HTTP routes and JSON.
 
 pub mod filters;
+pub mod names;
 pub mod streams;
 pub mod time;
