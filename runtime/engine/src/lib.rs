@@ -3,5 +3,6 @@
 
 pub mod filters;
 pub mod names;
+pub mod restart;
 pub mod streams;
 pub mod time;
