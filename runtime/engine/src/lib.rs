@@ -5,5 +5,6 @@ pub mod filters;
 pub mod health;
 pub mod names;
 pub mod restart;
+pub mod status_text;
 pub mod streams;
 pub mod time;
