@@ -4,6 +4,7 @@
 pub mod filters;
 pub mod health;
 pub mod names;
+pub mod ports;
 pub mod restart;
 pub mod status_text;
 pub mod streams;
