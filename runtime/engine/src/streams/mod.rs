@@ -1,4 +1,5 @@
 //! The bytes of containers on their way to and from clients.
 
+pub mod detach;
 pub mod frames;
 pub mod logs;
