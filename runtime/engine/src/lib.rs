@@ -1,6 +1,7 @@
 //! The second edge: the Docker Engine API over a unix socket, for the docker CLI, compose and every
 //! SDK. This is the only crate that names Docker's HTTP routes and JSON.
 
+pub mod archive;
 pub mod filters;
 pub mod health;
 pub mod names;
