@@ -2,6 +2,7 @@
 //! SDK. This is the only crate that names Docker's HTTP routes and JSON.
 
 pub mod archive;
+pub mod changes;
 pub mod filters;
 pub mod health;
 pub mod names;
