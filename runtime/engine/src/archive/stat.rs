@@ -62,8 +62,8 @@ impl ContainerFiles<'_> {
 
 /// The time of modification, in nanoseconds since the epoch.
 fn modified(found: &Stat) -> i64 {
-    let seconds = found.st_mtime as i64;
-    seconds.saturating_mul(1_000_000_000).saturating_add(found.st_mtime_nsec as i64)
+    let seconds = found.st_mtime.saturating_mul(1_000_000_000);
+    seconds.saturating_add(found.st_mtime_nsec as i64)
 }
 
 /// The bits of Go's `os.FileMode` for those of `st_mode`.

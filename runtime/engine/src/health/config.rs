@@ -5,7 +5,7 @@ use std::time::Duration;
 use berth_base::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use super::state::Status;
+use super::status::Status;
 
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(30);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);

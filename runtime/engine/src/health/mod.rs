@@ -12,8 +12,10 @@
 
 mod config;
 mod state;
+mod status;
 
 pub use self::{
     config::{HealthConfig, Probe},
-    state::{Health, Output, ProbeResult, Status},
+    state::{Health, Output, ProbeResult},
+    status::Status,
 };

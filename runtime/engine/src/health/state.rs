@@ -4,21 +4,13 @@ use std::{collections::VecDeque, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::config::Probe;
+use super::{config::Probe, status::Status};
 use crate::time::{go_duration, parse_rfc3339, rfc3339_nano};
 
 /// Bytes of a probe's output that are kept.
 const MAX_OUTPUT: usize = 4096;
 /// Results that are kept.
 const MAX_RESULTS: usize = 5;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Status {
-    Starting,
-    Healthy,
-    Unhealthy,
-}
 
 /// `State.Health` of the API, and of the container's record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,16 +78,6 @@ impl Health {
         self.results.push_back(result);
         let changed = (self.status != before).then_some(self.status);
         (self, changed)
-    }
-}
-
-impl Status {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Healthy => "healthy",
-            Self::Unhealthy => "unhealthy",
-        }
     }
 }
 

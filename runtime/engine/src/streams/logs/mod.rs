@@ -14,40 +14,25 @@
 
 mod blocks;
 mod files;
+mod options;
 mod record;
 mod tail;
 mod watch;
 
-use std::{collections::BTreeMap, future::Future, io, path::PathBuf, pin::Pin, time::Duration};
+use std::{future::Future, io, path::PathBuf, pin::Pin, time::Duration};
 
 use berth_base::{blocking::spawn_blocking, clock};
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 
-pub use self::watch::{LogWatcher, Watch};
 use self::{
     blocks::{Blocks, Progress},
     record::Renderer,
 };
-
-/// What a client asked for.
-#[derive(Clone, Debug, Default)]
-pub struct LogOptions {
-    pub stdout: bool,
-    pub stderr: bool,
-    /// Leaves out the records before the first one of this time, in nanoseconds since the epoch.
-    pub since: Option<i64>,
-    /// Ends before the first record that is later, in nanoseconds since the epoch.
-    pub until: Option<i64>,
-    /// The last so many records only. `None` means all of them.
-    pub tail: Option<u64>,
-    /// Puts the time in front of each record.
-    pub timestamps: bool,
-    /// Puts these attributes in front of each record. `None` if no details were asked for.
-    pub details: Option<BTreeMap<String, String>>,
-    /// The container has a terminal: the stream has no frames, and lines end with CR and LF.
-    pub tty: bool,
-}
+pub use self::{
+    options::LogOptions,
+    watch::{LogWatcher, Watch},
+};
 
 /// What a stream needs to go on after the end of the log.
 pub struct Follow {
@@ -147,6 +132,7 @@ fn joined<T>(result: Result<io::Result<T>, tokio::task::JoinError>) -> io::Resul
 #[cfg(test)]
 mod tests {
     use std::{
+        collections::BTreeMap,
         fs::{self, File},
         io::Write,
     };

@@ -10,7 +10,7 @@
 
 use std::{collections::BTreeMap, ops::ControlFlow};
 
-use super::LogOptions;
+use super::options::LogOptions;
 use crate::{
     streams::frames::{self, HEADER, Stream},
     time::rfc3339_fixed,
