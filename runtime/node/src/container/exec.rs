@@ -18,7 +18,7 @@ use berth_base::{
 };
 use berth_shim::{
     exec_request::ExecRequest,
-    protocol::{Call, ENDED},
+    protocol::{Call, ENDED, Response},
     record::Failure,
 };
 use nix::sys::{
@@ -58,6 +58,8 @@ pub struct Execution {
     connection: Arc<Connection>,
     exec: String,
     exit: oneshot::Receiver<i32>,
+    /// Of its program, as the host counts; 0 where the shim did not say it.
+    pub pid: u32,
 }
 
 impl Container {
@@ -157,9 +159,15 @@ impl Container {
         let limit = deadline.saturating_duration_since(Instant::now());
         let called =
             step(steps::exec::START, connection.call_within(limit, call, &descriptors)).await;
-        let execution = Execution { container: self.meta.id.clone(), connection, exec, exit };
+        let container = self.meta.id.clone();
+        let mut execution = Execution { container, connection, exec, exit, pid: 0 };
         match called {
-            Ok(_) => Ok(execution),
+            Ok(response) => {
+                if let Response::Pid(pid) = response {
+                    execution.pid = pid;
+                }
+                Ok(execution)
+            }
             Err(error) => {
                 if error.is::<NoResponse>() {
                     // The request is in the socket, so a shim that was stopped and goes on will
