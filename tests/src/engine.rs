@@ -1,8 +1,9 @@
 //! A client of the Docker Engine API: plain requests, and the real docker CLI.
 
 use std::{
+    io::{Read, Write},
     path::{Path, PathBuf},
-    process::Output,
+    process::{Command, Output, Stdio},
 };
 
 use serde_json::Value;
@@ -119,12 +120,56 @@ impl Machine {
     /// # Panics
     /// It cannot be run.
     pub fn docker(&self, arguments: &[&str]) -> Output {
-        let program = docker().expect("a docker CLI: hack/tools/build docker");
-        self.command(program)
-            .args(arguments)
+        self.docker_command(arguments).output().expect("run docker")
+    }
+
+    /// The docker CLI with these arguments, to be run.
+    ///
+    /// # Panics
+    /// There is none.
+    pub fn docker_command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.command(docker().expect(NO_DOCKER));
+        command.args(arguments);
+        self.point_docker(&mut command);
+        command
+    }
+
+    /// Runs `docker LINE`, as a shell reads it, on a terminal with 80 columns and 24 rows, and types
+    /// `keys` when it shows something, or at once if there is nothing to be typed.
+    ///
+    /// # Panics
+    /// It cannot be run.
+    pub fn on_terminal(&self, line: &str, keys: &[u8]) -> Output {
+        let program = docker().expect(NO_DOCKER);
+        let line = format!("stty cols 80 rows 24; {} {line}", program.display());
+        let mut command = self.command("script");
+        command.args(["--quiet", "--return", "--flush", "--command", &line, "/dev/null"]);
+        self.point_docker(&mut command);
+        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = piped.spawn().expect("run script");
+        let mut shown = Vec::new();
+        let mut screen = child.stdout.take().expect("it is piped");
+        let mut keyboard = child.stdin.take().expect("it is piped");
+        if !keys.is_empty() {
+            let mut byte = [0];
+            // `attach` shows nothing by itself, so that its keys go first.
+            if !line.contains(" attach ") && screen.read(&mut byte).expect("read") == 1 {
+                shown.push(byte[0]);
+            }
+            keyboard.write_all(keys).expect("type");
+        }
+        screen.read_to_end(&mut shown).expect("read");
+        drop(keyboard);
+        let output = child.wait_with_output().expect("wait for script");
+        Output { stdout: shown, ..output }
+    }
+
+    fn point_docker(&self, command: &mut Command) {
+        command
             .env("DOCKER_HOST", format!("unix://{}", socket(self).display()))
             .env("DOCKER_CONFIG", self.path("docker-config"))
-            .output()
-            .expect("run docker")
+            .env("TERM", "xterm");
     }
 }
+
+const NO_DOCKER: &str = "a docker CLI: hack/tools/build docker";

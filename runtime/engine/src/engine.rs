@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use anyhow::Context;
 use berth_node::Node;
 
 use crate::{
@@ -9,6 +10,7 @@ use crate::{
     events::Events,
     http::error::{Failure, Result},
     routes::execs::Execs,
+    streams::logs::LogWatcher,
 };
 
 #[derive(Debug)]
@@ -18,6 +20,8 @@ pub struct Engine {
     pub(crate) containers: Registry,
     pub(crate) execs: Execs,
     pub(crate) events: Events,
+    /// Tells those who follow a log.
+    pub(crate) logs: Arc<LogWatcher>,
 }
 
 impl Engine {
@@ -31,6 +35,7 @@ impl Engine {
             containers: Registry::default(),
             execs: Execs::default(),
             events: Events::default(),
+            logs: LogWatcher::start().context("watch the logs of containers")?,
         });
         recover::recover(&engine).await?;
         Ok(engine)

@@ -7,12 +7,21 @@
 //! in a `Node` of their own, which the other edge never sees.
 
 mod api;
+pub mod archive;
+pub mod changes;
 mod container;
 mod engine;
 mod events;
+pub mod filters;
+pub mod health;
 mod http;
+pub mod names;
+pub mod ports;
+pub mod restart;
 mod routes;
-mod streams;
+pub mod status_text;
+pub mod streams;
+pub mod time;
 
 pub use self::{
     engine::Engine,

@@ -4,13 +4,16 @@ use std::{fs::File, io, os::fd::OwnedFd};
 
 use anyhow::Context;
 use berth_base::error::Result;
-use berth_node::container::Container;
+use berth_node::container::{
+    Container,
+    stdio::{self, Terminal, Window},
+};
 use berth_shim::exec_request::ExecRequest;
 use serde::Deserialize;
 use tokio::sync::watch;
 
 use super::{
-    descriptor::{self, Reader, Window, Writer},
+    descriptor::{Reader, Writer},
     streams::{Input, Outcome, Output, StreamOptions, Streams},
 };
 
@@ -129,10 +132,11 @@ struct Opened {
 impl Opened {
     /// A terminal in the container of the process `pid`.
     async fn terminal(pid: u32) -> io::Result<Self> {
-        let (stdin, stdout, window, slave) = descriptor::terminal(pid).await?;
+        let Terminal { input, output, window, theirs } = Terminal::open(pid).await?;
         // A terminal has one output; CRI forbids to ask for stderr with it.
-        let stdio = Stdio { stdin: Some(stdin), stdout: Some(stdout), stderr: None };
-        Ok(Self { stdio, window: Some(window), theirs: vec![slave] })
+        let stdio =
+            Stdio { stdin: Some(Writer(input)), stdout: Some(Reader(output)), stderr: None };
+        Ok(Self { stdio, window: Some(window), theirs: vec![theirs] })
     }
 
     /// Pipes for what the client asked for, and /dev/null in the place of the others.
@@ -160,10 +164,15 @@ struct Stdio {
 impl Stdio {
     /// Pipes for those of stdin, stdout and stderr that are true, and the process' ends of them.
     fn pipes([stdin, stdout, stderr]: [bool; 3]) -> io::Result<(Self, [Option<OwnedFd>; 3])> {
-        let (in_read, stdin) = stdin.then(descriptor::input).transpose()?.unzip();
-        let (stdout, out_write) = stdout.then(descriptor::output).transpose()?.unzip();
-        let (stderr, err_write) = stderr.then(descriptor::output).transpose()?.unzip();
-        Ok((Self { stdin, stdout, stderr }, [in_read, out_write, err_write]))
+        let (in_read, stdin) = stdin.then(stdio::input).transpose()?.unzip();
+        let (stdout, out_write) = stdout.then(stdio::output).transpose()?.unzip();
+        let (stderr, err_write) = stderr.then(stdio::output).transpose()?.unzip();
+        let own = Self {
+            stdin: stdin.map(Writer),
+            stdout: stdout.map(Reader),
+            stderr: stderr.map(Reader),
+        };
+        Ok((own, [in_read, out_write, err_write]))
     }
 
     /// Copies until `ended` is true and the client has all output, or until the client is gone.

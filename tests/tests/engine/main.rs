@@ -1,7 +1,10 @@
 //! The Docker Engine API, over its socket and by the real docker CLI.
 #![allow(clippy::unwrap_used, reason = "a test that panics fails")]
 
+mod attach;
+mod exec;
 mod life;
+mod logs;
 
 use berth_tests::{Cri, Daemon, Engine, Machine, engine, ready_with};
 

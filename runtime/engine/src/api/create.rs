@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use berth_base::error::{Error, Result};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{host_config::HostConfig, without_nulls};
+use super::{host_config::HostConfig, without_nulls, words};
 
 /// What `docker run` asks for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -101,20 +101,6 @@ pub(crate) struct EndpointSettings {
     pub driver_opts: Option<BTreeMap<String, String>>,
     #[serde(rename = "GwPriority")]
     pub gw_priority: Option<i64>,
-}
-
-/// Go takes a string for a list of one (`strslice.StrSlice`).
-fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Words {
-        One(String),
-        Many(Vec<String>),
-    }
-    Ok(Option::<Words>::deserialize(deserializer)?.map(|words| match words {
-        Words::One(word) => vec![word],
-        Words::Many(words) => words,
-    }))
 }
 
 fn is_zero(number: &i64) -> bool {

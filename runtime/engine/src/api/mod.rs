@@ -1,8 +1,10 @@
 //! Docker's JSON, as its clients send it and expect it.
 
 pub(crate) mod create;
+pub(crate) mod exec;
 pub(crate) mod host_config;
 
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 /// Removes the fields that are `null`, at the top and in the objects named. Go decodes them to the
@@ -22,4 +24,20 @@ fn strip(value: &mut Value) {
     if let Value::Object(fields) = value {
         fields.retain(|_, value| !value.is_null());
     }
+}
+
+/// Go takes a string for a list of one (`strslice.StrSlice`).
+pub(crate) fn words<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<String>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Words {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(Option::<Words>::deserialize(deserializer)?.map(|words| match words {
+        Words::One(word) => vec![word],
+        Words::Many(words) => words,
+    }))
 }

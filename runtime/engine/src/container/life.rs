@@ -31,7 +31,7 @@ const LEAVING: Duration = Duration::from_secs(10);
 const GRACE: i64 = 10;
 
 /// The node's container of a run.
-fn running(engine: &Engine, container: &Container) -> Option<Arc<node::Container>> {
+pub(crate) fn running(engine: &Engine, container: &Container) -> Option<Arc<node::Container>> {
     engine
         .node
         .containers
@@ -90,14 +90,15 @@ async fn make_run(
     let layout = &engine.node.host.layout;
     let refused = |failure: Failure| Error::invalid(failure.message);
     let sandbox = run::sandbox(layout, &record).map_err(refused)?;
-    let config = run::container(layout, &record, container.has_waiting()).map_err(refused)?;
+    let waiting = container.take_waiting();
+    let config = run::container(layout, &record, !waiting.is_empty()).map_err(refused)?;
     let id = SandboxId::from(container.id.clone());
     engine.node.run_sandbox_as(id, sandbox).await?;
     let id = ContainerId::from(container.id.clone());
     engine.node.create_container_as(id, &container.id, config).await?;
     engine.node.start_container(&container.id).await?;
     let run = engine.node.containers.find(&container.id)?;
-    for streams in container.take_waiting() {
+    for streams in waiting {
         // One that has ended meanwhile has given its output to the first that joined.
         if let Err(error) = join(&run, &streams).await {
             tracing::debug!(container = container.id, "join a client: {error:#}");
@@ -108,7 +109,7 @@ async fn make_run(
 
 /// Joins streams to a run.
 async fn join(run: &node::Container, streams: &Streams) -> Result<(), Error> {
-    let Streams { stdin, stdout, stderr } = streams;
+    let Streams { stdin, stdout, stderr, .. } = streams;
     let given: Vec<_> = [stdin, stdout, stderr].into_iter().flatten().collect();
     let which = (stdin.is_some(), stdout.is_some(), stderr.is_some());
     run.attach(which, &given).await.map(drop)
@@ -178,7 +179,12 @@ pub(crate) async fn finish(engine: &Arc<Engine>, container: &Arc<Container>, exi
     if let Err(error) = container.change_last(|last| last.wanted = false) {
         tracing::error!(container = container.id, "its end cannot be recorded: {error:#}");
     }
-    engine.publish(container, "die", json!({ "exitCode": code.to_string() }));
+    if exited.oom {
+        engine.publish(container, "oom", json!({}));
+    }
+    let seconds = (exited.at - container.state().last.started_at).max(0) / 1_000_000_000;
+    let attributes = json!({ "exitCode": code.to_string(), "execDuration": seconds.to_string() });
+    engine.publish(container, "die", attributes);
     container.enter(|state| {
         state.phase = Phase::Exited;
         state.ended += 1;
@@ -224,6 +230,8 @@ pub(crate) async fn stop(
         u64::try_from(grace).map_or(Duration::from_secs(u64::from(u32::MAX)), Duration::from_secs);
     let ended = container.state().ended;
     if let Some(run) = running(engine, container) {
+        let first = signal.unwrap_or_else(|| run.meta.stop_signal).to_string();
+        engine.publish(container, "kill", json!({ "signal": first }));
         if let Some(signal) = signal {
             let _ = run.kill(signal).await;
             let _ = tokio::time::timeout(grace, run.ended()).await;

@@ -14,3 +14,4 @@ pub(crate) mod recover;
 pub(crate) mod registry;
 pub(crate) mod run;
 pub(crate) mod state;
+pub(crate) mod users;

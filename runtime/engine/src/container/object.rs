@@ -3,7 +3,10 @@
 use std::{
     mem,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use anyhow::Context;
@@ -23,6 +26,8 @@ pub(crate) struct Streams {
     pub stdin: Option<OwnedFd>,
     pub stdout: Option<OwnedFd>,
     pub stderr: Option<OwnedFd>,
+    /// Set when the client is gone, which must not end the input of a run that it has not seen.
+    pub left: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -80,6 +85,11 @@ impl Container {
         self.state.borrow().clone()
     }
 
+    /// Whether nothing is left of it.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.state.borrow().is_removed()
+    }
+
     pub(crate) fn watch(&self) -> watch::Receiver<State> {
         self.state.subscribe()
     }
@@ -109,16 +119,16 @@ impl Container {
 
     /// Keeps streams for the next run.
     pub(crate) fn await_run(&self, streams: Streams) {
-        lock(&self.waiting).push(streams);
-    }
-
-    pub(crate) fn has_waiting(&self) -> bool {
-        !lock(&self.waiting).is_empty()
+        let mut waiting = lock(&self.waiting);
+        waiting.retain(|streams| !streams.left.load(Ordering::Relaxed));
+        waiting.push(streams);
     }
 
     /// Takes the streams that wait. Those that are dropped end.
     pub(crate) fn take_waiting(&self) -> Vec<Streams> {
-        mem::take(&mut *lock(&self.waiting))
+        let mut waiting = mem::take(&mut *lock(&self.waiting));
+        waiting.retain(|streams| !streams.left.load(Ordering::Relaxed));
+        waiting
     }
 }
 

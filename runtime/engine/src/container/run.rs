@@ -46,6 +46,12 @@ pub(crate) fn check(record: &Record) -> Result<()> {
             "can't create 'AutoRemove' container with restart policy",
         ));
     }
+    let driver = record.host_config.log_config.r#type.as_str();
+    if !["", "json-file", "local", "none"].contains(&driver) {
+        return Err(Failure::bad_request(format!(
+            "logger: no log driver named '{driver}' is registered"
+        )));
+    }
     ports(&record.host_config)?;
     mounts(&record.host_config)?;
     Ok(())
@@ -144,7 +150,7 @@ pub(crate) fn container(layout: &Layout, record: &Record, is_awaited: bool) -> R
         env: env.collect(),
         mounts: mounts(host)?,
         devices: devices(host),
-        log_path: PathBuf::from(LOG),
+        log_path: log_path(host),
         stdin: config.open_stdin,
         stdin_once: config.stdin_once,
         tty: config.tty,
@@ -154,6 +160,15 @@ pub(crate) fn container(layout: &Layout, record: &Record, is_awaited: bool) -> R
         awaits_attach: is_awaited,
         ..Config::default()
     })
+}
+
+/// The driver `none` keeps nothing. The others are one here: `local` and `json-file` differ in what
+/// their files look like, which nobody reads but the daemon.
+fn log_path(host: &HostConfig) -> PathBuf {
+    match host.log_config.r#type.as_str() {
+        "none" => PathBuf::new(),
+        _ => PathBuf::from(LOG),
+    }
 }
 
 fn security(record: &Record, network: NamespaceMode) -> Security {
@@ -295,19 +310,29 @@ fn mounts(host: &HostConfig) -> Result<Vec<Mount>> {
 
 /// The exit code and the text of a failed start. The CLI makes 127 and 126 of these words.
 pub(crate) fn start_failure(record: &Record, error: &Error) -> (i32, String) {
-    let program = &record.path;
-    let text = &error.message;
-    let create = "failed to create task for container: failed to create shim task: OCI runtime \
-                  create failed: unable to start container process: error during container init";
+    match program_failure(&record.path, &error.message) {
+        Some((code, why)) => {
+            let create = "failed to create task for container: failed to create shim task: OCI \
+                          runtime create failed: unable to start container process: error during \
+                          container init";
+            (code, format!("{create}: {why}"))
+        }
+        None => (128, error.message.clone()),
+    }
+}
+
+/// What was wrong with a program that could not be executed, with its exit code, in runc's words.
+/// `None` if it was something else.
+pub(crate) fn program_failure(program: &str, text: &str) -> Option<(i32, String)> {
     if text.contains("No such file or directory") || text.contains("not found") {
         let what = match program.contains('/') {
             true => "no such file or directory",
             false => "executable file not found in $PATH",
         };
-        return (127, format!("{create}: exec: \"{program}\": {what}"));
+        return Some((127, format!("exec: \"{program}\": {what}")));
     }
     if text.contains("Permission denied") || text.contains("Is a directory") {
-        return (126, format!("{create}: exec: \"{program}\": permission denied"));
+        return Some((126, format!("exec: \"{program}\": permission denied")));
     }
-    (128, text.clone())
+    None
 }

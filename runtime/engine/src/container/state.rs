@@ -58,6 +58,11 @@ impl State {
         matches!(self.phase, Phase::Running { .. })
     }
 
+    /// Whether nothing is left of it.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.phase == Phase::Removed
+    }
+
     /// The word that `State.Status` has for it.
     pub(crate) fn status(&self) -> &'static str {
         match self.phase {

@@ -79,6 +79,12 @@ pub(crate) fn failed(failure: &Failure) -> Answer {
     json(failure.status, &json!({ "message": failure.message }))
 }
 
+/// A failure as an attach answers it: a line of text.
+pub(crate) fn failed_raw(failure: &Failure) -> Answer {
+    let text = format!("{}\r\n", failure.message);
+    answer(failure.status, "application/vnd.docker.raw-stream", full(text))
+}
+
 /// An answer that goes on for as long as `stream` does. Its headers are sent at once.
 pub(crate) fn streaming(
     content_type: &'static str,

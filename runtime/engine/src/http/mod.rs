@@ -5,3 +5,4 @@ pub(crate) mod error;
 pub(crate) mod server;
 pub(crate) mod upgrade;
 pub(crate) mod version;
+pub(crate) mod websocket;

@@ -1,20 +1,41 @@
 //! Connections that stop being HTTP: attach and exec (`Upgrade: tcp`).
 
+use std::{
+    future, io,
+    os::fd::{AsFd, OwnedFd},
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes};
+use futures_util::stream;
 use http::{
     HeaderValue, Request, StatusCode,
-    header::{CONNECTION, CONTENT_TYPE, UPGRADE},
+    header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, UPGRADE},
+    request::Parts,
 };
-use hyper::{
-    body::Incoming,
-    upgrade::{OnUpgrade, Upgraded},
-};
+use http_body_util::BodyExt;
+use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{
+        AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, Interest, ReadBuf,
+        unix::AsyncFd,
+    },
+    net::{UnixStream, unix::OwnedReadHalf},
+};
 
-use super::body::{self, Answer};
+use super::{
+    body::{self, Answer},
+    version::Version,
+    websocket,
+};
 
-/// The two directions of a client's connection. The end of the first is a half-close: the client
-/// still reads.
-pub(crate) type Io = TokioIo<Upgraded>;
+/// How much output waits for a client that reads it as the body of an answer, in bytes.
+const WAITING: usize = 64 << 10;
+/// How long the input of a client is read on that has got all output.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// How output is framed, which the answer's content type says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,30 +51,185 @@ impl Framing {
         if tty { Self::Raw } else { Self::Multiplexed }
     }
 
-    pub(crate) fn content_type(self) -> &'static str {
+    /// Clients before 1.42 know one word for both.
+    pub(crate) fn content_type(self, version: Version) -> &'static str {
         match self {
-            Self::Raw => "application/vnd.docker.raw-stream",
-            Self::Multiplexed => "application/vnd.docker.multiplexed-stream",
+            Self::Multiplexed if version >= Version(42) => {
+                "application/vnd.docker.multiplexed-stream"
+            }
+            Self::Raw | Self::Multiplexed => RAW,
         }
     }
 }
 
-/// Whether the client asks for the connection itself.
-pub(crate) fn is_wanted(request: &Request<Incoming>) -> bool {
-    request.headers().contains_key(UPGRADE)
+const RAW: &str = "application/vnd.docker.raw-stream";
+
+/// The two directions of a client's connection, once they are no longer HTTP.
+pub(crate) struct Client {
+    /// What the client sends. Its end is a half-close: the client still reads.
+    pub input: Box<dyn AsyncRead + Send + Unpin>,
+    pub output: Box<dyn AsyncWrite + Send + Unpin>,
+    pub presence: Presence,
 }
 
-/// The upgrade of a request whose body has been read, or has none.
-pub(crate) fn on(request: Request<Incoming>) -> OnUpgrade {
-    hyper::upgrade::on(request)
+impl Client {
+    /// Tells the client that there is no more output. What it still sends is read for a while: a
+    /// connection that is closed over unread bytes is reset, and takes output with it that the
+    /// client has not read (unix(7)).
+    pub(crate) async fn close(mut self) {
+        if self.output.shutdown().await.is_ok() {
+            let mut sink = tokio::io::sink();
+            let rest = tokio::io::copy(&mut self.input, &mut sink);
+            let _ = tokio::time::timeout(LINGER, rest).await;
+        }
+    }
+}
+
+/// Whether a client is there, which one that has nothing to send does not show otherwise.
+#[derive(Debug)]
+pub(crate) struct Presence(Option<AsyncFd<OwnedFd>>);
+
+impl Presence {
+    /// Where the end of the client's input tells.
+    pub(super) fn unknown() -> Self {
+        Self(None)
+    }
+
+    fn of(stream: &UnixStream) -> Self {
+        let watched = stream.as_fd().try_clone_to_owned().and_then(|fd| {
+            // Without the interest in input, a half-close does not wake it.
+            AsyncFd::with_interest(fd, Interest::PRIORITY)
+        });
+        Self(watched.ok())
+    }
+
+    /// Ends when the client has closed its connection altogether.
+    pub(crate) async fn gone(&self) {
+        if let Some(connection) = &self.0 {
+            let _ = connection.ready(Interest::PRIORITY).await;
+        } else {
+            future::pending::<()>().await;
+        }
+    }
+}
+
+/// What a client has sent behind its request before it got the answer, and the rest.
+struct Rest {
+    first: Bytes,
+    then: OwnedReadHalf,
+}
+
+impl AsyncRead for Rest {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.first.is_empty() {
+            return Pin::new(&mut self.then).poll_read(cx, buffer);
+        }
+        let length = self.first.len().min(buffer.remaining());
+        buffer.put_slice(&self.first[..length]);
+        self.first.advance(length);
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The connection that a request asks for. Its session begins when the answer is on its way.
+pub(crate) enum Pending {
+    Upgrade(OnUpgrade),
+    WebSocket(OnUpgrade, Version),
+    /// Of clients that do not ask for an upgrade: bodies of request and answer are the connection.
+    Bodies(Client),
+}
+
+impl Pending {
+    /// Waits for the connection. `None` if the client went away before.
+    pub(crate) async fn client(self) -> Option<Client> {
+        let upgraded = match self {
+            Self::Bodies(client) => return Some(client),
+            Self::Upgrade(upgrade) => upgrade.await.ok()?,
+            Self::WebSocket(upgrade, version) => {
+                return Some(websocket::client(upgrade.await.ok()?, version).await);
+            }
+        };
+        let parts = upgraded.downcast::<TokioIo<UnixStream>>().ok()?;
+        let stream = parts.io.into_inner();
+        let presence = Presence::of(&stream);
+        let (then, output) = stream.into_split();
+        let input = Box::new(Rest { first: parts.read_buf, then });
+        Some(Client { input, output: Box::new(output), presence })
+    }
+}
+
+/// Takes the connection of a request for a session, and makes the answer. The body of a request
+/// that asks for an upgrade has been read before; of others it is what the client sends.
+pub(crate) fn take(
+    parts: Parts,
+    body: Option<Incoming>,
+    framing: Framing,
+    version: Version,
+) -> (Answer, Pending) {
+    if is_wanted(&parts) {
+        let mut request = Request::from_parts(parts, ());
+        return (switching(framing, version), Pending::Upgrade(hyper::upgrade::on(&mut request)));
+    }
+    let input: Box<dyn AsyncRead + Send + Unpin> = match body {
+        Some(body) => Box::new(reader(body)),
+        None => Box::new(tokio::io::empty()),
+    };
+    let (output, read) = tokio::io::duplex(WAITING);
+    let answer = body::streaming(RAW, chunks(read));
+    (
+        answer,
+        Pending::Bodies(Client { input, output: Box::new(output), presence: Presence::unknown() }),
+    )
+}
+
+/// Whether the client asks for the connection itself.
+pub(crate) fn is_wanted(parts: &Parts) -> bool {
+    parts.headers.contains_key(UPGRADE)
+}
+
+/// Whether a request has a body of a length that is known: it is JSON, such as dockerode sends with
+/// an attach, and no input.
+pub(crate) fn has_document(parts: &Parts) -> bool {
+    parts.headers.contains_key(CONTENT_LENGTH)
 }
 
 /// The answer after which the connection is the session's.
-pub(crate) fn switching(framing: Framing) -> Answer {
+fn switching(framing: Framing, version: Version) -> Answer {
     let mut answer = body::empty(StatusCode::SWITCHING_PROTOCOLS);
     let headers = answer.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(framing.content_type()));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(framing.content_type(version)));
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static("tcp"));
     answer
+}
+
+/// The body of a request as a stream of bytes.
+fn reader(mut body: Incoming) -> DuplexStream {
+    let (mut write, read) = tokio::io::duplex(WAITING);
+    tokio::spawn(async move {
+        while let Some(Ok(frame)) = body.frame().await {
+            if let Ok(bytes) = frame.into_data()
+                && write.write_all(&bytes).await.is_err()
+            {
+                return;
+            }
+        }
+    });
+    read
+}
+
+/// What is written to the other end, as the body of an answer.
+fn chunks(read: DuplexStream) -> impl futures_util::Stream<Item = io::Result<Bytes>> {
+    stream::unfold(read, |mut read| async {
+        let mut buffer = bytes::BytesMut::with_capacity(WAITING);
+        match read.read_buf(&mut buffer).await {
+            Ok(0) => None,
+            Ok(_) => Some((Ok(buffer.freeze()), read)),
+            Err(error) => Some((Err(error), read)),
+        }
+    })
 }

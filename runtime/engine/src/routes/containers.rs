@@ -1,32 +1,39 @@
 //! `/containers`.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::IntErrorKind, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::stream;
 use http::StatusCode;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::Call;
+use super::{Call, query::Query};
 use crate::{
     api::create::CreateBody,
     container::{
         create as made, life,
-        object::{Container, Streams},
+        object::Container,
         state::{Phase, State},
     },
     http::{
         body::{self, Answer},
         error::{Failure, Result},
-        upgrade::{self, Framing},
     },
-    streams::session,
 };
 
+mod attach;
 mod inspect;
 mod list;
+mod logs;
+mod stats;
 
-pub(super) use self::{inspect::inspect, list::list};
+pub(super) use self::{
+    attach::{attach, attach_websocket},
+    inspect::inspect,
+    list::list,
+    logs::logs,
+    stats::stats,
+};
 
 pub(super) async fn create(call: Call) -> Result<Answer> {
     let Call { engine, query, request, .. } = call;
@@ -118,12 +125,33 @@ pub(super) fn rename(call: &Call, name: &str) -> Result<Answer> {
 }
 
 pub(super) async fn resize(call: &Call, name: &str) -> Result<Answer> {
+    let (height, width) = size(&call.query)?;
     let container = call.engine.containers.find(name)?;
-    let (height, width) = (call.query.number("h")?, call.query.number("w")?);
-    if let Ok(run) = call.engine.node.containers.find(&container.id) {
-        run.resize(width.unwrap_or(0), height.unwrap_or(0)).await;
-    }
+    let run = life::running(&call.engine, &container).filter(|_| container.state().is_running());
+    let Some(run) = run else {
+        let id = &container.id;
+        return Err(Failure::conflict(format!("container {id} is not running")));
+    };
+    let short = |length| u16::try_from(length).unwrap_or(u16::MAX);
+    run.resize(short(width), short(height)).await;
+    let attributes = json!({ "height": height.to_string(), "width": width.to_string() });
+    call.engine.publish(&container, "resize", attributes);
     Ok(body::empty(StatusCode::OK))
+}
+
+/// The height and the width of a terminal, `h` and `w`.
+pub(super) fn size(query: &Query) -> Result<(u32, u32)> {
+    let number = |name, what| {
+        let text = query.get(name);
+        text.parse::<u32>().map_err(|error| {
+            let why = match error.kind() {
+                IntErrorKind::PosOverflow => "value out of range",
+                _ => "invalid syntax",
+            };
+            Failure::bad_request(format!("invalid resize {what} \"{text}\": {why}"))
+        })
+    };
+    Ok((number("h", "height")?, number("w", "width")?))
 }
 
 /// Answers when a condition is met. The headers are sent at once: the CLI starts the container only
@@ -155,45 +183,6 @@ pub(super) fn wait(call: &Call, name: &str) -> Result<Answer> {
         Ok(Bytes::from(format!("{answer}\n")))
     };
     Ok(body::streaming("application/json", stream::once(waiting)))
-}
-
-pub(super) async fn attach(call: Call, name: &str) -> Result<Answer> {
-    let Call { engine, query, request, .. } = call;
-    let container = engine.containers.find(name)?;
-    let record = container.record();
-    let framing = Framing::of(record.config.tty);
-    let wanted = (
-        query.flag("stdin") && record.config.open_stdin,
-        query.flag("stdout"),
-        // A terminal has one output.
-        query.flag("stderr") && !record.config.tty,
-    );
-    let (own, theirs) = session::open(wanted)?;
-    if query.flag("stream") {
-        let session::Theirs { stdin, stdout, stderr } = theirs;
-        life::attach(&engine, &container, Streams { stdin, stdout, stderr }).await?;
-    }
-    engine.publish(&container, "attach", json!({}));
-    if !upgrade::is_wanted(&request) {
-        return Err(Failure::bad_request("attach needs the header Upgrade: tcp"));
-    }
-    // dockerode sends a body, which is no input of the container.
-    let (parts, incoming) = request.into_parts();
-    let _ = body::read(incoming).await;
-    let mut request = http::Request::from_parts(parts, ());
-    let upgraded = hyper::upgrade::on(&mut request);
-    tokio::spawn(async move {
-        if let Ok(client) = upgraded.await {
-            session::copy(own, framing, hyper_util::rt::TokioIo::new(client)).await;
-        }
-    });
-    Ok(upgrade::switching(framing))
-}
-
-pub(super) fn logs(call: &Call, name: &str) -> Result<Answer> {
-    let container = call.engine.containers.find(name)?;
-    let _ = (&container, Duration::ZERO, Value::Null);
-    Err(Failure::new(StatusCode::NOT_IMPLEMENTED, "logs"))
 }
 
 /// The container's name as answers have it.

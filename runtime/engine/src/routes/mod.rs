@@ -1,6 +1,7 @@
 //! Which request is answered by what.
 
 mod containers;
+mod events;
 mod exec;
 pub(crate) mod execs;
 mod images;
@@ -61,13 +62,14 @@ async fn route(engine: Arc<Engine>, request: Request<Incoming>) -> Result<Answer
         ["_ping"] if read => Ok(system::ping()),
         ["version"] if read => system::version(&call),
         ["info"] if read => system::info(&call),
-        ["events"] if read => system::events(call),
+        ["events"] if read => events::events(&call),
         ["containers", "json"] if read => containers::list(&call),
         ["containers", "create"] if method == post => containers::create(call).await,
         ["containers", "prune"] if method == post => containers::prune(&call).await,
         ["containers", name] if method == delete => containers::remove(&call, name).await,
         ["containers", name, "json"] if read => containers::inspect(&call, name),
-        ["containers", name, "logs"] if read => containers::logs(&call, name),
+        ["containers", name, "logs"] if read => containers::logs(call, name).await,
+        ["containers", name, "stats"] if read => containers::stats(call, name).await,
         ["containers", name, "start"] if method == post => containers::start(&call, name).await,
         ["containers", name, "stop"] if method == post => containers::stop(&call, name).await,
         ["containers", name, "restart"] if method == post => containers::restart(&call, name).await,
@@ -76,6 +78,9 @@ async fn route(engine: Arc<Engine>, request: Request<Incoming>) -> Result<Answer
         ["containers", name, "rename"] if method == post => containers::rename(&call, name),
         ["containers", name, "resize"] if method == post => containers::resize(&call, name).await,
         ["containers", name, "attach"] if method == post => containers::attach(call, name).await,
+        ["containers", name, "attach", "ws"] if read => {
+            containers::attach_websocket(call, name).await
+        }
         ["containers", name, "exec"] if method == post => exec::create(call, name).await,
         ["exec", id, "start"] if method == post => exec::start(call, id).await,
         ["exec", id, "resize"] if method == post => exec::resize(&call, id),

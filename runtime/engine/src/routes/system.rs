@@ -1,7 +1,5 @@
-//! `/_ping`, `/version`, `/info` and `/events`.
+//! `/_ping`, `/version` and `/info`.
 
-use bytes::Bytes;
-use futures_util::{StreamExt, stream};
 use http::{HeaderValue, StatusCode};
 use serde_json::json;
 
@@ -43,13 +41,4 @@ pub(super) fn info(call: &Call) -> Result<Answer> {
         "ServerVersion": SERVER_VERSION,
         "OSType": "linux",
     })))
-}
-
-pub(super) fn events(call: Call) -> Result<Answer> {
-    let (_, receiver) = call.engine.events.listen();
-    let stream = stream::unfold(receiver, |mut receiver| async {
-        let event = receiver.recv().await.ok()?;
-        Some((Ok(Bytes::from(format!("{event}\n"))), receiver))
-    });
-    Ok(body::streaming("application/json", stream.boxed()))
 }

@@ -1,3 +1,6 @@
-//! The streams of processes, as clients of the engine get and give them.
+//! The bytes of containers on their way to and from clients.
 
+pub mod detach;
+pub mod frames;
+pub mod logs;
 pub(crate) mod session;

@@ -113,6 +113,24 @@ impl Hierarchies {
         }
     }
 
+    /// memory.stat as it is, for whoever shows all of it.
+    pub fn memory_stat(&self, path: &str) -> serde_json::Map<String, serde_json::Value> {
+        let text = text(self.file("memory", path, "memory.stat"));
+        let lines = text.lines().filter_map(|line| line.split_once(' '));
+        lines
+            .filter_map(|(name, value)| Some((name.to_owned(), value.parse::<u64>().ok()?.into())))
+            .collect()
+    }
+
+    /// The time of each CPU, which v2 does not count.
+    pub fn cpu_nanos_each(&self, path: &str) -> Vec<u64> {
+        if self.is_v2 {
+            return Vec::new();
+        }
+        let text = text(self.file("cpuacct", path, "cpuacct.usage_percpu"));
+        text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+    }
+
     fn file(&self, controller: &str, path: &str, file: &str) -> PathBuf {
         self.directory(controller, path).join(file)
     }

@@ -32,6 +32,7 @@ mod remove;
 mod seccomp;
 mod spec;
 mod state;
+pub mod stdio;
 mod stop;
 mod update;
 mod usage;

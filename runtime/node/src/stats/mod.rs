@@ -11,6 +11,6 @@ mod sample;
 
 pub use self::{
     cadvisor::{CADVISOR, Kind, Metric, PodMetrics, Value, metrics},
-    network::Interface,
+    network::{Interface, interfaces},
     sample::{PodStats, of_containers, of_pod, of_pods},
 };

@@ -26,7 +26,7 @@ pub struct Counters {
 
 /// The interfaces of each namespace, without `lo`. A pod without a namespace, or whose namespace
 /// is gone, has none. Blocks.
-pub(super) fn interfaces(namespaces: Vec<Option<PathBuf>>) -> Vec<Vec<Interface>> {
+pub fn interfaces(namespaces: Vec<Option<PathBuf>>) -> Vec<Vec<Interface>> {
     let count = namespaces.len();
     if namespaces.iter().all(Option::is_none) {
         return vec![Vec::new(); count];

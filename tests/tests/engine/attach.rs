@@ -1,0 +1,85 @@
+//! `docker run` in its forms, and `docker attach`.
+
+use std::{io::Write, process::Stdio};
+
+use serde_json::json;
+
+use crate::ready;
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[tokio::test]
+async fn run_shows_all_output_and_passes_the_exit_code_on() {
+    let (machine, _daemon, engine, image) = ready().await;
+    let script = "echo out; echo err >&2; exit 4";
+    let output = machine.docker(&["run", "--rm", &image, "sh", "-c", script]);
+    assert_eq!(
+        (output.status.code(), text(&output.stdout), text(&output.stderr)),
+        (Some(4), "out\n".to_owned(), "err\n".to_owned())
+    );
+    // More than any pipe holds.
+    let output = machine.docker(&["run", "--rm", &image, "head", "-c", "20000000", "/dev/zero"]);
+    assert_eq!(output.stdout.len(), 20_000_000);
+    assert_eq!(engine.get("/containers/json?all=1").await, json!([]));
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn input_goes_in_and_its_end_with_it() {
+    let (machine, _daemon, _engine, image) = ready().await;
+    let mut child = machine
+        .docker_command(&["run", "--rm", "-i", &image, "cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let input = vec![b'y'; 3 << 20];
+    child.stdin.take().unwrap().write_all(&input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stdout == input, "{}", output.stdout.len());
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_terminal_is_left_by_its_keys_and_attached_to_again() {
+    let (machine, _daemon, engine, image) = ready().await;
+    let run = format!("run -it --name c {image} sh -c 'stty size; cat'");
+    let output = machine.on_terminal(&run, b"hello\n\x10\x11");
+    let shown = text(&output.stdout);
+    assert!(shown.contains("24 80") && shown.contains("hello"), "{shown}");
+    assert_eq!(engine.inspect("c").await["State"]["Running"], true);
+    let output = machine.on_terminal("attach c", b"again\n\x04");
+    assert!(text(&output.stdout).contains("again"), "{}", text(&output.stdout));
+    assert_eq!(engine.wait("c").await, 0);
+    // A second run with the same client semantics.
+    let output = machine.on_terminal("start -ai c", b"third\n\x04");
+    assert!(text(&output.stdout).contains("third"), "{}", text(&output.stdout));
+    engine.remove("c").await;
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn attach_replays_the_log_and_refuses_what_dockerd_refuses() {
+    let (machine, _daemon, engine, image) = ready().await;
+    let script = "echo first; cat";
+    let body = json!({ "Image": image, "Cmd": ["sh", "-c", script], "OpenStdin": true });
+    engine.create("c", body).await;
+    engine.start("c").await;
+    let refused = engine.request("POST", "/containers/c/attach?detachKeys=nope", None).await;
+    assert_eq!(refused, (400, json!("Invalid detach keys (nope) provided\r\n")));
+    let missing = engine.request("POST", "/containers/x/attach?stream=1", None).await;
+    assert_eq!(missing, (404, json!("No such container: x\r\n")));
+    loop {
+        // Without an upgrade the answer is the stream.
+        let (status, replay) =
+            engine.request("POST", "/containers/c/attach?logs=1&stdout=1", None).await;
+        assert_eq!(status, 200);
+        if replay == json!("\u{1}\0\0\0\0\0\0\u{6}first\n") {
+            break;
+        }
+    }
+    engine.remove("c").await;
+    machine.assert_clean().await;
+}

@@ -1,0 +1,119 @@
+//! `docker exec`.
+
+use std::{
+    io::Write,
+    process::{Output, Stdio},
+};
+
+use berth_tests::{Engine, Machine};
+use serde_json::json;
+
+use crate::ready;
+
+/// Runs the docker CLI with `input`.
+fn docker_with_input(machine: &Machine, arguments: &[&str], input: &[u8]) -> Output {
+    let mut child = machine
+        .docker_command(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+/// Starts a container that sleeps.
+async fn sleeping(engine: &Engine, image: &str) {
+    engine.create("c", json!({ "Image": image, "Cmd": ["sleep", "1000"] })).await;
+    engine.start("c").await;
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[tokio::test]
+async fn the_cli_gets_output_input_and_exit_codes_of_an_exec() {
+    let (machine, _daemon, engine, image) = ready().await;
+    sleeping(&engine, &image).await;
+    let output = machine.docker(&["exec", "c", "sh", "-c", "echo out; echo err >&2; exit 5"]);
+    assert_eq!(
+        (output.status.code(), text(&output.stdout), text(&output.stderr)),
+        (Some(5), "out\n".to_owned(), "err\n".to_owned())
+    );
+    let env = [
+        "exec",
+        "-e",
+        "A=1",
+        "-w",
+        "/tmp",
+        "-u",
+        "1:2",
+        "c",
+        "sh",
+        "-c",
+        "echo $A $(pwd) $(id -u):$(id -g)",
+    ];
+    assert_eq!(text(&machine.docker(&env).stdout), "1 /tmp 1:2\n");
+    // All of a large input goes in, and its end ends the program.
+    let input = vec![b'x'; 3 << 20];
+    let output = docker_with_input(&machine, &["exec", "-i", "c", "cat"], &input);
+    assert!(output.status.success() && output.stdout == input, "{}", output.stdout.len());
+    for (program, code) in [("nope", 127), ("/etc/passwd", 126)] {
+        let output = machine.docker(&["exec", "c", program]);
+        assert_eq!(output.status.code(), Some(code), "{}", text(&output.stdout));
+        assert!(text(&output.stdout).contains("OCI runtime exec failed"));
+    }
+    engine.remove("c").await;
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn an_exec_with_a_terminal_has_one_and_its_keys_leave_it() {
+    let (machine, _daemon, engine, image) = ready().await;
+    sleeping(&engine, &image).await;
+    let output = machine.on_terminal("exec -it c sh -c 'tty; stty size; exit 3'", b"");
+    let shown = text(&output.stdout);
+    assert!(shown.contains("/dev/pts/") && shown.contains("24 80"), "{shown}");
+    assert_eq!(output.status.code(), Some(3));
+    // The client leaves and its program stays.
+    let output = machine.on_terminal("exec -it c sh -c 'echo ready; sleep 1000'", b"\x10\x11");
+    assert!(text(&output.stdout).contains("read escape sequence"), "{}", text(&output.stdout));
+    let ids = engine.inspect("c").await["ExecIDs"].clone();
+    assert_eq!(ids.as_array().map(Vec::len), Some(1), "{ids}");
+    engine.remove("c").await;
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn an_exec_runs_once_is_inspected_and_is_refused_where_nothing_runs() {
+    let (machine, _daemon, engine, image) = ready().await;
+    sleeping(&engine, &image).await;
+    let (status, _) = engine.request("POST", "/containers/c/exec", Some(json!({}))).await;
+    assert_eq!(status, 400);
+    let asked = json!({ "Cmd": "true", "AttachStdout": true, "Privileged": false });
+    let id = engine.post("/containers/c/exec", asked).await["Id"].clone();
+    let id = id.as_str().unwrap();
+    let before = engine.get(&format!("/exec/{id}/json")).await;
+    assert_eq!((&before["Running"], &before["ExitCode"]), (&json!(false), &json!(null)));
+    let start = format!("/exec/{id}/start");
+    engine.post(&start, json!({ "Detach": true })).await;
+    let again = engine.request("POST", &start, Some(json!({ "Detach": true }))).await;
+    assert_eq!(again.0, 409, "{}", again.1);
+    loop {
+        let now = engine.get(&format!("/exec/{id}/json")).await;
+        if now["Running"] == false {
+            assert_eq!(now["ExitCode"], 0);
+            break;
+        }
+    }
+    engine.post("/containers/c/stop?t=0", json!(null)).await;
+    let refused = engine.request("POST", "/containers/c/exec", Some(json!({ "Cmd": ["x"] }))).await;
+    assert_eq!(refused.0, 409);
+    assert!(refused.1["message"].as_str().unwrap().ends_with("is not running"));
+    let missing = engine.request("GET", "/exec/missing/json", None).await;
+    assert_eq!(missing, (404, json!({ "message": "No such exec instance: missing" })));
+    engine.remove("c").await;
+    machine.assert_clean().await;
+}

@@ -1,0 +1,110 @@
+//! `docker logs`, `docker events` and `docker stats`.
+
+use serde_json::json;
+
+use crate::ready;
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[tokio::test]
+async fn logs_of_all_runs_are_read_and_followed_to_the_end() {
+    let (machine, _daemon, engine, image) = ready().await;
+    let script = "for i in 1 2 3; do echo out$i; echo err$i >&2; sleep 0.1; done; printf part";
+    engine.create("c", json!({ "Image": image, "Cmd": ["sh", "-c", script] })).await;
+    engine.start("c").await;
+    let followed = machine.docker(&["logs", "-f", "c"]);
+    let (out, err) = ("out1\nout2\nout3\npart", "err1\nerr2\nerr3\n");
+    assert_eq!((text(&followed.stdout), text(&followed.stderr)), (out.into(), err.into()));
+    assert_eq!(text(&machine.docker(&["logs", "-n", "2", "c"]).stdout), "out3\npart");
+    let stamped = text(&machine.docker(&["logs", "-t", "-n", "1", "c"]).stdout);
+    assert!(stamped.ends_with("Z part"), "{stamped}");
+    let none = machine.docker(&["logs", "--since", "2100-01-01T00:00:00", "c"]);
+    assert_eq!(text(&none.stdout), "");
+    assert_eq!(engine.wait("c").await, 0);
+    engine.start("c").await;
+    assert_eq!(engine.wait("c").await, 0);
+    assert_eq!(text(&machine.docker(&["logs", "c"]).stdout), format!("{out}{out}"));
+    for (query, status, message) in [
+        ("", 400, "Bad parameters: you must choose at least one stream"),
+        ("stdout=1&since=x", 500, "strconv.ParseInt: parsing \"x\": invalid syntax"),
+    ] {
+        let answer = engine.request("GET", &format!("/containers/c/logs?{query}"), None).await;
+        assert_eq!(answer, (status, json!({ "message": message })));
+    }
+    engine.remove("c").await;
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_terminal_has_its_own_line_ends_and_some_containers_have_no_log() {
+    let (machine, _daemon, engine, image) = ready().await;
+    let body = json!({ "Image": image, "Cmd": ["echo", "hi"], "Tty": true });
+    engine.create("t", body).await;
+    let body = json!({
+        "Image": image, "Cmd": ["echo", "hi"], "HostConfig": { "LogConfig": { "Type": "none" } },
+    });
+    engine.create("n", body).await;
+    for name in ["t", "n"] {
+        engine.start(name).await;
+        assert_eq!(engine.wait(name).await, 0);
+    }
+    assert_eq!(text(&machine.docker(&["logs", "t"]).stdout), "hi\r\n");
+    let refused = engine.request("GET", "/containers/n/logs?stdout=1", None).await;
+    assert_eq!(refused.0, 501);
+    engine.remove("t").await;
+    engine.remove("n").await;
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn events_of_a_run_come_in_the_order_of_dockerd() {
+    let (machine, _daemon, engine, image) = ready().await;
+    let run = ["run", "--rm", "--name", "c", "--label", "l=v", &image, "sh", "-c", "exit 3"];
+    assert_eq!(machine.docker(&run).status.code(), Some(3));
+    let format = "{{.Action}} {{.Actor.Attributes.exitCode}}";
+    let arguments = [
+        "events",
+        "--since",
+        "1h",
+        "--until",
+        "0s",
+        "--filter",
+        "type=container",
+        "--filter",
+        "label=l=v",
+        "--format",
+        format,
+    ];
+    let seen = text(&machine.docker(&arguments).stdout);
+    let missing = "<no value>";
+    let plain = |action: &str| format!("{action} {missing}\n");
+    let expected =
+        ["create", "attach", "start"].map(plain).concat() + "die 3\n" + &plain("destroy");
+    assert_eq!(seen, expected);
+    let refused = engine.request("GET", "/events?since=5&until=1", None).await;
+    assert_eq!(refused.0, 400);
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn stats_are_what_the_cli_reads() {
+    let (machine, _daemon, engine, image) = ready().await;
+    engine.create("c", json!({ "Image": image, "Cmd": ["sh", "-c", "while :; do :; done"] })).await;
+    let empty = engine.get("/containers/c/stats?stream=0").await;
+    assert_eq!((&empty["name"], &empty["read"]), (&json!("/c"), &json!("0001-01-01T00:00:00Z")));
+    engine.start("c").await;
+    let stats = engine.get("/containers/c/stats?stream=0").await;
+    let total = |of: &str| stats[of]["cpu_usage"]["total_usage"].as_u64().unwrap();
+    assert!(total("cpu_stats") > total("precpu_stats"), "{stats}");
+    assert!(stats["memory_stats"]["usage"].as_u64().unwrap() > 0);
+    assert_eq!(stats["pids_stats"]["current"], 1);
+    let shown = machine.docker(&["stats", "--no-stream", "--format", "{{.Name}} {{.CPUPerc}}"]);
+    let shown = text(&shown.stdout);
+    assert!(shown.starts_with("c ") && shown != "c 0.00%\n", "{shown}");
+    let (status, _) = engine.request("GET", "/containers/c/stats?one-shot=1", None).await;
+    assert_eq!(status, 400);
+    engine.remove("c").await;
+    machine.assert_clean().await;
+}
