@@ -120,7 +120,7 @@ async fn begin(
     exec.publish_command(engine, "exec_start");
     match launch(engine, exec, size, is_detached).await {
         Ok((own, window, execution)) => {
-            exec.runs_as(execution.pid, window);
+            exec.runs_as(execution.pid().unwrap_or_default(), window);
             Ok((own, execution))
         }
         Err(error) => {
