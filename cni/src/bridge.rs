@@ -13,7 +13,7 @@ use crate::{
     bandwidth,
     conf::{self, Conf, Trunk},
     ipam::{self, Lease},
-    macspoof, names, netfilter,
+    isolation, macspoof, names, netfilter,
     netlink::{
         address,
         bridge::{self, Bridge},
@@ -78,7 +78,7 @@ async fn attach(conf: &Conf, args: &Args) -> Result<Success, Error> {
         mtu: conf.mtu,
     };
     begin(At::AddLink)?;
-    link::add_pair(&host, &pair).await?;
+    add_pair(&host, &pair, &netns).await?;
     begin(At::AddPort)?;
     let port = find(&host, &port_name).await?;
     // With br_netfilter, bridged packets pass the rules of nftables. A pod that connects to its own
@@ -102,6 +102,7 @@ async fn attach(conf: &Conf, args: &Args) -> Result<Success, Error> {
         begin(At::AddMasquerade)?;
         lease.ips.iter().try_for_each(|ip| rules::masquerade(ip.address))?;
     }
+    isolation::ensure(conf)?;
     // From here on the pod can be reached from outside.
     begin(At::AddPorts)?;
     portmap::add(conf, args, &lease.ips)?;
@@ -110,6 +111,18 @@ async fn attach(conf: &Conf, args: &Args) -> Result<Success, Error> {
         bandwidth::add(&host, (&port_name, port.index), &names::ifb(&port_name), limits).await?;
     }
     Ok(success(conf, args, lease, routes, &[bridge, port, inside]))
+}
+
+/// Makes a veth pair in the place of one that the kernel is about to delete: a container that starts
+/// anew has the same port, and that of the namespace before may be there still (`netns_ends`).
+async fn add_pair(host: &Handle, pair: &Pair<'_>, netns: &File) -> Result<(), Error> {
+    let Err(error) = link::add_pair(host, pair).await else { return Ok(()) };
+    let is_attached = link::find(&netns::inside(netns)?, pair.inside).await?.is_some();
+    if is_attached || link::find(host, pair.host).await?.is_none() {
+        return Err(error);
+    }
+    link::delete(host, pair.host).await?;
+    link::add_pair(host, pair).await
 }
 
 fn open_netns(args: &Args) -> Result<File, Error> {

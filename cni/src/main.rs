@@ -6,6 +6,7 @@ mod bandwidth;
 mod bridge;
 mod conf;
 mod ipam;
+mod isolation;
 mod macspoof;
 mod names;
 mod netfilter;

@@ -34,6 +34,9 @@ pub(crate) struct Local {
     pub data_dir: PathBuf,
     /// A file whose name servers and search domains are the pod's.
     pub resolv_conf: Option<PathBuf>,
+    /// The lowest free address is given, and not the next one behind that given last. A key of this
+    /// plugin only.
+    pub lowest_first: bool,
 }
 
 /// Addresses to allocate: `start` to `end`, both included, except the gateway.
@@ -60,6 +63,8 @@ struct RawLocal {
     #[serde(default = "default_data_dir")]
     data_dir: PathBuf,
     resolv_conf: Option<PathBuf>,
+    #[serde(default)]
+    lowest_first: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -110,6 +115,7 @@ impl TryFrom<Value> for Ipam {
                     routes: raw.routes,
                     data_dir: raw.data_dir,
                     resolv_conf: raw.resolv_conf,
+                    lowest_first: raw.lowest_first,
                 }))
             }
             // The name is looked up as a file in the directories of CNI_PATH, and must not lead

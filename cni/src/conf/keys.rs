@@ -58,6 +58,8 @@ pub(crate) struct Conf {
     #[serde(default)]
     pub port_isolation: bool,
     #[serde(default)]
+    pub isolation: Isolation,
+    #[serde(default)]
     pub ipam: Ipam,
     #[serde(default)]
     pub dns: Option<Value>,
@@ -70,6 +72,20 @@ pub(crate) struct Conf {
     /// Which attachments a GC leaves alone.
     #[serde(default, rename = "cni.dev/valid-attachments")]
     pub valid_attachments: Vec<Attachment>,
+}
+
+/// From whom a network is kept apart on this machine. A key of this plugin only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Isolation {
+    #[default]
+    None,
+    /// From other networks with any isolation.
+    Bridges,
+    /// Also from whoever else the host forwards for: only mapped ports lead into it.
+    Closed,
+    /// Nothing enters or leaves it, but for the host itself.
+    Internal,
 }
 
 /// VLANs whose packets pass with their tags: `id` alone, or `minID` and `maxID`.

@@ -8,7 +8,7 @@ mod keys;
 use berth_cni::{Error, code};
 
 pub(crate) use ipam::{Ipam, Local, Range, plus};
-pub(crate) use keys::{Conf, Trunk};
+pub(crate) use keys::{Conf, Isolation, Trunk};
 
 /// Parses and checks the configuration on standard input.
 ///

@@ -35,7 +35,7 @@ pub(crate) fn add(conf: &Conf, args: &Args) -> Result<Lease, Error> {
         Ipam::Local(local) => {
             let requested = conf.requested_ips(args.requested_ips.as_deref())?;
             let reservations = open(local, conf)?;
-            let reserved = reservations.reserve(&local.sets, &requested, &args.attachment())?;
+            let reserved = reservations.reserve(local, &requested, &args.attachment())?;
             let dns =
                 local.resolv_conf.as_deref().map(resolv_conf).transpose()?.unwrap_or_default();
             Ok(Lease {

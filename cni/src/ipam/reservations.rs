@@ -17,7 +17,7 @@ use berth_cni::{Attachment, Error, code};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::{
-    conf::{Range, plus},
+    conf::{Local, Range, plus},
     steps::{At, begin},
 };
 
@@ -88,7 +88,7 @@ impl Reservations {
         Ok(())
     }
 
-    /// Reserves an address of each set for `holder`, in the order of the sets. A holder that has
+    /// Reserves an address of each set of `local` for `holder`, in the order of the sets. A holder that has
     /// them already gets the same ones.
     ///
     /// # Errors
@@ -96,10 +96,11 @@ impl Reservations {
     /// (103).
     pub(crate) fn reserve(
         &self,
-        sets: &[Vec<Range>],
+        local: &Local,
         requested: &[IpAddr],
         holder: &Attachment,
     ) -> Result<Vec<(IpAddr, Range)>, Error> {
+        let sets = &local.sets;
         let range_of =
             |address: &IpAddr| sets.iter().flatten().find(|range| range.contains(address)).copied();
         let outside = requested
@@ -120,7 +121,7 @@ impl Reservations {
         let chosen: Vec<(IpAddr, Range)> = sets
             .iter()
             .enumerate()
-            .map(|(number, set)| self.choose(number, set, requested))
+            .map(|(number, set)| self.choose((number, set), requested, local.lowest_first))
             .collect::<Result<_, _>>()?;
         // Addresses of ranges that the configuration does not have any more stay in the list, so
         // that a DEL releases them too.
@@ -141,12 +142,12 @@ impl Reservations {
     }
 
     /// A free address of a set: the requested one where the set has it, else the next one behind
-    /// the address that was given last.
+    /// the address that was given last, or the lowest one.
     fn choose(
         &self,
-        number: usize,
-        set: &[Range],
+        (number, set): (usize, &[Range]),
         requested: &[IpAddr],
+        lowest_first: bool,
     ) -> Result<(IpAddr, Range), Error> {
         let is_free = |address: IpAddr| !self.directory.join(address.to_string()).exists();
         for range in set {
@@ -163,8 +164,8 @@ impl Reservations {
             );
             return Err(Error::new(code::IN_USE, msg));
         }
-        let previous =
-            read(&self.directory.join(last(number))).ok().and_then(|text| text.parse().ok());
+        let previous = read(&self.directory.join(last(number))).ok();
+        let previous = previous.filter(|_| !lowest_first).and_then(|text| text.parse().ok());
         let found = search(set, previous).find(|(address, _)| is_free(*address));
         found.ok_or_else(|| {
             let ranges: Vec<String> = set.iter().map(ToString::to_string).collect();

@@ -19,6 +19,7 @@ pub(super) const INTERFACE: u32 = 41;
 // Priorities of hooks (linux/netfilter_ipv4.h).
 pub(super) const PRIORITY_RAW: i32 = -300;
 pub(super) const PRIORITY_DSTNAT: i32 = -100;
+pub(super) const PRIORITY_FILTER: i32 = 0;
 pub(super) const PRIORITY_SRCNAT: i32 = 100;
 
 // Headers of a packet (enum nft_payload_bases).
@@ -30,11 +31,14 @@ pub(super) const TRANSPORT_HEADER: u32 = 2;
 pub(super) const NOT_IN: u32 = 1;
 /// IPS_DST_NAT of conntrack's status: the destination was translated.
 const IPS_DST_NAT: u32 = 0x20;
+/// ESTABLISHED and RELATED of conntrack's state (NF_CT_STATE_BIT).
+const KNOWN: u32 = 0b110;
 /// RTN_LOCAL: the route to an address of this host.
 const RTN_LOCAL: u32 = 2;
 const NFPROTO_IPV4: u8 = 2;
 const NFPROTO_IPV6: u8 = 10;
 const NF_DROP: u32 = 0;
+const NF_ACCEPT: u32 = 1;
 const NFT_NAT_DNAT: u32 = 1;
 
 /// Bytes of an interface's name in a rule, padded with zeros.
@@ -207,6 +211,16 @@ pub(super) fn translated() -> Vec<Expressions> {
     ]
 }
 
+/// `ct state established,related`
+pub(super) fn of_known_connection() -> Vec<Expressions> {
+    // NFTA_CT_DREG, and NFTA_CT_KEY with NFT_CT_STATE.
+    vec![
+        other("ct", &[(1, Register::Reg1.into()), (2, 0)]),
+        masked(KNOWN.to_ne_bytes()),
+        compare(Operator::NotEqual, vec![0; 4]),
+    ]
+}
+
 /// `dnat ip to ADDRESS : PORT`, which are in these registers.
 pub(super) fn dnat(family: Family, address: Register, port: Register) -> Expressions {
     // NFTA_NAT_TYPE, NFTA_NAT_FAMILY, NFTA_NAT_REG_ADDR_MIN and NFTA_NAT_REG_PROTO_MIN.
@@ -217,4 +231,9 @@ pub(super) fn dnat(family: Family, address: Register, port: Register) -> Express
 /// `drop`
 pub(super) fn drop_packet() -> Expressions {
     verdict(Verdict::Other(NF_DROP), None)
+}
+
+/// `accept`
+pub(super) fn accept_packet() -> Expressions {
+    verdict(Verdict::Other(NF_ACCEPT), None)
 }

@@ -45,6 +45,11 @@ pub(crate) const NODE: Table = Table { family: NetfilterProtoFamily::Inet, name:
 /// For frames between ports of a bridge, which never pass a table of family inet.
 pub(crate) const BRIDGED: Table = Table { family: NetfilterProtoFamily::Bridge, name: "berth" };
 
+/// What keeps networks apart, see `isolation`. A table of its own: the other one is made once, and
+/// one of an older build would lack this.
+pub(crate) const ISOLATION: Table =
+    Table { family: NetfilterProtoFamily::Inet, name: "berth-isolation" };
+
 /// The maps of ports of the host.
 pub(crate) const PORT_MAPS: [&str; 4] = ["ports4", "ports4_at", "ports6", "ports6_at"];
 
@@ -146,8 +151,9 @@ fn interval(set: &'static str, network: IpNet) -> Vec<Element> {
 /// A table with all its sets, chains and rules.
 fn base(table: Table) -> Vec<(NfTablesMessage, u16)> {
     let made = TableMessage { attributes: vec![TableAttribute::Name(table.name.to_owned())] };
-    let parts = match table.family {
-        NetfilterProtoFamily::Bridge => bridged(),
+    let parts = match table {
+        BRIDGED => bridged(),
+        ISOLATION => isolation(),
         _ => FAMILIES.into_iter().flat_map(sets).chain(chains()).chain(rules()).collect(),
     };
     [(NfTablesMessage::NewTable(made), NLM_F_CREATE | NLM_F_EXCL)]
@@ -164,22 +170,23 @@ fn sets(family: Family) -> Vec<(NfTablesMessage, u16)> {
     let ports = (expr::joined(&[expr::PROTOCOL, expr::PORT]), 8);
     let ports_at = (expr::joined(&[kind, expr::PROTOCOL, expr::PORT]), size + 8);
     vec![
-        set(&format!("networks{version}"), SetFlags::Interval, (kind, size), None),
-        set(&format!("mapped{version}"), SetFlags::Interval, (kind, size), None),
-        set(&format!("ports{version}"), SetFlags::Map, ports, Some(target)),
-        set(&format!("ports{version}_at"), SetFlags::Map, ports_at, Some(target)),
+        set(NODE, &format!("networks{version}"), SetFlags::Interval, (kind, size), None),
+        set(NODE, &format!("mapped{version}"), SetFlags::Interval, (kind, size), None),
+        set(NODE, &format!("ports{version}"), SetFlags::Map, ports, Some(target)),
+        set(NODE, &format!("ports{version}_at"), SetFlags::Map, ports_at, Some(target)),
     ]
 }
 
 /// A set, or with `data` a map; key and value by type and length.
 fn set(
+    table: Table,
     name: &str,
     flags: SetFlags,
     key: (u32, u32),
     data: Option<(u32, u32)>,
 ) -> (NfTablesMessage, u16) {
     let mut attributes = vec![
-        SetAttribute::Table("berth".to_owned()),
+        SetAttribute::Table(table.name.to_owned()),
         SetAttribute::Name(name.to_owned()),
         SetAttribute::Flags(flags),
         SetAttribute::KeyType(key.0),
@@ -196,18 +203,26 @@ fn set(
 
 fn chains() -> Vec<(NfTablesMessage, u16)> {
     vec![
-        chain("prerouting", Some(("nat", InetHookNumber::PreRouting, expr::PRIORITY_DSTNAT))),
-        chain("output", Some(("nat", InetHookNumber::LocalOut, expr::PRIORITY_DSTNAT))),
-        chain("postrouting", Some(("nat", InetHookNumber::PostRouting, expr::PRIORITY_SRCNAT))),
-        chain("loopback", Some(("filter", InetHookNumber::PreRouting, expr::PRIORITY_RAW))),
-        chain("hostports", None),
+        chain(NODE, "prerouting", Some(("nat", InetHookNumber::PreRouting, expr::PRIORITY_DSTNAT))),
+        chain(NODE, "output", Some(("nat", InetHookNumber::LocalOut, expr::PRIORITY_DSTNAT))),
+        chain(
+            NODE,
+            "postrouting",
+            Some(("nat", InetHookNumber::PostRouting, expr::PRIORITY_SRCNAT)),
+        ),
+        chain(NODE, "loopback", Some(("filter", InetHookNumber::PreRouting, expr::PRIORITY_RAW))),
+        chain(NODE, "hostports", None),
     ]
 }
 
 /// A chain; one without a hook is for jumps.
-fn chain(name: &str, hook: Option<(&str, InetHookNumber, i32)>) -> (NfTablesMessage, u16) {
+fn chain(
+    table: Table,
+    name: &str,
+    hook: Option<(&str, InetHookNumber, i32)>,
+) -> (NfTablesMessage, u16) {
     let mut attributes =
-        vec![ChainAttribute::Table("berth".to_owned()), ChainAttribute::Name(name.to_owned())];
+        vec![ChainAttribute::Table(table.name.to_owned()), ChainAttribute::Name(name.to_owned())];
     if let Some((kind, number, priority)) = hook {
         attributes.extend([
             ChainAttribute::Type(kind.to_owned()),
@@ -223,17 +238,19 @@ fn chain(name: &str, hook: Option<(&str, InetHookNumber, i32)>) -> (NfTablesMess
 fn rules() -> Vec<(NfTablesMessage, u16)> {
     let to_ports =
         [expr::local_destination(), vec![expr::verdict(Verdict::Jump, Some("hostports"))]].concat();
-    let mut rules = vec![rule("prerouting", to_ports.clone()), rule("output", to_ports)];
+    let mut rules =
+        vec![rule(NODE, "prerouting", to_ports.clone()), rule(NODE, "output", to_ports)];
     for family in FAMILIES {
         let v = family.version;
         // A port of one address before the same port of all addresses.
-        rules.push(rule("hostports", port_of_host(family, true)));
-        rules.push(rule("hostports", port_of_host(family, false)));
+        rules.push(rule(NODE, "hostports", port_of_host(family, true)));
+        rules.push(rule(NODE, "hostports", port_of_host(family, false)));
         let is =
             |offset, set: &str, flags| expr::in_set(family, offset, &format!("{set}{v}"), flags);
         let leaves =
             [is(family.source, "networks", 0), is(family.destination, "networks", NOT_IN)].concat();
         rules.push(rule(
+            NODE,
             "postrouting",
             [expr::of(family), leaves, vec![expr::masquerade()]].concat(),
         ));
@@ -242,20 +259,21 @@ fn rules() -> Vec<(NfTablesMessage, u16)> {
         let returns =
             [is(family.source, "mapped", 0), is(family.destination, "mapped", 0)].concat();
         rules.push(rule(
+            NODE,
             "postrouting",
             [expr::of(family), expr::translated(), returns, vec![expr::masquerade()]].concat(),
         ));
     }
     for offset in [FAMILIES[0].source, FAMILIES[0].destination] {
-        rules.push(rule("loopback", foreign_loopback(offset)));
+        rules.push(rule(NODE, "loopback", foreign_loopback(offset)));
     }
     rules
 }
 
 /// A rule at the end of a chain.
-fn rule(chain: &str, expressions: Vec<Expressions>) -> (NfTablesMessage, u16) {
+fn rule(table: Table, chain: &str, expressions: Vec<Expressions>) -> (NfTablesMessage, u16) {
     let attributes = vec![
-        RuleAttribute::Table("berth".to_owned()),
+        RuleAttribute::Table(table.name.to_owned()),
         RuleAttribute::Chain(chain.to_owned()),
         RuleAttribute::Expressions(expressions.into_iter().map(ListAttribute::from).collect()),
     ];
@@ -317,21 +335,68 @@ fn bridged() -> Vec<(NfTablesMessage, u16)> {
         expr::lookup("macs", Register::Reg32_00, None, NOT_IN),
         expr::drop_packet(),
     ];
-    let (mut names, flags) = set("guarded", SetFlags::empty(), (expr::INTERFACE, name), None);
-    if let NfTablesMessage::NewSet(set) = &mut names {
-        // Only `nft` reads this, to print the names: the type of the attribute is the byte order of
-        // the key (0), its length 4, and its value the host's byte order (1).
-        set.attributes.push(SetAttribute::UserData([&[0, 4][..], &1_u32.to_ne_bytes()].concat()));
-    }
     vec![
-        (names, flags),
+        interfaces(BRIDGED, "guarded"),
         set(
+            BRIDGED,
             "macs",
             SetFlags::empty(),
             (expr::joined(&[expr::INTERFACE, expr::ETHER_ADDRESS]), name + 8),
             None,
         ),
-        chain("prerouting", Some(("filter", InetHookNumber::PreRouting, expr::PRIORITY_RAW))),
-        rule("prerouting", expressions),
+        chain(
+            BRIDGED,
+            "prerouting",
+            Some(("filter", InetHookNumber::PreRouting, expr::PRIORITY_RAW)),
+        ),
+        rule(BRIDGED, "prerouting", expressions),
     ]
+}
+
+/// A set of interfaces.
+fn interfaces(table: Table, name: &str) -> (NfTablesMessage, u16) {
+    let key = (expr::INTERFACE, IFNAMSIZ as u32);
+    let (mut names, flags) = set(table, name, SetFlags::empty(), key, None);
+    if let NfTablesMessage::NewSet(set) = &mut names {
+        // Only `nft` reads this, to print the names: the type of the attribute is the byte order of
+        // the key (0), its length 4, and its value the host's byte order (1).
+        set.attributes.push(SetAttribute::UserData([&[0, 4][..], &1_u32.to_ne_bytes()].concat()));
+    }
+    (names, flags)
+}
+
+/// Sets, chain and rules of the table that keeps networks apart, which `isolation` describes.
+fn isolation() -> Vec<(NfTablesMessage, u16)> {
+    let name = IFNAMSIZ as u32;
+    let pair = (expr::joined(&[expr::INTERFACE, expr::INTERFACE]), 2 * name);
+    let first = Register::Reg32_00;
+    let second = Register::Other(8 + name / 4);
+    let into = expr::meta(MetaKey::Iifname, first);
+    let out = expr::meta(MetaKey::Oifname, first);
+    let is_in = |set| expr::lookup(set, first, None, 0);
+    let within = vec![
+        into.clone(),
+        expr::meta(MetaKey::Oifname, second),
+        is_in("within"),
+        expr::accept_packet(),
+    ];
+    let rules = [
+        within,
+        vec![into.clone(), is_in("internal"), expr::drop_packet()],
+        vec![out.clone(), is_in("internal"), expr::drop_packet()],
+        [expr::of_known_connection(), vec![expr::accept_packet()]].concat(),
+        [expr::translated(), vec![expr::accept_packet()]].concat(),
+        vec![out.clone(), is_in("closed"), expr::drop_packet()],
+        vec![into, is_in("bridges"), out, is_in("bridges"), expr::drop_packet()],
+    ];
+    let hook = ("filter", InetHookNumber::Forward, expr::PRIORITY_FILTER);
+    ["bridges", "closed", "internal"]
+        .into_iter()
+        .map(|name| interfaces(ISOLATION, name))
+        .chain([
+            set(ISOLATION, "within", SetFlags::empty(), pair, None),
+            chain(ISOLATION, "forward", Some(hook)),
+        ])
+        .chain(rules.into_iter().map(|expressions| rule(ISOLATION, "forward", expressions)))
+        .collect()
 }

@@ -62,7 +62,7 @@ impl Generation {
 }
 
 /// A table by family and name.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Table {
     pub family: NetfilterProtoFamily,
     pub name: &'static str,

@@ -190,6 +190,8 @@ pub mod sandbox {
     pub const HOSTNAME: &str = "hostname";
     /// The container's directory of the built-in pause, where the pod shares its PID namespace.
     pub const PAUSE: &str = "pause";
+    /// In the state directory: there once another sandbox has joined its network namespace.
+    pub const JOINED: &str = "joined";
 }
 
 /// Files of a container's directory that the daemon keeps beside those of the shim's contract.

@@ -9,6 +9,7 @@ use crate::{
     container::{recover, registry::Registry},
     events::Events,
     http::error::{Failure, Result},
+    network::{Networks, ports::Ports},
     routes::execs::Execs,
     streams::logs::LogWatcher,
 };
@@ -22,6 +23,9 @@ pub struct Engine {
     pub(crate) events: Events,
     /// Tells those who follow a log.
     pub(crate) logs: Arc<LogWatcher>,
+    pub(crate) networks: Networks,
+    /// The ports of the host that its runs have.
+    pub(crate) ports: Ports,
 }
 
 impl Engine {
@@ -30,8 +34,11 @@ impl Engine {
     /// # Errors
     /// Their directory cannot be read.
     pub async fn start(node: Arc<Node>) -> anyhow::Result<Arc<Self>> {
+        let networks = Networks::open(&node.host.layout.root)?;
         let engine = Arc::new(Self {
             node,
+            networks,
+            ports: Ports::default(),
             containers: Registry::default(),
             execs: Execs::default(),
             events: Events::default(),

@@ -68,6 +68,23 @@ impl Events {
 }
 
 impl Engine {
+    /// Publishes that a container's network was connected to it, or disconnected from it.
+    pub(crate) fn publish_network(&self, container: &Container, action: &str) {
+        let record = container.record();
+        let network = self.networks.of_mode(&record.host_config.network_mode);
+        let Ok(Some(network)) = network else { return };
+        let attributes = [
+            ("container", container.id.clone()),
+            ("name", network.name.clone()),
+            ("type", network.driver.to_string()),
+        ];
+        let attributes = attributes
+            .map(|(key, value)| (key.to_owned(), Value::from(value)))
+            .into_iter()
+            .collect();
+        self.events.publish("network", action, &network.id, attributes);
+    }
+
     /// Publishes an event of a container, with its labels, image and name.
     pub(crate) fn publish(&self, container: &Container, action: &str, more: Value) {
         let record = container.record();

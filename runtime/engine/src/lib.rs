@@ -16,6 +16,7 @@ pub mod filters;
 pub mod health;
 mod http;
 pub mod names;
+mod network;
 pub mod ports;
 pub mod restart;
 mod routes;

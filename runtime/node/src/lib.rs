@@ -8,7 +8,7 @@ pub mod events;
 mod handlers;
 pub mod host;
 mod mount_points;
-mod network;
+pub mod network;
 mod node;
 pub mod recover;
 pub mod sandbox;

@@ -5,6 +5,7 @@ mod attach;
 mod exec;
 mod life;
 mod logs;
+mod networks;
 
 use berth_tests::{Cri, Daemon, Engine, Machine, engine, ready_with};
 

@@ -23,6 +23,7 @@ use super::{
 use crate::{
     engine::Engine,
     http::error::{Failure, Result},
+    network::plan,
 };
 
 /// How long a stop waits beyond the grace: for the kernel, and for the network to be taken down.
@@ -62,8 +63,9 @@ pub(crate) async fn start(engine: &Arc<Engine>, container: &Arc<Container>) -> R
             began(engine, container, run)?;
             Ok(true)
         }
-        Err(error) => {
-            let (code, text) = run::start_failure(&container.record(), &error);
+        Err(failure) => {
+            let Failed { code, failure } = failure;
+            let text = failure.message.clone();
             undo_run(engine, container).await;
             container.take_waiting();
             container.change_last(|last| {
@@ -72,12 +74,31 @@ pub(crate) async fn start(engine: &Arc<Engine>, container: &Arc<Container>) -> R
                 last.error.clone_from(&text);
             })?;
             container.enter(|state| state.ended += 1);
-            let status = match code {
-                126 | 127 => StatusCode::BAD_REQUEST,
-                _ => StatusCode::INTERNAL_SERVER_ERROR,
-            };
-            Err(Failure::new(status, text))
+            Err(failure)
         }
+    }
+}
+
+/// A start that failed, with the exit code that inspect shows then.
+struct Failed {
+    code: i32,
+    failure: Failure,
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Self {
+        Self { code: 128, failure }
+    }
+}
+
+impl Failed {
+    fn new(container: &Container, error: &Error) -> Self {
+        let (code, text) = run::start_failure(&container.record(), error);
+        let status = match code {
+            126 | 127 => StatusCode::BAD_REQUEST,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self { code, failure: Failure::new(status, text) }
     }
 }
 
@@ -85,19 +106,26 @@ pub(crate) async fn start(engine: &Arc<Engine>, container: &Arc<Container>) -> R
 async fn make_run(
     engine: &Arc<Engine>,
     container: &Arc<Container>,
-) -> Result<Arc<node::Container>, Error> {
+) -> Result<Arc<node::Container>, Failed> {
     let record = container.record();
     let layout = &engine.node.host.layout;
-    let refused = |failure: Failure| Error::invalid(failure.message);
-    let sandbox = run::sandbox(layout, &record).map_err(refused)?;
+    let plan = plan::plan(engine, container)?;
+    let mut sandbox = run::sandbox(layout, &record)?;
+    plan.apply(&record, &mut sandbox);
     let waiting = container.take_waiting();
-    let config = run::container(layout, &record, !waiting.is_empty()).map_err(refused)?;
+    let mut config = run::container(layout, &record, !waiting.is_empty())?;
+    config.security.namespaces.network = sandbox.namespaces.network;
+    config.env.extend(plan.env);
+    let failed = |error: Error| Failed::new(container, &error);
     let id = SandboxId::from(container.id.clone());
-    engine.node.run_sandbox_as(id, sandbox).await?;
+    engine.node.run_sandbox_as(id, sandbox).await.map_err(|error| {
+        plan::refused(engine, container, &error.message).map_or_else(|| failed(error), Failed::from)
+    })?;
+    engine.publish_network(container, "connect");
     let id = ContainerId::from(container.id.clone());
-    engine.node.create_container_as(id, &container.id, config).await?;
-    engine.node.start_container(&container.id).await?;
-    let run = engine.node.containers.find(&container.id)?;
+    engine.node.create_container_as(id, &container.id, config).await.map_err(failed)?;
+    engine.node.start_container(&container.id).await.map_err(failed)?;
+    let run = engine.node.containers.find(&container.id).map_err(failed)?;
     for streams in waiting {
         // One that has ended meanwhile has given its output to the first that joined.
         if let Err(error) = join(&run, &streams).await {
@@ -176,6 +204,7 @@ pub(crate) async fn finish(engine: &Arc<Engine>, container: &Arc<Container>, exi
         tracing::error!(container = container.id, "its end cannot be recorded: {error:#}");
     }
     undo_run(engine, container).await;
+    engine.publish_network(container, "disconnect");
     if let Err(error) = container.change_last(|last| last.wanted = false) {
         tracing::error!(container = container.id, "its end cannot be recorded: {error:#}");
     }
@@ -203,6 +232,7 @@ pub(crate) async fn undo_run(engine: &Engine, container: &Container) {
             "what its run was made of cannot be removed yet: {error}"
         );
     }
+    engine.ports.release(&container.id);
 }
 
 /// Stops a container: `signal`, or its own, and SIGKILL after `grace` seconds; negative for never.

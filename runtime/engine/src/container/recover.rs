@@ -70,6 +70,9 @@ fn load(engine: &Engine) -> anyhow::Result<()> {
 
 /// Finds out what became of one.
 async fn take_up(engine: &Arc<Engine>, container: &Arc<Container>) {
+    if let Ok(sandbox) = engine.node.sandboxes.find(&container.id) {
+        engine.ports.adopt(&container.id, &sandbox.meta.config.ports);
+    }
     let last = container.state().last;
     if last.removing {
         container.set_phase(Phase::Removing);

@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use berth_base::{error::Error, layout::Layout};
-use berth_cni::{PortMapping, Protocol};
 use berth_node::{
     cgroup::Resources,
     container::{Config, Device, Mount, MountSource, Seccomp, Security},
-    sandbox::{self, Dns, NamespaceMode, NamespaceModes, Origin},
+    sandbox::{self, NamespaceMode, NamespaceModes, Origin},
 };
 use berth_shim::spec::Propagation;
 
@@ -15,6 +14,7 @@ use super::record::{Directory, LOG, Record};
 use crate::{
     api::host_config::HostConfig,
     http::error::{Failure, Result},
+    network::plan,
 };
 
 /// The paths that a container does not see, and those that it cannot write (moby,
@@ -52,7 +52,7 @@ pub(crate) fn check(record: &Record) -> Result<()> {
             "logger: no log driver named '{driver}' is registered"
         )));
     }
-    ports(&record.host_config)?;
+    plan::mappings(record)?;
     mounts(&record.host_config)?;
     Ok(())
 }
@@ -82,8 +82,6 @@ pub(crate) fn sandbox(layout: &Layout, record: &Record) -> Result<sandbox::Confi
         uid: record.id.clone(),
         hostname,
         log_directory: Directory::of(&layout.root, &record.id).path().to_owned(),
-        dns: dns(host),
-        ports: if network == NamespaceMode::Node { Vec::new() } else { ports(host)? },
         cgroup_parent: cgroup_parent(host),
         sysctls: host.sysctls.clone().unwrap_or_default(),
         namespaces: namespaces(host, network),
@@ -97,15 +95,6 @@ fn cgroup_parent(host: &HostConfig) -> String {
         "" => "docker".to_owned(),
         parent => parent.to_owned(),
     }
-}
-
-fn dns(host: &HostConfig) -> Option<Dns> {
-    let dns = Dns {
-        servers: host.dns.clone().unwrap_or_default(),
-        searches: host.dns_search.clone().unwrap_or_default(),
-        options: host.dns_options.clone().unwrap_or_default(),
-    };
-    (dns != Dns::default()).then_some(dns)
 }
 
 fn namespaces(host: &HostConfig, network: NamespaceMode) -> NamespaceModes {
@@ -251,31 +240,6 @@ fn devices(host: &HostConfig) -> Vec<Device> {
             permissions: or(&device.cgroup_permissions, "rwm"),
         })
         .collect()
-}
-
-/// The ports that are published.
-fn ports(host: &HostConfig) -> Result<Vec<PortMapping>> {
-    let mut ports = Vec::new();
-    for (port, bindings) in host.port_bindings.iter().flatten() {
-        let (number, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
-        let invalid = || Failure::bad_request(format!("invalid port specification: \"{port}\""));
-        let container_port = number.parse().map_err(|_| invalid())?;
-        let protocol = match protocol {
-            "tcp" => Protocol::Tcp,
-            "udp" => Protocol::Udp,
-            "sctp" => Protocol::Sctp,
-            _ => return Err(invalid()),
-        };
-        for binding in bindings.iter().flatten() {
-            ports.push(PortMapping {
-                host_port: binding.host_port.parse().map_err(|_| invalid())?,
-                container_port,
-                protocol,
-                host_ip: binding.host_ip.clone(),
-            });
-        }
-    }
-    Ok(ports)
 }
 
 /// Binds in the short form, `SOURCE:TARGET[:OPTIONS]`.

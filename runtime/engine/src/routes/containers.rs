@@ -25,6 +25,7 @@ mod attach;
 mod inspect;
 mod list;
 mod logs;
+pub(super) mod network_settings;
 mod stats;
 
 pub(super) use self::{

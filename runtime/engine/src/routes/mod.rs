@@ -5,6 +5,7 @@ mod events;
 mod exec;
 pub(crate) mod execs;
 mod images;
+mod networks;
 mod query;
 mod system;
 
@@ -88,6 +89,15 @@ async fn route(engine: Arc<Engine>, request: Request<Incoming>) -> Result<Answer
         ["images", "json"] if read => images::list(&call),
         ["images", "create"] if method == post => images::pull(call).await,
         ["images", name @ .., "json"] if read => images::inspect(&call, &name.join("/")),
+        ["networks"] if read => networks::list(&call),
+        ["networks", "create"] if method == post => networks::create(call).await,
+        ["networks", "prune"] if method == post => networks::prune(&call),
+        ["networks", name] if read => networks::inspect(&call, name),
+        ["networks", name] if method == delete => networks::remove(&call, name),
+        ["networks", name, "connect"] if method == post => networks::connect(call, name).await,
+        ["networks", name, "disconnect"] if method == post => {
+            networks::disconnect(call, name).await
+        }
         ["plugins"] if read => Ok(body::ok(&[(); 0])),
         ["swarm", ..]
         | ["nodes", ..]

@@ -14,6 +14,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use berth_base::{blocking::blocking, layout::Layout};
 use berth_cni::{ConfList, Success};
 use berth_shim::record::{self, Found};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -114,6 +115,24 @@ impl Attachment {
         // Stable, so that several addresses of a family stay in the order of the plugin.
         addresses.sort_by_key(|address| !address.is_ipv4());
         addresses
+    }
+}
+
+/// The interface of a container on a bridge, and its first address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    pub mac: String,
+    pub address: IpNet,
+    pub gateway: Option<IpAddr>,
+}
+
+impl Attachment {
+    /// What the plugins made of it. `None` before ADD has ended.
+    pub(crate) fn endpoint(&self) -> Option<Endpoint> {
+        let result = self.result.as_ref()?;
+        let ip = result.ips.first()?;
+        let interface = result.interfaces.iter().find(|interface| interface.name == INTERFACE)?;
+        Some(Endpoint { mac: interface.mac.clone(), address: ip.address, gateway: ip.gateway })
     }
 }
 

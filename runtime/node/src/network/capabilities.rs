@@ -8,6 +8,8 @@ use berth_cni::{Bandwidth, PortMapping};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
+use super::bridge::Bridge;
+
 /// A pod that is to be attached to the network.
 #[derive(Clone, Debug, Default)]
 pub struct Pod {
@@ -21,6 +23,8 @@ pub struct Pod {
     /// An object with the lists `servers`, `searches` and `options`.
     pub dns: Option<Value>,
     pub cgroup_parent: String,
+    /// The network that it gets in the place of the pods'.
+    pub bridge: Option<Bridge>,
 }
 
 impl Pod {
@@ -53,7 +57,12 @@ impl Pod {
         if let Some(dns) = &self.dns {
             all.insert("dns".to_owned(), dns.clone());
         }
-        if !ranges.is_empty() {
+        if let Some(bridge) = &self.bridge {
+            all.insert("ips".to_owned(), json!(bridge.addresses));
+            if let Some(mac) = &bridge.mac {
+                all.insert("mac".to_owned(), json!(mac));
+            }
+        } else if !ranges.is_empty() {
             all.insert("ipRanges".to_owned(), range_sets(ranges));
         }
         if !self.cgroup_parent.is_empty() {

@@ -159,6 +159,8 @@ fn built_in(ipam: &Path, ranges: &[IpNet]) -> Network {
             "hairpinMode": true,
             // The bridge may still have the address of the network before.
             "forceAddress": !ranges.is_empty(),
+            // Containers of the engine do not reach pods, but for their Services.
+            "isolation": "bridges",
             // What berth-bridge can do; the runtime passes the arguments of these only.
             "capabilities": { "portMappings": true, "bandwidth": true },
             "ipam": { "type": "berth-local", "ranges": sets, "dataDir": ipam },

@@ -10,14 +10,17 @@ use std::{
 use anyhow::{Context, anyhow};
 use berth_base::{
     blocking::blocking,
+    id::SandboxId,
+    layout,
     observe::{step_blocking, steps},
 };
-use berth_shim::record::Found;
+use berth_shim::record::{self, Found};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
-use super::{Networks, attachment::Attachment, exec_config};
+use super::{Networks, attachment::Attachment, conf::Network, exec_config};
+use crate::sandbox::Meta;
 
 /// How long the end of a pod waits for the first attempt.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -105,6 +108,16 @@ impl Networks {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The network of a pod whose attachment is damaged.
+    async fn network_of(&self, id: &str) -> anyhow::Result<Network> {
+        let directory = self.layout.sandbox(&SandboxId::from(id.to_owned()));
+        let meta = blocking(|| record::read::<Meta>(&directory.join(layout::sandbox::META)))?;
+        match meta.record().and_then(|meta| meta.config.bridge) {
+            Some(bridge) => Ok(bridge.network(&self.layout.ipam())),
+            None => self.network().await,
+        }
+    }
+
     /// DEL of every plugin, in reverse order. Success when there was nothing to undo; the record is
     /// removed then.
     async fn delete(&self, id: &str) -> anyhow::Result<()> {
@@ -113,7 +126,7 @@ impl Networks {
             Found::Record(attachment) => attachment,
             // A crash before ADD began, or a power loss, which took the namespaces with it. The
             // plugins may still hold an address, and need no more than the id to free it.
-            Found::Damaged => Attachment::unknown(&self.network().await?, id),
+            Found::Damaged => Attachment::unknown(&self.network_of(id).await?, id),
         };
         let list = attachment
             .conf_list()
@@ -124,7 +137,11 @@ impl Networks {
             attachment.netns = String::new();
         }
         let previous = attachment.result.as_ref().map_or(Value::Null, |result| json!(result));
-        let environment = attachment.environment(Some(NETNS_ENDS));
+        // The namespace lives on where the containers of another sandbox have joined it. Then its
+        // interface must go, whose address somebody else may get.
+        let state = self.layout.sandbox_state(&SandboxId::from(id.to_owned()));
+        let is_shared = state.join(layout::sandbox::JOINED).exists();
+        let environment = attachment.environment((!is_shared).then_some(NETNS_ENDS));
         for plugin in list.plugins.iter().rev() {
             let program = self.plugins.find(plugin).await?;
             let conf = exec_config::derive(&list, plugin, previous.clone(), Some(&attachment));

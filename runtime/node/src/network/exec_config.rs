@@ -80,6 +80,7 @@ mod tests {
             annotations: [("kubernetes.io/ingress-bandwidth".to_owned(), "1M".to_owned())].into(),
             dns: Some(json!({ "servers": ["10.0.0.10"] })),
             cgroup_parent: "/kubepods/pod1".into(),
+            bridge: None,
         };
         let ranges = ["10.1.0.0/24".parse().unwrap()];
         let attachment = Attachment::new(&network, &pod, pod.capabilities(&ranges).unwrap());

@@ -1,7 +1,11 @@
 //! Freeing what plugins hold for pods that are gone: by the DEL that is pending, and by GC, at
 //! start-up and every hour.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use berth_cni::ConfList;
 use futures_util::future::join_all;
@@ -59,16 +63,37 @@ impl Networks {
 
     /// GC of every plugin, where the conf list has it.
     async fn sweep(&self) -> anyhow::Result<Sweep> {
+        let mut lists = self.attached_lists()?;
+        // Also without any pods, whose leftovers are to be found.
         let list = self.network().await?.list;
-        if list.disable_gc || !is_1_1(&list) {
+        lists.insert(list.name.clone(), list);
+        lists.retain(|_, list| !list.disable_gc && is_1_1(list));
+        if lists.is_empty() {
             return Ok(Sweep::Done);
         }
         let Some(_guard) = self.gc_lock.try_for_gc() else { return Ok(Sweep::GaveWay) };
+        let collecting = async {
+            for list in lists.values() {
+                self.run_gc(list).await?;
+            }
+            anyhow::Ok(())
+        };
         tokio::select! {
-            swept = self.run_gc(&list) => swept.map(|()| Sweep::Done),
+            swept = collecting => swept.map(|()| Sweep::Done),
             // Dropping the run kills its plugin, which may have freed a part of what it found.
             () = self.gc_lock.overdue() => Ok(Sweep::GaveWay),
         }
+    }
+
+    /// The networks that something is attached to, by name.
+    fn attached_lists(&self) -> anyhow::Result<BTreeMap<String, ConfList>> {
+        let mut lists = BTreeMap::new();
+        for id in self.attachments.ids()? {
+            let attachment = self.attachments.read(&id)?.record();
+            let list = attachment.and_then(|attachment| attachment.conf_list().ok());
+            lists.extend(list.map(|list| (list.name.clone(), list)));
+        }
+        Ok(lists)
     }
 
     async fn run_gc(&self, list: &ConfList) -> anyhow::Result<()> {

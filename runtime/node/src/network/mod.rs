@@ -8,6 +8,7 @@
 //! `prepare`, `attach` and `check` are here, `detach` and `gc` have files of their own.
 
 mod attachment;
+mod bridge;
 mod cache;
 mod capabilities;
 mod conf;
@@ -41,6 +42,7 @@ use serde_json::{Value, json};
 use tokio::sync::RwLockReadGuard;
 
 pub(crate) use self::{attachment::Attachment, capabilities::Pod};
+pub use self::{attachment::Endpoint, bridge::Bridge};
 
 use self::{
     attachment::Attachments,
@@ -185,7 +187,10 @@ impl Networks {
         self.finish_detach(&pod.id).await?;
         let guard = self.gc_lock.for_add().await;
         let ranges = self.ranges();
-        let (network, wrong) = self.current(ranges.clone()).await?;
+        let (network, wrong) = match &pod.bridge {
+            Some(bridge) => (bridge.network(&self.layout.ipam()), None),
+            None => self.current(ranges.clone()).await?,
+        };
         if let Some(error) = wrong {
             tracing::warn!(
                 network = network.list.name,

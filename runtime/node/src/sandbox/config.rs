@@ -13,7 +13,11 @@ use berth_shim::spec::{IdMapping, UserNamespace};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::{cgroup::Resources, network::Pod, security::selinux};
+use crate::{
+    cgroup::Resources,
+    network::{Bridge, Pod},
+    security::selinux,
+};
 
 /// CRI's `PodSandboxConfig`, checked and otherwise unchanged: statuses give it back.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -51,6 +55,14 @@ pub struct Config {
     pub join_ipc: Option<SandboxId>,
     /// The size of its /dev/shm in bytes; 0 for that of every pod.
     pub shm_size: u64,
+    /// The bridge that it is attached to, in the place of the pods' network.
+    pub bridge: Option<Bridge>,
+    /// The text of resolv.conf, in the place of one that is made of `dns`.
+    pub resolv_conf: Option<String>,
+    /// Lines of /etc/hosts before those of the own addresses.
+    pub hosts: String,
+    /// Follows the hostname in the name that /etc/hosts has for the own addresses.
+    pub domainname: String,
     /// Lines at the end of its /etc/hosts.
     pub extra_hosts: Vec<String>,
 }
@@ -228,6 +240,7 @@ impl Meta {
             return None;
         }
         Some(Pod {
+            bridge: self.config.bridge.clone(),
             id: self.id.to_string(),
             name: self.config.name.clone(),
             namespace: self.config.namespace.clone(),

@@ -3,7 +3,10 @@
 use std::{fmt::Write, fs, io, net::IpAddr, path::Path};
 
 use anyhow::Context;
-use berth_base::layout;
+use berth_base::{
+    id::SandboxId,
+    layout::{self, Layout},
+};
 
 use super::config::{Dns, Meta, NamespaceMode};
 
@@ -14,11 +17,16 @@ const HOSTS: &str = "\
 
 /// Writes the files that do not depend on the pod's addresses into the sandbox's directory.
 /// Containers get them as bind mounts, unless the request mounts something else there.
-pub(super) fn write_fixed(directory: &Path, meta: &Meta) -> anyhow::Result<()> {
+pub(super) fn write_fixed(layout: &Layout, directory: &Path, meta: &Meta) -> anyhow::Result<()> {
     let config = &meta.config;
-    let resolv_conf = match &config.dns {
-        Some(dns) => resolv_conf(dns),
-        None => read_host("/etc/resolv.conf")?,
+    if let Some(other) = &config.join_network {
+        share(layout, other, directory, layout::sandbox::RESOLV_CONF)?;
+        return share(layout, other, directory, layout::sandbox::HOSTNAME);
+    }
+    let resolv_conf = match (&config.resolv_conf, &config.dns) {
+        (Some(text), _) => text.clone(),
+        (None, Some(dns)) => resolv_conf(dns),
+        (None, None) => read_host("/etc/resolv.conf")?,
     };
     write(directory, meta, layout::sandbox::RESOLV_CONF, &resolv_conf)?;
     let hostname = format!("{}\n", config.effective_hostname()?);
@@ -27,16 +35,28 @@ pub(super) fn write_fixed(directory: &Path, meta: &Meta) -> anyhow::Result<()> {
 
 /// Writes /etc/hosts, as `write_fixed` does the others. The kubelet mounts one of its own there.
 pub(super) fn write_hosts(
+    layout: &Layout,
     directory: &Path,
     meta: &Meta,
     addresses: &[IpAddr],
 ) -> anyhow::Result<()> {
-    let mut text = match meta.config.namespaces.network {
+    let config = &meta.config;
+    if let Some(other) = &config.join_network {
+        return share(layout, other, directory, layout::sandbox::HOSTS);
+    }
+    let mut text = match config.namespaces.network {
         // The addresses are the host's, so that the names in its file are right in the pod.
-        NamespaceMode::Node => read_host("/etc/hosts")?,
-        _ => hosts(&meta.config.effective_hostname()?, addresses),
+        NamespaceMode::Node => read_host("/etc/hosts")? + &config.hosts,
+        _ => {
+            let hostname = config.effective_hostname()?;
+            let names = match config.domainname.as_str() {
+                "" => hostname,
+                domain => format!("{hostname}.{domain} {hostname}"),
+            };
+            hosts(&config.hosts, &names, addresses)
+        }
     };
-    for line in &meta.config.extra_hosts {
+    for line in &config.extra_hosts {
         let _ = writeln!(text, "{line}");
     }
     write(directory, meta, layout::sandbox::HOSTS, &text)
@@ -59,12 +79,19 @@ fn read_host(path: &str) -> anyhow::Result<String> {
     }
 }
 
-/// hosts(5), with a line for each of the pod's addresses.
-fn hosts(hostname: &str, addresses: &[IpAddr]) -> String {
-    let mut text = HOSTS.to_owned();
-    for address in addresses.iter().filter(|_| !hostname.is_empty()) {
+/// Makes a file of another sandbox this one's as well: what is written to it later is seen by both.
+fn share(layout: &Layout, other: &SandboxId, directory: &Path, name: &str) -> anyhow::Result<()> {
+    let source = layout.sandbox(other).join(name);
+    fs::hard_link(&source, directory.join(name))
+        .with_context(|| format!("share {}", source.display()))
+}
+
+/// hosts(5), with further lines, and one for each of the pod's addresses.
+fn hosts(more: &str, names: &str, addresses: &[IpAddr]) -> String {
+    let mut text = HOSTS.to_owned() + more;
+    for address in addresses.iter().filter(|_| !names.is_empty()) {
         // To write to a string cannot fail.
-        let _ = writeln!(text, "{address}\t{hostname}");
+        let _ = writeln!(text, "{address}\t{names}");
     }
     text
 }
@@ -100,6 +127,7 @@ mod tests {
             "search a b\nnameserver 10.0.0.10\nnameserver 1.1.1.1\noptions ndots:5\n"
         );
         assert_eq!(resolv_conf(&Dns { servers: vec![], searches: vec![], options: vec![] }), "");
-        assert!(hosts("pod", &["10.88.0.2".parse().unwrap()]).ends_with("\n10.88.0.2\tpod\n"));
+        let text = hosts("1.2.3.4\tfoo\n", "pod.dom pod", &["10.88.0.2".parse().unwrap()]);
+        assert!(text.ends_with("\n1.2.3.4\tfoo\n10.88.0.2\tpod.dom pod\n"));
     }
 }

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     cgroup::{Resources, Sampler},
     host::Host,
-    network::Networks,
+    network::{Attachment, Endpoint, Networks},
     security::selinux,
     shim,
 };
@@ -73,12 +73,21 @@ pub struct Sandbox {
     pub busy: tokio::sync::Mutex<()>,
     /// Remembers the CPU time of the last sample, of the whole pod.
     pub sampler: Mutex<Sampler>,
+    endpoint: Option<Box<Endpoint>>,
     /// Keeps other pods from getting the same SELinux level, until this one is dropped.
     _level: Option<selinux::Level>,
 }
 
 impl Sandbox {
-    pub(super) fn new(host: &Host, meta: Meta, state: State, addresses: Vec<IpAddr>) -> Self {
+    pub(super) fn new(
+        host: &Host,
+        meta: Meta,
+        state: State,
+        attachment: Option<&Attachment>,
+    ) -> Self {
+        let addresses = attachment.map(Attachment::addresses).unwrap_or_default();
+        let on_bridge = attachment.filter(|_| meta.config.bridge.is_some());
+        let endpoint = on_bridge.and_then(Attachment::endpoint).map(Box::new);
         let sizes = Sizes {
             overhead: meta.config.overhead.clone(),
             resources: meta.config.resources.clone(),
@@ -89,6 +98,7 @@ impl Sandbox {
             snapshot: Mutex::new(Snapshot { state, addresses, sizes }),
             busy: tokio::sync::Mutex::default(),
             sampler: Mutex::default(),
+            endpoint,
             _level: level,
         }
     }
@@ -136,8 +146,7 @@ impl Sandbox {
                 host.layout.attachment(id.as_str()).display()
             );
         }
-        let addresses = attachment.map(|attachment| attachment.addresses()).unwrap_or_default();
-        Ok(Some(Self::new(host, meta, state, addresses)))
+        Ok(Some(Self::new(host, meta, state, attachment.as_ref())))
     }
 
     /// A stand-in for a sandbox that was never ready and could not be removed. It is listed, so
@@ -145,15 +154,14 @@ impl Sandbox {
     pub fn incomplete(host: &Host, id: &SandboxId) -> Option<Self> {
         let path = host.layout.sandbox(id).join(layout::sandbox::META);
         let meta = blocking(|| record::read::<Meta>(&path)).ok()?.record()?;
-        Some(Self::new(host, meta, State::NotReady, Vec::new()))
+        Some(Self::new(host, meta, State::NotReady, None))
     }
 
     /// A stand-in for a sandbox whose records are damaged. It is listed, so that it can be stopped
     /// and removed by what its other records say.
     pub fn damaged(host: &Host, id: &SandboxId) -> Self {
-        Self::incomplete(host, id).unwrap_or_else(|| {
-            Self::new(host, without_record(host, id), State::NotReady, Vec::new())
-        })
+        Self::incomplete(host, id)
+            .unwrap_or_else(|| Self::new(host, without_record(host, id), State::NotReady, None))
     }
 
     /// Returns when the pod has become unusable by itself. That happens only to one whose
@@ -188,6 +196,11 @@ impl Sandbox {
         self.snapshot().addresses.clone()
     }
 
+    /// Its interface on a bridge; with `Config::bridge` only.
+    pub fn endpoint(&self) -> Option<&Endpoint> {
+        self.endpoint.as_deref()
+    }
+
     /// For the verbose status: whether the CNI plugins still find what they set up (CHECK).
     pub async fn check_network(&self, host: &Host) -> anyhow::Result<&'static str> {
         // The CNI specification forbids two operations on one container at the same time. A status
@@ -195,7 +208,7 @@ impl Sandbox {
         let Ok(_busy) = self.busy.try_lock() else {
             return Ok("not checked: the pod is being changed at the moment");
         };
-        if self.state() != State::Ready || self.meta.netns.is_none() {
+        if self.state() != State::Ready || self.meta.pod().is_none() {
             return Ok("not checked: the pod is not ready, or has no network of its own");
         }
         host.networks.check(self.meta.id.as_str()).await.map(|()| "OK")

@@ -25,7 +25,11 @@ use super::{
     remove::remove,
     sysctl,
 };
-use crate::{host::Host, network::Pending, security::selinux::Labels};
+use crate::{
+    host::Host,
+    network::{Attachment, Pending},
+    security::selinux::Labels,
+};
 
 /// The size of a pod's /dev/shm in bytes, as with Docker and containerd.
 const SHM_SIZE: u64 = 64 << 20;
@@ -78,7 +82,11 @@ fn resolve_joins(host: &Host, config: &mut Config) -> Result<Option<String>> {
     if config.namespaces.network == NamespaceMode::Node {
         return Ok(None);
     }
-    config.join_network = owner.config.join_network.or(Some(id));
+    let joined = owner.config.join_network.unwrap_or(id);
+    // Its end has to take the interface, since the namespace lives on.
+    let marker = host.layout.sandbox_state(&joined).join(layout::sandbox::JOINED);
+    blocking(|| fs::write(&marker, "")).with_context(|| format!("join sandbox {joined}"))?;
+    config.join_network = Some(joined);
     Ok(owner.netns.or(owner.joined_netns))
 }
 
@@ -143,15 +151,14 @@ async fn make(
     let pinned = step(run_sandbox::PIN, pin(host, &meta, &directory, sysctls));
     let (pinned, pending) = tokio::join!(pinned, prepare(host, &meta, &directory));
     pinned?;
-    let addresses = match pending? {
-        Some(pending) => {
-            step(run_sandbox::NETWORK, host.networks.attach(pending)).await?.addresses()
-        }
-        None => Vec::new(),
+    let attachment = match pending? {
+        Some(pending) => Some(step(run_sandbox::NETWORK, host.networks.attach(pending)).await?),
+        None => None,
     };
+    let addresses = attachment.as_ref().map(Attachment::addresses).unwrap_or_default();
     // /etc/hosts names the addresses, which are known only now.
     step_blocking(run_sandbox::FILES, || {
-        blocking(|| files::write_hosts(&directory, &meta, &addresses))
+        blocking(|| files::write_hosts(&host.layout, &directory, &meta, &addresses))
     })?;
     if let Some(cgroup) = &meta.pause_cgroup {
         let launched =
@@ -160,7 +167,7 @@ async fn make(
     }
     // Last of all: without this record, start-up removes the sandbox as incomplete.
     step_blocking(run_sandbox::READY, || write_ready(&directory, &host.boot_id))?;
-    Ok(Sandbox::new(host, meta, State::Ready, addresses))
+    Ok(Sandbox::new(host, meta, State::Ready, attachment.as_ref()))
 }
 
 fn write_record(directory: &Path, meta: &Meta) -> anyhow::Result<()> {
@@ -184,7 +191,7 @@ async fn prepare<'a>(
     meta: &Meta,
     directory: &Path,
 ) -> anyhow::Result<Option<Pending<'a>>> {
-    blocking(|| files::write_fixed(directory, meta))?;
+    blocking(|| files::write_fixed(&host.layout, directory, meta))?;
     // The kubelet makes it; other clients, such as crictl, may not.
     let logs = &meta.config.log_directory;
     if !logs.as_os_str().is_empty() {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Call, slashed};
+use super::{Call, network_settings::network_settings, slashed};
 use crate::{
     container::state::Phase,
     http::{
@@ -19,14 +19,6 @@ pub(in crate::routes) fn inspect(call: &Call, name: &str) -> Result<Answer> {
         Phase::Running { pid } => pid,
         _ => 0,
     };
-    let addresses = call
-        .engine
-        .node
-        .sandboxes
-        .find(&container.id)
-        .map(|sandbox| sandbox.addresses())
-        .unwrap_or_default();
-    let address = addresses.first().map(ToString::to_string).unwrap_or_default();
     let answer: Value = json!({
         "Id": container.id,
         "Created": record.created_at.to_string(),
@@ -54,7 +46,7 @@ pub(in crate::routes) fn inspect(call: &Call, name: &str) -> Result<Answer> {
         "HostConfig": record.host_config,
         "Mounts": [],
         "Config": record.config,
-        "NetworkSettings": { "IPAddress": address, "Networks": {} },
+        "NetworkSettings": network_settings(&call.engine, &container),
     });
     Ok(body::ok(&answer))
 }

@@ -2,9 +2,14 @@
 
 use serde_json::{Value, json};
 
-use super::{Call, slashed};
+use super::{
+    Call,
+    network_settings::{endpoints, listed_ports},
+    slashed,
+};
 use crate::{
     container::{object::Container, state::Phase},
+    engine::Engine,
     http::{
         body::{self, Answer},
         error::Result,
@@ -21,12 +26,12 @@ pub(in crate::routes) fn list(call: &Call) -> Result<Answer> {
         .iter()
         .filter(|container| all || container.state().is_running())
         .take(limit.filter(|limit| *limit > 0).unwrap_or(usize::MAX))
-        .map(entry)
+        .map(|container| entry(&call.engine, container))
         .collect();
     Ok(body::ok(&listed))
 }
 
-fn entry(container: &std::sync::Arc<Container>) -> Value {
+fn entry(engine: &Engine, container: &std::sync::Arc<Container>) -> Value {
     let record = container.record();
     let state = container.state();
     let command = std::iter::once(&record.path).chain(&record.args).cloned().collect::<Vec<_>>();
@@ -37,7 +42,7 @@ fn entry(container: &std::sync::Arc<Container>) -> Value {
         "ImageID": record.image_id,
         "Command": command.join(" "),
         "Created": record.created_at / 1_000_000_000,
-        "Ports": [],
+        "Ports": listed_ports(engine, container),
         "Labels": record.config.labels.clone().unwrap_or_default(),
         "State": state.status(),
         "Status": match state.phase {
@@ -46,7 +51,7 @@ fn entry(container: &std::sync::Arc<Container>) -> Value {
             _ => "Created".to_owned(),
         },
         "HostConfig": { "NetworkMode": record.host_config.network_mode },
-        "NetworkSettings": { "Networks": {} },
+        "NetworkSettings": { "Networks": endpoints(engine, container) },
         "Mounts": [],
     })
 }

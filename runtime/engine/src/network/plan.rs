@@ -1,0 +1,257 @@
+//! The network of a run: what its record asks for, and what other containers and the machine have
+//! at that moment.
+
+use std::{collections::BTreeSet, fs, net::IpAddr};
+
+use berth_base::{blocking::blocking, id::SandboxId};
+use berth_node::{
+    network::Bridge,
+    sandbox::{self, NamespaceMode},
+};
+use http::StatusCode;
+
+use super::{
+    Driver, files,
+    links::{self, Linked},
+    ports,
+    predefined::BRIDGE,
+};
+use crate::{
+    api::host_config::HostConfig,
+    container::{object::Container, record::Record},
+    engine::Engine,
+    http::error::{Failure, Result},
+    ports::{Mapping, Port, PortBindings, Published},
+};
+
+/// What the sandbox of a run is attached to.
+#[derive(Debug)]
+enum Attached {
+    Nothing,
+    Bridge(Bridge),
+    /// The namespace of another sandbox.
+    Joined(SandboxId),
+}
+
+/// What a run's sandbox and container are to have.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    namespace: NamespaceMode,
+    attached: Attached,
+    ports: Vec<Published>,
+    hosts: String,
+    resolv_conf: Option<String>,
+    hostname: Option<String>,
+    /// Variables of the containers that it is linked to.
+    pub env: Vec<(String, String)>,
+}
+
+/// dockerd's words before what keeps a network from being set up.
+fn failed(what: &str) -> Failure {
+    Failure::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        format!("failed to set up container networking: {what}"),
+    )
+}
+
+/// Decides what a run gets, and takes its ports of the host.
+///
+/// # Errors
+/// There is no such network or container, or a port is not to be had.
+pub(crate) fn plan(engine: &Engine, container: &Container) -> Result<Plan> {
+    let record = container.record();
+    let host = &record.host_config;
+    let Some(network) = engine
+        .networks
+        .of_mode(&host.network_mode)
+        .map_err(|failure| Failure { message: failed(&failure.message).message, ..failure })?
+    else {
+        return joined(engine, &record);
+    };
+    let of_host = blocking(|| fs::read("/etc/resolv.conf")).unwrap_or_default();
+    let of_host = String::from_utf8_lossy(&of_host);
+    let has_host_network = network.driver == Driver::Host;
+    let gateway = engine.networks.find("bridge")?.subnet.map(|subnet| subnet.addr());
+    let mut plan = Plan {
+        namespace: if has_host_network { NamespaceMode::Node } else { NamespaceMode::Pod },
+        attached: Attached::Nothing,
+        ports: Vec::new(),
+        hosts: files::extra_hosts(host.extra_hosts.as_deref().unwrap_or_default(), gateway)?,
+        resolv_conf: Some(files::resolv_conf(&of_host, host, has_host_network)),
+        hostname: None,
+        env: Vec::new(),
+    };
+    if let (Driver::Bridge, Some(subnet)) = (network.driver, network.subnet) {
+        for link in host.links.iter().flatten() {
+            plan.link(engine, &record, link)?;
+        }
+        plan.attached = Attached::Bridge(Bridge {
+            network: network.id.clone(),
+            interface: BRIDGE.to_owned(),
+            subnets: vec![(subnet, subnet.addr())],
+            internal: false,
+            addresses: Vec::new(),
+            mac: mac(&record),
+        });
+        let wanted = mappings(&record)?;
+        let reserved = engine.ports.reserve(&container.id, &wanted);
+        plan.ports = reserved.map_err(|why| unconnected(&record.name, &why))?;
+    }
+    Ok(plan)
+}
+
+/// dockerd's error for ports that cannot be had.
+fn unconnected(name: &str, why: &str) -> Failure {
+    let endpoint = berth_base::id::random_hex(32);
+    failed(&format!(
+        "driver failed programming external connectivity on endpoint {name} ({endpoint}): {why}"
+    ))
+}
+
+/// The network of another container, which must run.
+fn joined(engine: &Engine, record: &Record) -> Result<Plan> {
+    let (_, name) = record.host_config.network_mode.split_once(':').unwrap_or_default();
+    let other = engine.containers.find(name).map_err(|failure| Failure {
+        message: format!("joining network namespace of container: {}", failure.message),
+        ..failure
+    })?;
+    if other.id == record.id {
+        return Err(Failure::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "cannot join own network namespace",
+        ));
+    }
+    let state = other.state();
+    if !state.is_running() {
+        return Err(Failure::conflict(format!(
+            "cannot join network namespace of a non running container: container {} is {}",
+            other.record().name,
+            state.status()
+        )));
+    }
+    let its = other.record();
+    let has_host_network = engine
+        .networks
+        .of_mode(&its.host_config.network_mode)?
+        .is_some_and(|network| network.driver == Driver::Host);
+    Ok(Plan {
+        namespace: if has_host_network { NamespaceMode::Node } else { NamespaceMode::Pod },
+        attached: Attached::Joined(SandboxId::from(other.id.clone())),
+        ports: Vec::new(),
+        hosts: String::new(),
+        resolv_conf: None,
+        hostname: Some(its.config.hostname.clone()),
+        env: Vec::new(),
+    })
+}
+
+impl Plan {
+    /// Adds what a link gives: a line of /etc/hosts, and variables.
+    fn link(&mut self, engine: &Engine, record: &Record, link: &str) -> Result<()> {
+        let (name, alias) = links::parse(link)?;
+        let other = engine.containers.find(name)?;
+        let its = other.record();
+        let address = address(engine, &other).ok_or_else(|| {
+            Failure::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!(
+                    "Cannot link to a non running container: /{} AS /{}/{alias}",
+                    its.name, record.name
+                ),
+            )
+        })?;
+        let exposed = exposed(&its);
+        let env = its.config.env.as_deref().unwrap_or_default();
+        let linked =
+            Linked { alias, name: &its.name, id: &its.id, address, exposed: &exposed, env };
+        self.hosts += &linked.hosts_line();
+        self.env.extend(linked.env(&record.name));
+        Ok(())
+    }
+
+    /// Writes it into the sandbox of the run.
+    pub(crate) fn apply(&self, record: &Record, sandbox: &mut sandbox::Config) {
+        sandbox.namespaces.network = self.namespace;
+        match &self.attached {
+            Attached::Nothing => sandbox.unattached = true,
+            Attached::Bridge(bridge) => sandbox.bridge = Some(bridge.clone()),
+            Attached::Joined(other) => sandbox.join_network = Some(other.clone()),
+        }
+        sandbox.ports = ports::mappings(&self.ports);
+        sandbox.hosts.clone_from(&self.hosts);
+        sandbox.resolv_conf.clone_from(&self.resolv_conf);
+        sandbox.domainname.clone_from(&record.config.domainname);
+        if let Some(hostname) = &self.hostname {
+            sandbox.hostname.clone_from(hostname);
+        }
+        if !record.config.domainname.is_empty() && !sandbox.shares_uts() {
+            let domain = record.config.domainname.clone();
+            sandbox.sysctls.entry("kernel.domainname".to_owned()).or_insert(domain);
+        }
+    }
+}
+
+/// The error of a sandbox whose ports somebody else has after all: a pod, or a program that came in
+/// between.
+pub(crate) fn refused(engine: &Engine, container: &Container, message: &str) -> Option<Failure> {
+    let (_, rest) = message.split_once("port ")?;
+    let (number, rest) = rest.split_once('/')?;
+    let number: u16 = number.parse().ok()?;
+    let why = match rest {
+        rest if rest.contains("of the host is mapped to container") => "port is already allocated",
+        rest if rest.contains("of the host is in use by a program") => "address already in use",
+        _ => return None,
+    };
+    let ports = engine.ports.of(&container.id);
+    let wanted = ports.iter().find(|one| one.host_port == number)?;
+    Some(unconnected(&container.record().name, &ports::refusal(wanted, why)))
+}
+
+/// The address of a container that runs on a bridge.
+pub(crate) fn address(engine: &Engine, container: &Container) -> Option<IpAddr> {
+    let sandbox = engine.node.sandboxes.find(&container.id).ok()?;
+    container.state().is_running().then(|| sandbox.addresses().first().copied()).flatten()
+}
+
+/// The MAC address that is asked for, of the endpoint or, by old clients, of the container.
+fn mac(record: &Record) -> Option<String> {
+    let of_endpoint = record
+        .networking
+        .endpoints_config
+        .values()
+        .flatten()
+        .find_map(|endpoint| endpoint.mac_address.clone().filter(|mac| !mac.is_empty()));
+    of_endpoint.or_else(|| record.config.mac_address.clone().filter(|mac| !mac.is_empty()))
+}
+
+/// The exposed ports of a container: those of its config, and those that are bound.
+pub(crate) fn exposed(record: &Record) -> BTreeSet<Port> {
+    let of_config = record.config.exposed_ports.iter().flat_map(|ports| ports.keys());
+    let bound = record.host_config.port_bindings.iter().flat_map(|ports| ports.keys());
+    crate::ports::exposed(of_config.chain(bound).map(String::as_str)).unwrap_or_default()
+}
+
+/// The ports of the host that a container wants.
+///
+/// # Errors
+/// 400 in dockerd's words for what is no port.
+pub(crate) fn mappings(record: &Record) -> Result<Vec<Mapping>> {
+    let host = &record.host_config;
+    Ok(crate::ports::mappings(&bindings(host), &exposed(record), host.publish_all_ports)?)
+}
+
+fn bindings(host: &HostConfig) -> PortBindings {
+    let binding = |binding: &crate::api::host_config::PortBinding| {
+        Some(crate::ports::PortBinding {
+            host_ip: binding.host_ip.clone(),
+            host_port: binding.host_port.clone(),
+        })
+    };
+    let ports = host.port_bindings.iter().flatten();
+    ports
+        .map(|(port, bindings)| {
+            let bindings = bindings.as_ref().map(|bindings| bindings.iter().map(binding).collect());
+            (port.clone(), bindings)
+        })
+        .collect()
+}
