@@ -15,12 +15,14 @@ mod events;
 pub mod filters;
 pub mod health;
 mod http;
+mod image_name;
 pub mod names;
 pub mod ports;
 pub mod restart;
 mod routes;
 pub mod status_text;
 pub mod streams;
+mod sysinfo;
 pub mod time;
 
 pub use self::{

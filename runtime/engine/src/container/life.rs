@@ -88,7 +88,8 @@ async fn make_run(
 ) -> Result<Arc<node::Container>, Error> {
     let record = container.record();
     let layout = &engine.node.host.layout;
-    let refused = |failure: Failure| Error::invalid(failure.message);
+    let refused = |failure: Failure| Error::from(anyhow::Error::msg(failure.message));
+    blocking(|| run::prepare(layout, &record)).map_err(refused)?;
     let sandbox = run::sandbox(layout, &record).map_err(refused)?;
     let waiting = container.take_waiting();
     let config = run::container(layout, &record, !waiting.is_empty()).map_err(refused)?;
