@@ -124,7 +124,7 @@ pub(in crate::routes) async fn inspect(call: &Call, name: &str) -> Result<Answer
         mount_label: "",
         process_label: "",
         app_armor_profile: app_armor_profile(&record.host_config),
-        exec_ids: None,
+        exec_ids: Some(engine.execs.of(&container)).filter(|ids| !ids.is_empty()),
         host_config,
         graph_driver: graph_driver(engine, &container, &record, &state),
         size_rw: written,
