@@ -8,7 +8,8 @@ use berth_node::Node;
 use crate::{
     container::{recover, registry::Registry},
     events::Events,
-    http::error::{Failure, Result},
+    http::error::Result,
+    names,
     network::{Networks, ports::Ports},
     routes::execs::Execs,
     streams::logs::LogWatcher,
@@ -53,21 +54,21 @@ impl Engine {
     /// # Errors
     /// 400 for one that is not valid, 409 for one in use.
     pub(crate) fn name(&self, asked: &str, id: &str) -> Result<String> {
-        let name = asked.strip_prefix('/').unwrap_or(asked);
-        if name.is_empty() {
-            let name = id[..12].to_owned();
-            self.containers.reserve(&name, id)?;
-            return Ok(name);
+        if asked.is_empty() {
+            return self.generated_name(id);
         }
-        let is_valid = name.len() > 1
-            && name.starts_with(|first: char| first.is_ascii_alphanumeric())
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
-        if !is_valid {
-            return Err(Failure::bad_request(format!(
-                "Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
-            )));
-        }
+        let name = names::check(asked)?;
         self.containers.reserve(name, id)?;
         Ok(name.to_owned())
+    }
+
+    fn generated_name(&self, id: &str) -> Result<String> {
+        let generated = (0..names::ATTEMPTS).map(names::generate);
+        let free = generated.into_iter().find(|name| self.containers.reserve(name, id).is_ok());
+        match free {
+            Some(name) => Ok(name),
+            // Nobody can have chosen that one.
+            None => self.containers.reserve(&id[..12], id).map(|()| id[..12].to_owned()),
+        }
     }
 }

@@ -60,6 +60,11 @@ impl Events {
         let _ = self.sender.send(event);
     }
 
+    /// How many listen.
+    pub(crate) fn listeners(&self) -> usize {
+        self.sender.receiver_count()
+    }
+
     /// What is kept, and what comes from now on; nothing is in both or missing between.
     pub(crate) fn listen(&self) -> (Vec<Value>, broadcast::Receiver<Value>) {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);

@@ -15,6 +15,7 @@ mod events;
 pub mod filters;
 pub mod health;
 mod http;
+mod image_name;
 pub mod names;
 mod network;
 pub mod ports;
@@ -22,6 +23,7 @@ pub mod restart;
 mod routes;
 pub mod status_text;
 pub mod streams;
+mod sysinfo;
 pub mod time;
 
 pub use self::{

@@ -54,6 +54,7 @@ use std::{
 
 use anyhow::Context;
 use berth_base::{
+    blocking::blocking,
     error::{Error, Result},
     observe::{step_blocking, steps::remove_image},
 };
@@ -261,6 +262,14 @@ impl Images {
 
     pub fn names(&self, image: &Image) -> Names {
         self.store.names(&image.id)
+    }
+
+    /// The config of an image as it was made, which has more than the OCI specification names.
+    ///
+    /// # Errors
+    /// It is damaged, or the image was removed.
+    pub fn config_document(&self, image: &Image) -> anyhow::Result<Vec<u8>> {
+        blocking(|| self.store.blob(&image.id))
     }
 
     fn preloaded(&self) -> MutexGuard<'_, BTreeSet<Digest>> {

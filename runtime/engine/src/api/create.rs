@@ -4,15 +4,14 @@ use std::collections::BTreeMap;
 
 use berth_base::error::{Error, Result};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::{host_config::HostConfig, without_nulls, words};
+use super::{host_config::HostConfig, json, words};
+use crate::health::HealthConfig;
 
 /// What `docker run` asks for.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct CreateBody {
-    #[serde(flatten)]
     pub config: ContainerConfig,
     pub host_config: HostConfig,
     pub networking_config: NetworkingConfig,
@@ -37,7 +36,7 @@ pub(crate) struct ContainerConfig {
     #[serde(deserialize_with = "words")]
     pub cmd: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub healthcheck: Option<Healthcheck>,
+    pub healthcheck: Option<HealthConfig>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub args_escaped: Option<bool>,
     pub image: String,
@@ -59,24 +58,6 @@ pub(crate) struct ContainerConfig {
     pub stop_timeout: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shell: Option<Vec<String>>,
-}
-
-/// `HEALTHCHECK`; durations in nanoseconds, 0 for what is inherited.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-pub struct Healthcheck {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub test: Option<Vec<String>>,
-    #[serde(skip_serializing_if = "is_zero")]
-    pub interval: i64,
-    #[serde(skip_serializing_if = "is_zero")]
-    pub timeout: i64,
-    #[serde(skip_serializing_if = "is_zero")]
-    pub start_period: i64,
-    #[serde(skip_serializing_if = "is_zero")]
-    pub start_interval: i64,
-    #[serde(skip_serializing_if = "is_zero")]
-    pub retries: i64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -103,26 +84,78 @@ pub(crate) struct EndpointSettings {
     pub gw_priority: Option<i64>,
 }
 
-fn is_zero(number: &i64) -> bool {
-    *number == 0
-}
-
 impl CreateBody {
     /// Parses a body.
     ///
     /// # Errors
-    /// `InvalidArgument` for what is no JSON, or has a field of the wrong type.
+    /// `InvalidArgument`, in dockerd's words, for what is no JSON, has a field of the wrong type, or
+    /// says nothing of the container itself.
     pub(crate) fn parse(body: &[u8]) -> Result<Self> {
-        let value: Value = serde_json::from_slice(body)
-            .map_err(|error| Error::invalid(format!("invalid JSON: {error}")))?;
-        let nested: &[&[&str]] = &[
-            &["HostConfig"],
-            &["HostConfig", "RestartPolicy"],
-            &["HostConfig", "LogConfig"],
-            &["NetworkingConfig"],
-            &["Healthcheck"],
-        ];
-        serde_json::from_value(without_nulls(value, nested))
-            .map_err(|error| Error::invalid(format!("invalid JSON: {error}")))
+        const PLACE: &str = "CreateRequest";
+        let mut object = json::object(body, "container.CreateRequest")?;
+        let mut nested = |name: &str| match json::take(&mut object, name) {
+            Some(Value::Object(fields)) => fields,
+            _ => Map::new(),
+        };
+        let mut host_config = nested("HostConfig");
+        let mut networking_config = nested("NetworkingConfig");
+        let own = json::names::<ContainerConfig>();
+        let is_empty =
+            !object.keys().any(|key| own.iter().any(|name| key.eq_ignore_ascii_case(name)));
+        if is_empty {
+            return Err(Error::invalid("config cannot be empty in order to create a container"));
+        }
+        Ok(Self {
+            config: json::fields(&mut object, &format!("{PLACE}.Config"))?,
+            host_config: json::fields(&mut host_config, &format!("{PLACE}.HostConfig"))?,
+            networking_config: json::fields(
+                &mut networking_config,
+                &format!("{PLACE}.NetworkingConfig"),
+            )?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_are_read_as_go_reads_them() {
+        let body = br#"{"image":"b","Env":null,"Cmd":"ls -l","HOSTCONFIG":{"memory":5,
+            "Binds":null,"LogConfig":{"Type":null},"PortBindings":{"80/tcp":null},
+            "Mounts":[{"Type":"bind","Source":null}]},"Nope":1}"#;
+        let body = CreateBody::parse(body).unwrap();
+        assert_eq!((body.config.image.as_str(), body.host_config.memory), ("b", 5));
+        assert_eq!(body.config.cmd.unwrap(), ["ls -l"]);
+        assert!(body.host_config.port_bindings.unwrap()["80/tcp"].is_none());
+    }
+
+    #[test]
+    fn errors_are_in_the_words_of_go() {
+        for (body, message) in [
+            ("", "invalid JSON: got EOF while reading request body"),
+            ("{", "invalid JSON: unexpected EOF"),
+            ("{}{}", "unexpected content after JSON"),
+            ("null", "config cannot be empty in order to create a container"),
+            (r#"{"HostConfig":{}}"#, "config cannot be empty in order to create a container"),
+            (
+                "[]",
+                "invalid JSON: json: cannot unmarshal array into Go value of type \
+                 container.CreateRequest",
+            ),
+            (
+                r#"{"Image":5}"#,
+                "invalid JSON: json: cannot unmarshal number into Go struct field \
+                 CreateRequest.Config.Image of type string",
+            ),
+            (
+                r#"{"Image":"b","Env":"x"}"#,
+                "invalid JSON: json: cannot unmarshal string into Go struct field \
+                 CreateRequest.Config.Env of type []string",
+            ),
+        ] {
+            assert_eq!(CreateBody::parse(body.as_bytes()).unwrap_err().message, message, "{body}");
+        }
     }
 }

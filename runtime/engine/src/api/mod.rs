@@ -3,6 +3,7 @@
 pub(crate) mod create;
 pub(crate) mod exec;
 pub(crate) mod host_config;
+pub(crate) mod json;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;

@@ -3,39 +3,58 @@
 use std::{fs, os::unix::fs::DirBuilderExt, sync::Arc};
 
 use anyhow::Context;
-use berth_base::{blocking::blocking, clock::now, id};
+use berth_base::{blocking::blocking, clock::now, error::Kind, id};
 use berth_image::Image;
 use berth_shim::record as disk;
+use http::StatusCode;
 
 use super::{
+    check::check,
+    defaults, links,
+    merge::{merge, of_image},
     object::Container,
+    platform::Platform,
     record::{Directory, Record},
     state::Last,
 };
 use crate::{
-    api::create::{ContainerConfig, CreateBody},
+    api::{
+        create::{ContainerConfig, CreateBody},
+        host_config::HostConfig,
+    },
     engine::Engine,
     http::error::{Failure, Result},
+    image_name,
+    network::plan,
+    sysinfo::SysInfo,
 };
 
-/// Makes a container that has never run.
+/// Makes a container that has never run, and returns it with the warnings for its user.
 ///
 /// # Errors
 /// 404 for an image that is not here, 409 for a name in use, 400 for what contradicts itself.
-pub(crate) fn create(engine: &Engine, name: &str, body: CreateBody) -> Result<Arc<Container>> {
-    let wanted = body.config.image.clone();
-    let image = engine
-        .node
-        .host
-        .images
-        .find(&wanted)?
-        .ok_or_else(|| Failure::not_found(format!("No such image: {}", with_tag(&wanted))))?;
-    let id = id::random_hex(32);
+pub(crate) fn create(
+    engine: &Engine,
+    name: &str,
+    platform: Option<&Platform>,
+    body: CreateBody,
+) -> Result<(Arc<Container>, Vec<String>)> {
     let mut body = body;
-    merge(&mut body.config, &image, &id);
+    let machine = SysInfo::read();
+    name_network(&mut body);
+    let warnings = check(&mut body, &machine)?;
+    check_runtime(engine, &body.host_config.runtime)?;
+    resolve(engine, &mut body.host_config)?;
+    defaults::fill_in(&mut body.host_config, &machine);
+    let id = id::random_hex(32);
+    let image = find_image(engine, &body.config.image, platform)?;
+    let document = engine.node.host.images.config_document(&image)?;
+    merge(&mut body.config, of_image(&document));
+    name_host(&mut body, &id)?;
     let command = command(&body.config)?;
     let lease = engine.node.host.images.lease(&image.layers);
     let lease = lease.ok_or_else(|| {
+        let wanted = &body.config.image;
         Failure::not_found(format!("image {wanted} is damaged or being removed: pull it again"))
     })?;
     let record = Record {
@@ -50,7 +69,7 @@ pub(crate) fn create(engine: &Engine, name: &str, body: CreateBody) -> Result<Ar
         host_config: body.host_config,
         networking: body.networking_config,
     };
-    super::run::check(&record)?;
+    plan::mappings(&record)?;
     let name = engine.name(name, &id)?;
     let record = Record { name: name.clone(), ..record };
     let directory = Directory::of(&engine.node.host.layout.root, &id);
@@ -60,7 +79,94 @@ pub(crate) fn create(engine: &Engine, name: &str, body: CreateBody) -> Result<Ar
     }
     let container = Container::new(directory, record, Last::default(), lease);
     engine.containers.insert(container.clone());
-    Ok(container)
+    Ok((container, warnings))
+}
+
+/// `default` is a name for the network that containers have by default.
+fn name_network(body: &mut CreateBody) {
+    let host = &mut body.host_config;
+    host.network_mode = defaults::network_mode(&host.network_mode).to_owned();
+    let endpoints = &mut body.networking_config.endpoints_config;
+    if let Some(endpoint) = endpoints.remove("default") {
+        endpoints.entry(host.network_mode.clone()).or_insert(endpoint);
+    }
+}
+
+/// dockerd's own names for the runtime that it has by default are names of berth itself.
+fn check_runtime(engine: &Engine, name: &str) -> Result<()> {
+    let is_known = ["", "io.containerd.runc.v2"].contains(&name)
+        || engine.node.host.handlers.oci_runtime(name).is_ok();
+    match is_known {
+        true => Ok(()),
+        false => Err(Failure::bad_request(format!("unknown or invalid runtime name: {name}"))),
+    }
+}
+
+/// Replaces the names of other containers by their ids, which outlive a renaming.
+fn resolve(engine: &Engine, host: &mut HostConfig) -> Result<()> {
+    for (mode, must_exist) in [
+        (&mut host.ipc_mode, true),
+        (&mut host.pid_mode, true),
+        // Whether that one is there, its start tells.
+        (&mut host.network_mode, false),
+    ] {
+        let Some(name) = mode.strip_prefix("container:") else { continue };
+        match engine.containers.find(name) {
+            Ok(other) => *mode = format!("container:{}", other.id),
+            Err(failure) if must_exist => return Err(Failure::bad_request(failure.message)),
+            Err(_) => {}
+        }
+    }
+    links::resolve(engine, host.links.as_deref().unwrap_or_default())?;
+    for source in host.volumes_from.iter().flatten() {
+        let (name, mode) = source.split_once(':').unwrap_or((source, ""));
+        if !["", "ro", "rw", "z", "Z", "ro,z", "rw,z", "ro,Z", "rw,Z"].contains(&mode) {
+            return Err(Failure::bad_request(format!("invalid mode: {mode}")));
+        }
+        engine.containers.find(name).map_err(|failure| Failure::bad_request(failure.message))?;
+    }
+    Ok(())
+}
+
+fn find_image(engine: &Engine, wanted: &str, platform: Option<&Platform>) -> Result<Arc<Image>> {
+    if wanted.is_empty() {
+        return Err(Failure::bad_request("no command specified"));
+    }
+    let found = engine.node.host.images.find(wanted).map_err(|error| match error.kind {
+        Kind::InvalidArgument => Failure::bad_request(
+            image_name::refusal(wanted).unwrap_or_else(|| "invalid reference format".to_owned()),
+        ),
+        _ => error.into(),
+    })?;
+    let image = found.ok_or_else(|| {
+        Failure::not_found(format!("No such image: {}", image_name::with_tag(wanted)))
+    })?;
+    match platform.filter(|platform| !platform.is_of(&image)) {
+        None => Ok(image),
+        Some(asked) => Err(Failure::new(
+            StatusCode::NOT_FOUND,
+            format!(
+                "image with reference {wanted} was found but its platform ({}) does not match the \
+                 specified platform ({asked})",
+                Platform::of(&image)
+            ),
+        )),
+    }
+}
+
+/// The host's own name with the host's network, else the beginning of the id.
+fn name_host(body: &mut CreateBody, id: &str) -> Result<()> {
+    if !body.config.hostname.is_empty() {
+        return Ok(());
+    }
+    body.config.hostname = match body.host_config.network_mode.as_str() {
+        "host" => {
+            let name = nix::unistd::gethostname().context("gethostname")?;
+            name.to_string_lossy().into_owned()
+        }
+        _ => id[..12].to_owned(),
+    };
+    Ok(())
 }
 
 /// Writes its directory under another name, and renames it when it is complete.
@@ -79,58 +185,12 @@ fn write(directory: &Directory, record: &Record) -> anyhow::Result<()> {
     fs::rename(path, directory.path()).with_context(|| format!("rename {}", path.display()))
 }
 
-/// Fills in what the request leaves to the image.
-fn merge(config: &mut ContainerConfig, image: &Image, id: &str) {
-    if config.hostname.is_empty() {
-        config.hostname = id[..12].to_owned();
-    }
-    let Some(of_image) = image.config.config() else { return };
-    if config.entrypoint.is_none() {
-        // The image's command belongs to its own entry point.
-        if config.cmd.is_none() {
-            config.cmd = of_image.cmd().clone();
-        }
-        config.entrypoint = of_image.entrypoint().clone();
-    }
-    if config.working_dir.is_empty() {
-        config.working_dir = of_image.working_dir().clone().unwrap_or_default();
-    }
-    if config.user.is_empty() {
-        config.user = of_image.user().clone().unwrap_or_default();
-    }
-    if config.stop_signal.is_none() {
-        config.stop_signal = of_image.stop_signal().clone();
-    }
-    let mut env = config.env.take().unwrap_or_default();
-    let key = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
-    for entry in of_image.env().iter().flatten() {
-        if !env.iter().any(|own| key(own) == key(entry)) {
-            env.push(entry.clone());
-        }
-    }
-    config.env = Some(env);
-    if let Some(of_image) = of_image.labels() {
-        let mut labels: std::collections::BTreeMap<_, _> = of_image.clone().into_iter().collect();
-        labels.extend(config.labels.take().unwrap_or_default());
-        config.labels = Some(labels);
-    }
-}
-
 /// The program with its arguments.
 fn command(config: &ContainerConfig) -> Result<Vec<String>> {
-    let entrypoint = config.entrypoint.iter().flatten().filter(|word| !word.is_empty());
-    let command: Vec<String> = entrypoint.chain(config.cmd.iter().flatten()).cloned().collect();
+    let words = config.entrypoint.iter().chain(&config.cmd).flatten();
+    let command: Vec<String> = words.cloned().collect();
     match command.is_empty() {
         true => Err(Failure::bad_request("no command specified")),
         false => Ok(command),
-    }
-}
-
-/// A name as dockerd repeats it: with the tag that was meant.
-fn with_tag(name: &str) -> String {
-    let last = name.rsplit('/').next().unwrap_or_default();
-    match last.contains(':') || name.contains('@') {
-        true => name.to_owned(),
-        false => format!("{name}:latest"),
     }
 }

@@ -109,6 +109,7 @@ async fn make_run(
 ) -> Result<Arc<node::Container>, Failed> {
     let record = container.record();
     let layout = &engine.node.host.layout;
+    blocking(|| run::prepare(layout, &record))?;
     let plan = plan::plan(engine, container)?;
     let mut sandbox = run::sandbox(layout, &record)?;
     plan.apply(&record, &mut sandbox);

@@ -6,12 +6,19 @@
 //! - `state.json`, how its last run went, and whether one is under way (`state`);
 //! - `upper` and `work`, its writable layer; `container.log`, the output of all its runs.
 
+pub(crate) mod check;
 pub(crate) mod create;
+mod defaults;
 pub(crate) mod life;
+pub(crate) mod links;
+pub(crate) mod merge;
+pub(crate) mod mounts;
 pub(crate) mod object;
+pub(crate) mod platform;
 pub(crate) mod record;
 pub(crate) mod recover;
 pub(crate) mod registry;
 pub(crate) mod run;
+pub(crate) mod size;
 pub(crate) mod state;
 pub(crate) mod users;

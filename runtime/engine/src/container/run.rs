@@ -1,65 +1,25 @@
-//! What a run is made of: the sandbox and the container that a record stands for. Pure functions.
+//! What a run is made of: the sandbox and the container that a record stands for.
 
-use std::path::{Path, PathBuf};
+mod devices;
+mod mounts;
+mod resources;
+mod security;
+
+use std::path::PathBuf;
 
 use berth_base::{error::Error, layout::Layout};
 use berth_node::{
-    cgroup::Resources,
-    container::{Config, Device, Mount, MountSource, Seccomp, Security},
+    container::{Config, parse_signal},
     sandbox::{self, NamespaceMode, NamespaceModes, Origin},
 };
-use berth_shim::spec::Propagation;
+
+pub(crate) use self::{mounts::prepare, resources::resources};
 
 use super::record::{Directory, LOG, Record};
 use crate::{
     api::host_config::HostConfig,
-    http::error::{Failure, Result},
-    network::plan,
+    http::error::Result,
 };
-
-/// The paths that a container does not see, and those that it cannot write (moby,
-/// `daemon/pkg/oci/defaults.go`).
-const MASKED: [&str; 12] = [
-    "/proc/asound",
-    "/proc/acpi",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-    "/sys/devices/virtual/powercap",
-];
-const READONLY: [&str; 5] =
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
-/// Refuses what no run could be made of.
-///
-/// # Errors
-/// 400, in dockerd's words where it has some.
-pub(crate) fn check(record: &Record) -> Result<()> {
-    if record.host_config.auto_remove && !["", "no"].contains(&policy(record)) {
-        return Err(Failure::bad_request(
-            "can't create 'AutoRemove' container with restart policy",
-        ));
-    }
-    let driver = record.host_config.log_config.r#type.as_str();
-    if !["", "json-file", "local", "none"].contains(&driver) {
-        return Err(Failure::bad_request(format!(
-            "logger: no log driver named '{driver}' is registered"
-        )));
-    }
-    plan::mappings(record)?;
-    mounts(&record.host_config)?;
-    Ok(())
-}
-
-fn policy(record: &Record) -> &str {
-    &record.host_config.restart_policy.name
-}
 
 /// The sandbox of a run.
 ///
@@ -137,14 +97,17 @@ pub(crate) fn container(layout: &Layout, record: &Record, is_awaited: bool) -> R
         command,
         working_dir: config.working_dir.clone(),
         env: env.collect(),
-        mounts: mounts(host)?,
-        devices: devices(host),
+        mounts: mounts::of(layout, record)?,
+        devices: devices::of(host)?,
+        cdi_devices: devices::cdi(host)?,
+        annotations: host.annotations.clone().unwrap_or_default(),
+        stop_signal: stop_signal(record),
         log_path: log_path(host),
         stdin: config.open_stdin,
         stdin_once: config.stdin_once,
         tty: config.tty,
         resources: resources(host),
-        security: security(record, network),
+        security: security::of(layout, record, namespaces(host, network))?,
         writable_layer: Some(directory.path().to_owned()),
         awaits_attach: is_awaited,
         ..Config::default()
@@ -160,116 +123,10 @@ fn log_path(host: &HostConfig) -> PathBuf {
     }
 }
 
-fn security(record: &Record, network: NamespaceMode) -> Security {
-    let host = &record.host_config;
-    let paths = |set: &Option<Vec<String>>, default: &[&str]| match set {
-        Some(paths) => paths.iter().map(PathBuf::from).collect(),
-        None => default.iter().map(PathBuf::from).collect(),
-    };
-    let (user, group) = record.config.user.split_once(':').unwrap_or((&record.config.user, ""));
-    let number = user.parse::<i64>().ok();
-    Security {
-        privileged: host.privileged,
-        namespaces: namespaces(host, network),
-        add_capabilities: host.cap_add.clone().unwrap_or_default(),
-        drop_capabilities: host.cap_drop.clone().unwrap_or_default(),
-        run_as_user: number,
-        run_as_username: if number.is_some() { String::new() } else { user.to_owned() },
-        run_as_group: group.parse().ok(),
-        supplemental_groups: host
-            .group_add
-            .iter()
-            .flatten()
-            .filter_map(|id| id.parse().ok())
-            .collect(),
-        readonly_rootfs: host.readonly_rootfs,
-        no_new_privs: has_option(host, "no-new-privileges"),
-        masked_paths: paths(&host.masked_paths, &MASKED),
-        readonly_paths: paths(&host.readonly_paths, &READONLY),
-        seccomp: match has_option(host, "seccomp=unconfined") {
-            true => Seccomp::Unconfined,
-            false => Seccomp::RuntimeDefault,
-        },
-        ..Security::default()
-    }
-}
-
-fn has_option(host: &HostConfig, wanted: &str) -> bool {
-    host.security_opt.iter().flatten().any(|option| {
-        option == wanted
-            || option == &format!("{wanted}:true")
-            || option == &format!("{wanted}=true")
-            || option.replace(':', "=") == wanted
-    })
-}
-
-fn resources(host: &HostConfig) -> Resources {
-    const PERIOD: i64 = 100_000;
-    let (cpu_period, cpu_quota) = match host.nano_cpus {
-        0 => (host.cpu_period, host.cpu_quota),
-        nano => (PERIOD, nano / (1_000_000_000 / PERIOD)),
-    };
-    Resources {
-        cpu_period,
-        cpu_quota,
-        cpu_shares: host.cpu_shares,
-        cpuset_cpus: host.cpuset_cpus.clone(),
-        cpuset_mems: host.cpuset_mems.clone(),
-        memory_limit: host.memory,
-        // Twice the memory, unless something else is asked for.
-        memory_swap_limit: match (host.memory, host.memory_swap) {
-            (memory, 0) if memory > 0 => memory.saturating_mul(2),
-            (_, swap) => swap,
-        },
-        oom_score_adj: host.oom_score_adj,
-        ..Resources::default()
-    }
-}
-
-fn devices(host: &HostConfig) -> Vec<Device> {
-    let or = |text: &str, default: &str| match text {
-        "" => default.to_owned(),
-        text => text.to_owned(),
-    };
-    host.devices
-        .iter()
-        .flatten()
-        .map(|device| Device {
-            host_path: PathBuf::from(&device.path_on_host),
-            container_path: or(&device.path_in_container, &device.path_on_host).into(),
-            permissions: or(&device.cgroup_permissions, "rwm"),
-        })
-        .collect()
-}
-
-/// Binds in the short form, `SOURCE:TARGET[:OPTIONS]`.
-fn mounts(host: &HostConfig) -> Result<Vec<Mount>> {
-    let mut mounts = Vec::new();
-    for bind in host.binds.iter().flatten() {
-        let invalid = || Failure::bad_request(format!("invalid volume specification: '{bind}'"));
-        let mut parts = bind.splitn(3, ':');
-        let (source, target) =
-            (parts.next().unwrap_or_default(), parts.next().ok_or_else(invalid)?);
-        let options: Vec<&str> = parts.next().unwrap_or_default().split(',').collect();
-        if !Path::new(source).is_absolute() || !Path::new(target).is_absolute() {
-            return Err(invalid());
-        }
-        mounts.push(Mount {
-            source: MountSource::Host(PathBuf::from(source)),
-            container_path: PathBuf::from(target),
-            readonly: options.contains(&"ro"),
-            recursive_readonly: false,
-            propagation: match () {
-                () if options.iter().any(|o| o.ends_with("shared")) => Propagation::Shared,
-                () if options.iter().any(|o| o.ends_with("slave")) => Propagation::Slave,
-                () => Propagation::Private,
-            },
-            selinux_relabel: options.iter().any(|option| ["z", "Z"].contains(option)),
-            mapping: None,
-            options: Vec::new(),
-        });
-    }
-    Ok(mounts)
+/// The signal of a stop; the node's default if none is named.
+fn stop_signal(record: &Record) -> Option<i32> {
+    let signal = record.config.stop_signal.as_deref()?;
+    parse_signal(&signal.to_ascii_uppercase())
 }
 
 /// The exit code and the text of a failed start. The CLI makes 127 and 126 of these words.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt};
 use http::{Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
-use hyper::body::{Frame, Incoming};
+use hyper::body::{Body as _, Frame, Incoming};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 
@@ -27,6 +27,26 @@ pub(crate) async fn read(body: Incoming) -> Result<Bytes> {
     let collected =
         collected.map_err(|error| Failure::bad_request(format!("read body: {error}")))?;
     Ok(collected.to_bytes())
+}
+
+/// Refuses a body that does not say that it is JSON. An empty one may say nothing.
+///
+/// # Errors
+/// 400 in dockerd's words.
+pub(crate) fn check_json(request: &http::Request<Incoming>) -> Result<()> {
+    let content_type = request.headers().get(CONTENT_TYPE);
+    let content_type = content_type.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
+    match media_type {
+        "application/json" => Ok(()),
+        "" if request.body().is_end_stream() => Ok(()),
+        "" => Err(Failure::bad_request(format!(
+            "malformed Content-Type header ({content_type}): mime: no media type"
+        ))),
+        _ => Err(Failure::bad_request(format!(
+            "unsupported Content-Type header ({content_type}): must be 'application/json'"
+        ))),
+    }
 }
 
 /// Parses a body; an empty one has all its fields by default, as in Go.

@@ -2,19 +2,12 @@
 
 use std::{num::IntErrorKind, sync::Arc};
 
-use bytes::Bytes;
-use futures_util::stream;
 use http::StatusCode;
 use serde_json::json;
 
 use super::{Call, query::Query};
 use crate::{
-    api::create::CreateBody,
-    container::{
-        create as made, life,
-        object::Container,
-        state::{Phase, State},
-    },
+    container::{life, object::Container},
     http::{
         body::{self, Answer},
         error::{Failure, Result},
@@ -22,29 +15,29 @@ use crate::{
 };
 
 mod attach;
+mod create;
 mod inspect;
 mod list;
 mod logs;
 pub(super) mod network_settings;
+mod prune;
 mod stats;
+mod top;
+mod update;
+mod wait;
 
 pub(super) use self::{
     attach::{attach, attach_websocket},
+    create::create,
     inspect::inspect,
-    list::list,
+    list::{all_with_sizes, list},
     logs::logs,
+    prune::prune,
     stats::stats,
+    top::top,
+    update::update,
+    wait::wait,
 };
-
-pub(super) async fn create(call: Call) -> Result<Answer> {
-    let Call { engine, query, request, .. } = call;
-    let bytes = body::read(request.into_body()).await?;
-    let asked = CreateBody::parse(&bytes)?;
-    let container = made::create(&engine, query.get("name"), asked)?;
-    engine.publish(&container, "create", json!({}));
-    let answer = json!({ "Id": container.id, "Warnings": [] });
-    Ok(body::json(StatusCode::CREATED, &answer))
-}
 
 pub(super) async fn start(call: &Call, name: &str) -> Result<Answer> {
     let container = call.engine.containers.find(name)?;
@@ -95,19 +88,6 @@ pub(super) async fn remove(call: &Call, name: &str) -> Result<Answer> {
     Ok(body::empty(StatusCode::NO_CONTENT))
 }
 
-pub(super) async fn prune(call: &Call) -> Result<Answer> {
-    let mut deleted = Vec::new();
-    for container in call.engine.containers.all() {
-        if matches!(container.state().phase, Phase::Created | Phase::Exited)
-            && life::remove(&call.engine, &container, false).await.is_ok()
-        {
-            deleted.push(container.id.clone());
-        }
-    }
-    let deleted = (!deleted.is_empty()).then_some(deleted);
-    Ok(body::ok(&json!({ "ContainersDeleted": deleted, "SpaceReclaimed": 0 })))
-}
-
 pub(super) fn rename(call: &Call, name: &str) -> Result<Answer> {
     let container = call.engine.containers.find(name)?;
     let wanted = call.query.get("name");
@@ -115,7 +95,16 @@ pub(super) fn rename(call: &Call, name: &str) -> Result<Answer> {
         return Err(Failure::bad_request("Neither old nor new names may be empty"));
     }
     let old = container.record().name.clone();
-    let new = call.engine.name(wanted, &container.id)?;
+    if wanted.strip_prefix('/').unwrap_or(wanted) == old {
+        return Err(Failure::bad_request(
+            "Renaming a container with the same name as its current name",
+        ));
+    }
+    let slashed = format!("/{}", wanted.trim_start_matches('/'));
+    let new = call.engine.name(&slashed, &container.id).map_err(|failure| {
+        let text = format!("Error when allocating new name: {}", failure.message);
+        Failure::new(failure.status, text)
+    })?;
     if let Err(error) = container.change_record(|record| record.name.clone_from(&new)) {
         call.engine.containers.release(&new);
         return Err(error.into());
@@ -153,37 +142,6 @@ pub(super) fn size(query: &Query) -> Result<(u32, u32)> {
         })
     };
     Ok((number("h", "height")?, number("w", "width")?))
-}
-
-/// Answers when a condition is met. The headers are sent at once: the CLI starts the container only
-/// after it has them.
-pub(super) fn wait(call: &Call, name: &str) -> Result<Answer> {
-    let container = call.engine.containers.find(name)?;
-    let condition = call.query.get("condition");
-    let before = container.state();
-    let met: fn(&State, u64) -> bool = match condition {
-        "" | "not-running" => {
-            |state, _| !state.is_running() && !matches!(state.phase, Phase::Restarting)
-        }
-        "next-exit" => |state, ended| state.ended > ended || state.phase == Phase::Removed,
-        "removed" => |state, _| state.phase == Phase::Removed,
-        _ => return Err(Failure::bad_request(format!("invalid condition: \"{condition}\""))),
-    };
-    let mut state = container.watch();
-    let waiting = async move {
-        // Keeps the sender of the states.
-        let container = container;
-        let last = match state.wait_for(|state| met(state, before.ended)).await {
-            Ok(state) => state.last.clone(),
-            Err(_) => container.state().last,
-        };
-        let mut answer = json!({ "StatusCode": last.exit_code });
-        if !last.error.is_empty() {
-            answer["Error"] = json!({ "Message": last.error });
-        }
-        Ok(Bytes::from(format!("{answer}\n")))
-    };
-    Ok(body::streaming("application/json", stream::once(waiting)))
 }
 
 /// The container's name as answers have it.

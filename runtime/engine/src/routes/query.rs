@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+use http::StatusCode;
+
 use crate::http::error::{Failure, Result};
 
 #[derive(Clone, Debug, Default)]
@@ -17,6 +19,11 @@ impl Query {
         self.0.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value)
     }
 
+    /// All values of `name`.
+    pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
     /// Whether `name` is set, and not to one of the words that dockerd takes for false.
     pub(crate) fn flag(&self, name: &str) -> bool {
         let value = self.get(name).trim().to_ascii_lowercase();
@@ -26,12 +33,15 @@ impl Query {
     /// A number; `None` if it is absent.
     ///
     /// # Errors
-    /// 400 for what is not one, as Go's strconv says it.
+    /// 500 for what is not one, as dockerd answers it in Go's words.
     pub(crate) fn number<T: FromStr>(&self, name: &str) -> Result<Option<T>> {
         match self.get(name) {
             "" => Ok(None),
             text => text.parse().map(Some).map_err(|_| {
-                Failure::bad_request(format!("strconv.Atoi: parsing \"{text}\": invalid syntax"))
+                Failure::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    format!("strconv.Atoi: parsing \"{text}\": invalid syntax"),
+                )
             }),
         }
     }

@@ -1,14 +1,15 @@
-//! `/_ping`, `/version` and `/info`.
+//! `/_ping`, and what the engine says of itself.
 
 use http::{HeaderValue, StatusCode};
-use serde_json::json;
 
 use super::Call;
-use crate::http::{
-    body::{self, Answer},
-    error::Result,
-    version::{NEWEST, OLDEST},
-};
+use crate::http::body::{self, Answer};
+
+mod disk_usage;
+mod info;
+mod version;
+
+pub(super) use self::{disk_usage::disk_usage, info::info, version::version};
 
 /// What the engine says that it is: the dockerd whose API it serves.
 const SERVER_VERSION: &str = "28.5.2";
@@ -22,23 +23,4 @@ pub(super) fn ping() -> Answer {
         .insert("cache-control", HeaderValue::from_static("no-cache, no-store, must-revalidate"));
     headers.insert("pragma", HeaderValue::from_static("no-cache"));
     answer
-}
-
-pub(super) fn version(_: &Call) -> Result<Answer> {
-    Ok(body::ok(&json!({
-        "Platform": { "Name": "berth" },
-        "Version": SERVER_VERSION,
-        "ApiVersion": NEWEST.to_string(),
-        "MinAPIVersion": OLDEST.to_string(),
-        "Os": "linux",
-        "Arch": "amd64",
-    })))
-}
-
-pub(super) fn info(call: &Call) -> Result<Answer> {
-    Ok(body::ok(&json!({
-        "Containers": call.engine.containers.all().len(),
-        "ServerVersion": SERVER_VERSION,
-        "OSType": "linux",
-    })))
 }

@@ -1,52 +1,207 @@
 //! `GET /containers/{name}/json`.
 
-use serde_json::{Value, json};
+use std::{collections::BTreeMap, path::Path};
 
-use super::{Call, network_settings::network_settings, slashed};
+use berth_base::{blocking::spawn_blocking, id::SandboxId, layout};
+use serde::Serialize;
+
+use super::{
+    Call,
+    network_settings::{NetworkSettings, network_settings},
+    slashed,
+};
 use crate::{
-    container::state::Phase,
+    api::{create::ContainerConfig, host_config::HostConfig},
+    container::{
+        links,
+        mounts::{MountPoint, mount_points},
+        object::Container,
+        record::Record,
+        size,
+        state::{Phase, State},
+    },
+    engine::Engine,
     http::{
         body::{self, Answer},
         error::Result,
     },
+    time::{NEVER, rfc3339_nano},
 };
 
-pub(in crate::routes) fn inspect(call: &Call, name: &str) -> Result<Answer> {
-    let container = call.engine.containers.find(name)?;
+/// The answer, with its fields in dockerd's order.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Inspected<'a> {
+    id: &'a str,
+    created: String,
+    path: &'a str,
+    args: &'a [String],
+    state: InspectedState,
+    image: &'a str,
+    resolv_conf_path: String,
+    hostname_path: String,
+    hosts_path: String,
+    log_path: String,
+    name: String,
+    restart_count: u32,
+    driver: &'static str,
+    platform: &'static str,
+    mount_label: &'static str,
+    process_label: &'static str,
+    app_armor_profile: &'a str,
+    #[serde(rename = "ExecIDs")]
+    exec_ids: Option<Vec<String>>,
+    host_config: HostConfig,
+    graph_driver: GraphDriver,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size_rw: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size_root_fs: Option<u64>,
+    mounts: Vec<MountPoint>,
+    config: &'a ContainerConfig,
+    network_settings: NetworkSettings,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct InspectedState {
+    status: &'static str,
+    running: bool,
+    paused: bool,
+    restarting: bool,
+    #[serde(rename = "OOMKilled")]
+    oom_killed: bool,
+    dead: bool,
+    pid: u32,
+    exit_code: i32,
+    error: String,
+    started_at: String,
+    finished_at: String,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct GraphDriver {
+    data: BTreeMap<&'static str, String>,
+    name: &'static str,
+}
+
+pub(in crate::routes) async fn inspect(call: &Call, name: &str) -> Result<Answer> {
+    let engine = &call.engine;
+    let container = engine.containers.find(name)?;
     let record = container.record();
     let state = container.state();
-    let pid = match state.phase {
-        Phase::Running { pid } => pid,
-        _ => 0,
+    let written = match call.query.flag("size") {
+        true => {
+            let upper = container.directory.path().join("upper");
+            spawn_blocking(move || size::written(&upper)).await.ok()
+        }
+        false => None,
     };
-    let answer: Value = json!({
-        "Id": container.id,
-        "Created": record.created_at.to_string(),
-        "Path": record.path,
-        "Args": record.args,
-        "State": {
-            "Status": state.status(),
-            "Running": state.is_running(),
-            "Paused": false,
-            "Restarting": state.phase == Phase::Restarting,
-            "OOMKilled": state.last.oom,
-            "Dead": false,
-            "Pid": pid,
-            "ExitCode": state.last.exit_code,
-            "Error": state.last.error,
-            "StartedAt": state.last.started_at.to_string(),
-            "FinishedAt": state.last.finished_at.to_string(),
+    let image = engine.node.host.images.find(&record.image_id).ok().flatten();
+    let of_image = image.map_or(0, |image| image.size);
+    let file = |name| run_file(engine, &container, &state, name);
+    let mut host_config = record.host_config.clone();
+    host_config.links = links::shown(&record);
+    let answer = Inspected {
+        id: &container.id,
+        created: rfc3339_nano(record.created_at),
+        path: &record.path,
+        args: &record.args,
+        state: inspected_state(&state),
+        image: &record.image_id,
+        resolv_conf_path: file(layout::sandbox::RESOLV_CONF),
+        hostname_path: file(layout::sandbox::HOSTNAME),
+        hosts_path: file(layout::sandbox::HOSTS),
+        log_path: match state.last.started_at {
+            0 => String::new(),
+            _ => text(&container.directory.log()),
         },
-        "Image": record.image_id,
-        "Name": slashed(&container),
-        "RestartCount": state.last.restarts,
-        "Driver": "overlay2",
-        "Platform": "linux",
-        "LogPath": container.directory.log(),
-        "HostConfig": record.host_config,
-        "Mounts": [],
-        "Config": record.config,
-        "NetworkSettings": network_settings(&call.engine, &container),
-    });
+        name: slashed(&container),
+        restart_count: state.last.restarts,
+        driver: "overlay2",
+        platform: "linux",
+        mount_label: "",
+        process_label: "",
+        app_armor_profile: app_armor_profile(&record.host_config),
+        exec_ids: Some(engine.execs.of(&container)).filter(|ids| !ids.is_empty()),
+        host_config,
+        graph_driver: graph_driver(engine, &container, &record, &state),
+        size_rw: written,
+        size_root_fs: written.map(|written| written + of_image),
+        mounts: mount_points(&record.host_config).unwrap_or_default(),
+        config: &record.config,
+        network_settings: network_settings(engine, &container),
+    };
     Ok(body::ok(&answer))
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn inspected_state(state: &State) -> InspectedState {
+    let time = |nanos: i64| if nanos == 0 { NEVER.to_owned() } else { rfc3339_nano(nanos) };
+    InspectedState {
+        status: state.status(),
+        running: state.is_running() || state.phase == Phase::Restarting,
+        paused: state.status() == "paused",
+        restarting: state.phase == Phase::Restarting,
+        oom_killed: state.last.oom,
+        dead: false,
+        pid: match state.phase {
+            Phase::Running { pid } => pid,
+            _ => 0,
+        },
+        exit_code: state.last.exit_code,
+        error: state.last.error.clone(),
+        started_at: time(state.last.started_at),
+        finished_at: time(state.last.finished_at),
+    }
+}
+
+/// A file that containers see at its place in /etc. They are made by a start.
+fn run_file(engine: &Engine, container: &Container, state: &State, name: &str) -> String {
+    if state.last.started_at == 0 {
+        return String::new();
+    }
+    let id = SandboxId::from(container.id.clone());
+    text(&engine.node.host.layout.sandbox(&id).join(name))
+}
+
+/// The profile that was asked for; the default one goes without saying.
+fn app_armor_profile(host: &HostConfig) -> &str {
+    let options = host.security_opt.iter().flatten();
+    options
+        .filter_map(|option| {
+            option.strip_prefix("apparmor").and_then(|o| o.strip_prefix(['=', ':']))
+        })
+        .next_back()
+        .unwrap_or_default()
+}
+
+/// Where the layers are. The whole is mounted where only the container sees it: /proc shows it for
+/// as long as it runs.
+fn graph_driver(
+    engine: &Engine,
+    container: &Container,
+    record: &Record,
+    state: &State,
+) -> GraphDriver {
+    let layers = engine.node.host.layout.layers();
+    let lower: Vec<String> =
+        record.layers.iter().map(|key| text(&layers.join(key).join(berth_image::FILES))).collect();
+    let own = container.directory.path();
+    let merged = match state.phase {
+        Phase::Running { pid } => format!("/proc/{pid}/root"),
+        _ => text(&own.join("merged")),
+    };
+    let data = BTreeMap::from([
+        ("ID", container.id.clone()),
+        ("LowerDir", lower.join(":")),
+        ("MergedDir", merged),
+        ("UpperDir", text(&own.join("upper"))),
+        ("WorkDir", text(&own.join("work"))),
+    ]);
+    GraphDriver { data, name: "overlay2" }
 }

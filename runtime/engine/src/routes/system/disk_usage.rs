@@ -1,0 +1,48 @@
+//! `GET /system/df`.
+
+use berth_base::blocking::spawn_blocking;
+use serde_json::{Value, json};
+
+use super::Call;
+use crate::{
+    http::{
+        body::{self, Answer},
+        error::{Failure, Result},
+    },
+    routes::{containers, images},
+};
+
+/// What each kind of object occupies. `type` may be there several times, and names the kinds.
+pub(in crate::routes) async fn disk_usage(call: &Call) -> Result<Answer> {
+    let asked: Vec<&str> = call.query.all("type").collect();
+    let known = ["container", "image", "volume", "build-cache"];
+    if let Some(unknown) = asked.iter().find(|kind| !known.contains(kind)) {
+        return Err(Failure::bad_request(format!("unknown object type: {unknown}")));
+    }
+    let wants = |kind: &str| asked.is_empty() || asked.contains(&kind);
+    let mut answer = serde_json::Map::new();
+    if wants("image") {
+        let images_engine = call.engine.clone();
+        let size = call.engine.node.host.images.usage().bytes;
+        let images = spawn_blocking(move || images::entries(&images_engine, true)).await;
+        answer.insert("LayersSize".to_owned(), size.into());
+        answer.insert("Images".to_owned(), to_value(images.unwrap_or_default()));
+    } else {
+        answer.insert("LayersSize".to_owned(), 0.into());
+        answer.insert("Images".to_owned(), Value::Null);
+    }
+    let containers = match wants("container") {
+        true => to_value(containers::all_with_sizes(&call.engine).await),
+        false => Value::Null,
+    };
+    answer.insert("Containers".to_owned(), containers);
+    for (key, kind) in [("Volumes", "volume"), ("BuildCache", "build-cache")] {
+        let list = if wants(kind) { json!([]) } else { Value::Null };
+        answer.insert(key.to_owned(), list);
+    }
+    Ok(body::ok(&answer))
+}
+
+fn to_value<T: serde::Serialize>(list: Vec<T>) -> Value {
+    serde_json::to_value(list).unwrap_or_default()
+}
