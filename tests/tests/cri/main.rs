@@ -14,6 +14,7 @@ mod mounts;
 mod namespaces;
 mod resources;
 mod sandbox;
+mod shim_spec;
 mod start;
 mod status;
 mod stop;
