@@ -70,6 +70,8 @@ pub(super) fn security(context: Option<v1::LinuxContainerSecurityContext>) -> Re
         seccomp,
         apparmor,
         selinux: selinux(context.selinux_options),
+        // What else there is has no field in CRI.
+        ..Security::default()
     })
 }
 
