@@ -98,6 +98,7 @@ impl Presence {
     fn of(stream: &UnixStream) -> Self {
         let watched = stream.as_fd().try_clone_to_owned().and_then(|fd| {
             // Without the interest in input, a half-close does not wake it.
+            #[expect(deprecated, reason = "the descriptor is owned, and so stays open")]
             AsyncFd::with_interest(fd, Interest::PRIORITY)
         });
         Self(watched.ok())

@@ -95,7 +95,7 @@ async fn copy(
                 }
                 let message = match is_binary {
                     true => Message::binary(buffer.freeze()),
-                    false => Message::text(String::from_utf8_lossy(&buffer)),
+                    false => Message::text(String::from_utf8_lossy(&buffer).into_owned()),
                 };
                 if socket.send(message).await.is_err() {
                     return;
