@@ -56,7 +56,7 @@ async fn neither_edge_shows_what_is_of_the_other() {
     let sandbox = cri.run_pod(berth_tests::pod(&machine, "p")).await.unwrap();
     engine.create("c", json!({ "Image": image, "Cmd": ["sleep", "1000"] })).await;
     engine.start("c").await;
-    assert_eq!(cri.pods().await.len(), 1);
+    assert_eq!(cri.pods(Default::default()).await.len(), 1);
     assert_eq!(engine.get("/containers/json?all=1").await.as_array().unwrap().len(), 1);
     cri.remove_pod(&sandbox).await.unwrap();
     assert_eq!(engine.inspect("c").await["State"]["Running"], true);

@@ -256,7 +256,7 @@ async fn pods_and_containers_are_on_networks_of_their_own() {
     let sandbox = cri.run_pod(pod(&machine, "p")).await.unwrap();
     let script = "exec nc -ll -p 80 -e echo pod";
     cri.run(&sandbox, container("server", &image, script)).await.unwrap();
-    let address = cri.pod_status(&sandbox).await.network.unwrap().ip;
+    let address = cri.pod_status(&sandbox).await.unwrap().network.unwrap().ip;
     eventually("the pod serves", async || served(&machine, &format!("{address}:80")) == "pod")
         .await;
     let log = output(&machine, &image, &[], &format!("nc -w 1 {address} 80 || echo apart")).await;

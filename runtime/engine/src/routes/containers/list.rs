@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::{
     Call,
-    network_settings::{Endpoint, Port, endpoints, listed_ports},
+    network_settings::{Endpoint, endpoints, listed_ports},
     slashed,
 };
 use crate::{
@@ -65,7 +65,7 @@ pub(in crate::routes) struct Entry {
     image_id: String,
     command: String,
     created: i64,
-    ports: Vec<Port>,
+    ports: Vec<crate::ports::PortSummary>,
     #[serde(skip_serializing_if = "is_zero")]
     size_rw: u64,
     #[serde(skip_serializing_if = "is_zero")]
