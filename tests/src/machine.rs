@@ -211,8 +211,8 @@ impl Machine {
         let of_all =
             |name: &String| ["lock", "boot"].contains(&name.as_str()) || name.starts_with("last_");
         left.extend(reserved.filter(|name| !of_all(name)).map(|name| format!("address {name}")));
-        // The bridge stays for the next pod.
-        let known = |name: &str| name.is_empty() || ["lo", "berth0"].contains(&name);
+        // The bridges stay for the next pod and the next container.
+        let known = |name: &str| name.is_empty() || ["lo", "berth0", "docker0"].contains(&name);
         let links = self.output("ip", &["-o", "link"]);
         let link = |line: &str| {
             line.split(": ")
@@ -228,7 +228,10 @@ impl Machine {
         );
         let rules = self.output("nft", &["list", "ruleset"]);
         // The elements for whole networks stay for the next pod. All others are of a single pod.
-        let single = |line: &&str| line.contains("elements") && !line.contains("{ 10.88.0.0/16");
+        let of_network = ["{ 10.88.0.0/16", "172.17.0.0/16", "\"berth0\"", "\"docker0\""];
+        let single = |line: &&str| {
+            line.contains("elements") && !of_network.iter().any(|network| line.contains(network))
+        };
         left.extend(rules.lines().filter(single).map(|line| format!("nft {}", line.trim())));
         left.extend(
             cgroups(&self.cgroup_parent)

@@ -36,8 +36,12 @@ async fn input_goes_in_and_its_end_with_it() {
         .spawn()
         .unwrap();
     let input = vec![b'y'; 3 << 20];
-    child.stdin.take().unwrap().write_all(&input).unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // In a thread: what comes back has to be read meanwhile.
+    let sent = input.clone();
+    let sending = std::thread::spawn(move || stdin.write_all(&sent).unwrap());
     let output = child.wait_with_output().unwrap();
+    sending.join().unwrap();
     assert!(output.status.success() && output.stdout == input, "{}", output.stdout.len());
     machine.assert_clean().await;
 }
@@ -45,18 +49,18 @@ async fn input_goes_in_and_its_end_with_it() {
 #[tokio::test]
 async fn a_terminal_is_left_by_its_keys_and_attached_to_again() {
     let (machine, _daemon, engine, image) = ready().await;
-    let run = format!("run -it --name c {image} sh -c 'stty size; cat'");
+    let run = format!("run -it --name c1 {image} sh -c 'until stty size; do :; done; cat'");
     let output = machine.on_terminal(&run, b"hello\n\x10\x11");
     let shown = text(&output.stdout);
     assert!(shown.contains("24 80") && shown.contains("hello"), "{shown}");
-    assert_eq!(engine.inspect("c").await["State"]["Running"], true);
-    let output = machine.on_terminal("attach c", b"again\n\x04");
+    assert_eq!(engine.inspect("c1").await["State"]["Running"], true);
+    let output = machine.on_terminal("attach c1", b"again\n\x04");
     assert!(text(&output.stdout).contains("again"), "{}", text(&output.stdout));
-    assert_eq!(engine.wait("c").await, 0);
+    assert_eq!(engine.wait("c1").await, 0);
     // A second run with the same client semantics.
-    let output = machine.on_terminal("start -ai c", b"third\n\x04");
+    let output = machine.on_terminal("start -ai c1", b"third\n\x04");
     assert!(text(&output.stdout).contains("third"), "{}", text(&output.stdout));
-    engine.remove("c").await;
+    engine.remove("c1").await;
     machine.assert_clean().await;
 }
 
@@ -65,21 +69,21 @@ async fn attach_replays_the_log_and_refuses_what_dockerd_refuses() {
     let (machine, _daemon, engine, image) = ready().await;
     let script = "echo first; cat";
     let body = json!({ "Image": image, "Cmd": ["sh", "-c", script], "OpenStdin": true });
-    engine.create("c", body).await;
-    engine.start("c").await;
-    let refused = engine.request("POST", "/containers/c/attach?detachKeys=nope", None).await;
+    engine.create("c1", body).await;
+    engine.start("c1").await;
+    let refused = engine.request("POST", "/containers/c1/attach?detachKeys=nope", None).await;
     assert_eq!(refused, (400, json!("Invalid detach keys (nope) provided\r\n")));
     let missing = engine.request("POST", "/containers/x/attach?stream=1", None).await;
     assert_eq!(missing, (404, json!("No such container: x\r\n")));
     loop {
         // Without an upgrade the answer is the stream.
         let (status, replay) =
-            engine.request("POST", "/containers/c/attach?logs=1&stdout=1", None).await;
+            engine.request("POST", "/containers/c1/attach?logs=1&stdout=1", None).await;
         assert_eq!(status, 200);
         if replay == json!("\u{1}\0\0\0\0\0\0\u{6}first\n") {
             break;
         }
     }
-    engine.remove("c").await;
+    engine.remove("c1").await;
     machine.assert_clean().await;
 }

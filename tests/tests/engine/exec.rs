@@ -19,14 +19,19 @@ fn docker_with_input(machine: &Machine, arguments: &[&str], input: &[u8]) -> Out
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(input).unwrap();
-    child.wait_with_output().unwrap()
+    let mut stdin = child.stdin.take().unwrap();
+    // In a thread: what comes back has to be read meanwhile.
+    let sent = input.to_vec();
+    let sending = std::thread::spawn(move || stdin.write_all(&sent).unwrap());
+    let output = child.wait_with_output().unwrap();
+    sending.join().unwrap();
+    output
 }
 
 /// Starts a container that sleeps.
 async fn sleeping(engine: &Engine, image: &str) {
-    engine.create("c", json!({ "Image": image, "Cmd": ["sleep", "1000"] })).await;
-    engine.start("c").await;
+    engine.create("c1", json!({ "Image": image, "Cmd": ["sleep", "1000"] })).await;
+    engine.start("c1").await;
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -37,7 +42,7 @@ fn text(bytes: &[u8]) -> String {
 async fn the_cli_gets_output_input_and_exit_codes_of_an_exec() {
     let (machine, _daemon, engine, image) = ready().await;
     sleeping(&engine, &image).await;
-    let output = machine.docker(&["exec", "c", "sh", "-c", "echo out; echo err >&2; exit 5"]);
+    let output = machine.docker(&["exec", "c1", "sh", "-c", "echo out; echo err >&2; exit 5"]);
     assert_eq!(
         (output.status.code(), text(&output.stdout), text(&output.stderr)),
         (Some(5), "out\n".to_owned(), "err\n".to_owned())
@@ -50,7 +55,7 @@ async fn the_cli_gets_output_input_and_exit_codes_of_an_exec() {
         "/tmp",
         "-u",
         "1:2",
-        "c",
+        "c1",
         "sh",
         "-c",
         "echo $A $(pwd) $(id -u):$(id -g)",
@@ -58,14 +63,14 @@ async fn the_cli_gets_output_input_and_exit_codes_of_an_exec() {
     assert_eq!(text(&machine.docker(&env).stdout), "1 /tmp 1:2\n");
     // All of a large input goes in, and its end ends the program.
     let input = vec![b'x'; 3 << 20];
-    let output = docker_with_input(&machine, &["exec", "-i", "c", "cat"], &input);
+    let output = docker_with_input(&machine, &["exec", "-i", "c1", "cat"], &input);
     assert!(output.status.success() && output.stdout == input, "{}", output.stdout.len());
     for (program, code) in [("nope", 127), ("/etc/passwd", 126)] {
-        let output = machine.docker(&["exec", "c", program]);
+        let output = machine.docker(&["exec", "c1", program]);
         assert_eq!(output.status.code(), Some(code), "{}", text(&output.stdout));
         assert!(text(&output.stdout).contains("OCI runtime exec failed"));
     }
-    engine.remove("c").await;
+    engine.remove("c1").await;
     machine.assert_clean().await;
 }
 
@@ -73,16 +78,16 @@ async fn the_cli_gets_output_input_and_exit_codes_of_an_exec() {
 async fn an_exec_with_a_terminal_has_one_and_its_keys_leave_it() {
     let (machine, _daemon, engine, image) = ready().await;
     sleeping(&engine, &image).await;
-    let output = machine.on_terminal("exec -it c sh -c 'tty; stty size; exit 3'", b"");
+    let output = machine.on_terminal("exec -it c1 sh -c 'tty; stty size; exit 3'", b"");
     let shown = text(&output.stdout);
     assert!(shown.contains("/dev/pts/") && shown.contains("24 80"), "{shown}");
     assert_eq!(output.status.code(), Some(3));
     // The client leaves and its program stays.
-    let output = machine.on_terminal("exec -it c sh -c 'echo ready; sleep 1000'", b"\x10\x11");
+    let output = machine.on_terminal("exec -it c1 sh -c 'echo ready; sleep 1000'", b"\x10\x11");
     assert!(text(&output.stdout).contains("read escape sequence"), "{}", text(&output.stdout));
-    let ids = engine.inspect("c").await["ExecIDs"].clone();
+    let ids = engine.inspect("c1").await["ExecIDs"].clone();
     assert_eq!(ids.as_array().map(Vec::len), Some(1), "{ids}");
-    engine.remove("c").await;
+    engine.remove("c1").await;
     machine.assert_clean().await;
 }
 
@@ -90,10 +95,10 @@ async fn an_exec_with_a_terminal_has_one_and_its_keys_leave_it() {
 async fn an_exec_runs_once_is_inspected_and_is_refused_where_nothing_runs() {
     let (machine, _daemon, engine, image) = ready().await;
     sleeping(&engine, &image).await;
-    let (status, _) = engine.request("POST", "/containers/c/exec", Some(json!({}))).await;
+    let (status, _) = engine.request("POST", "/containers/c1/exec", Some(json!({}))).await;
     assert_eq!(status, 400);
     let asked = json!({ "Cmd": "true", "AttachStdout": true, "Privileged": false });
-    let id = engine.post("/containers/c/exec", asked).await["Id"].clone();
+    let id = engine.post("/containers/c1/exec", asked).await["Id"].clone();
     let id = id.as_str().unwrap();
     let before = engine.get(&format!("/exec/{id}/json")).await;
     assert_eq!((&before["Running"], &before["ExitCode"]), (&json!(false), &json!(null)));
@@ -108,12 +113,13 @@ async fn an_exec_runs_once_is_inspected_and_is_refused_where_nothing_runs() {
             break;
         }
     }
-    engine.post("/containers/c/stop?t=0", json!(null)).await;
-    let refused = engine.request("POST", "/containers/c/exec", Some(json!({ "Cmd": ["x"] }))).await;
+    engine.post("/containers/c1/stop?t=0", json!(null)).await;
+    let refused =
+        engine.request("POST", "/containers/c1/exec", Some(json!({ "Cmd": ["x"] }))).await;
     assert_eq!(refused.0, 409);
     assert!(refused.1["message"].as_str().unwrap().ends_with("is not running"));
     let missing = engine.request("GET", "/exec/missing/json", None).await;
     assert_eq!(missing, (404, json!({ "message": "No such exec instance: missing" })));
-    engine.remove("c").await;
+    engine.remove("c1").await;
     machine.assert_clean().await;
 }

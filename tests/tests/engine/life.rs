@@ -8,22 +8,22 @@ use crate::{ready, ready_with_cri};
 async fn a_container_runs_ends_runs_again_and_keeps_its_files() {
     let (machine, daemon, engine, image) = ready().await;
     let script = "echo run >> /kept; exit $(wc -l < /kept)";
-    let id = engine.create("c", json!({ "Image": image, "Cmd": ["sh", "-c", script] })).await;
-    assert_eq!(engine.inspect("c").await["State"]["Status"], "created");
-    engine.start("c").await;
-    assert_eq!(engine.wait("c").await, 1);
+    let id = engine.create("c1", json!({ "Image": image, "Cmd": ["sh", "-c", script] })).await;
+    assert_eq!(engine.inspect("c1").await["State"]["Status"], "created");
+    engine.start("c1").await;
+    assert_eq!(engine.wait("c1").await, 1);
     engine.start(&id[..12]).await;
     assert_eq!(engine.wait(&id).await, 2);
-    let state = engine.inspect("c").await["State"].clone();
+    let state = engine.inspect("c1").await["State"].clone();
     assert_eq!((&state["Status"], &state["ExitCode"]), (&json!("exited"), &json!(2)));
     // Another daemon finds it as it was.
     daemon.kill();
     let _daemon = machine.start().await;
-    assert_eq!(engine.inspect("c").await["State"], state);
-    engine.start("c").await;
-    assert_eq!(engine.wait("c").await, 3);
-    engine.remove("c").await;
-    let (status, _) = engine.request("GET", "/containers/c/json", None).await;
+    assert_eq!(engine.inspect("c1").await["State"], state);
+    engine.start("c1").await;
+    assert_eq!(engine.wait("c1").await, 3);
+    engine.remove("c1").await;
+    let (status, _) = engine.request("GET", "/containers/c1/json", None).await;
     assert_eq!(status, 404);
     machine.assert_clean().await;
 }
@@ -54,12 +54,12 @@ async fn a_container_outlives_its_daemon_and_its_end_is_known_to_the_next() {
 async fn neither_edge_shows_what_is_of_the_other() {
     let (machine, _daemon, engine, cri, image) = ready_with_cri().await;
     let sandbox = cri.run_pod(berth_tests::pod(&machine, "p")).await.unwrap();
-    engine.create("c", json!({ "Image": image, "Cmd": ["sleep", "1000"] })).await;
-    engine.start("c").await;
+    engine.create("c1", json!({ "Image": image, "Cmd": ["sleep", "1000"] })).await;
+    engine.start("c1").await;
     assert_eq!(cri.pods(Default::default()).await.len(), 1);
     assert_eq!(engine.get("/containers/json?all=1").await.as_array().unwrap().len(), 1);
     cri.remove_pod(&sandbox).await.unwrap();
-    assert_eq!(engine.inspect("c").await["State"]["Running"], true);
-    engine.remove("c").await;
+    assert_eq!(engine.inspect("c1").await["State"]["Running"], true);
+    engine.remove("c1").await;
     machine.assert_clean().await;
 }

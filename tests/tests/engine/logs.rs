@@ -12,28 +12,28 @@ fn text(bytes: &[u8]) -> String {
 async fn logs_of_all_runs_are_read_and_followed_to_the_end() {
     let (machine, _daemon, engine, image) = ready().await;
     let script = "for i in 1 2 3; do echo out$i; echo err$i >&2; sleep 0.1; done; printf part";
-    engine.create("c", json!({ "Image": image, "Cmd": ["sh", "-c", script] })).await;
-    engine.start("c").await;
-    let followed = machine.docker(&["logs", "-f", "c"]);
+    engine.create("c1", json!({ "Image": image, "Cmd": ["sh", "-c", script] })).await;
+    engine.start("c1").await;
+    let followed = machine.docker(&["logs", "-f", "c1"]);
     let (out, err) = ("out1\nout2\nout3\npart", "err1\nerr2\nerr3\n");
     assert_eq!((text(&followed.stdout), text(&followed.stderr)), (out.into(), err.into()));
-    assert_eq!(text(&machine.docker(&["logs", "-n", "2", "c"]).stdout), "out3\npart");
-    let stamped = text(&machine.docker(&["logs", "-t", "-n", "1", "c"]).stdout);
+    assert_eq!(text(&machine.docker(&["logs", "-n", "2", "c1"]).stdout), "out3\npart");
+    let stamped = text(&machine.docker(&["logs", "-t", "-n", "1", "c1"]).stdout);
     assert!(stamped.ends_with("Z part"), "{stamped}");
-    let none = machine.docker(&["logs", "--since", "2100-01-01T00:00:00", "c"]);
+    let none = machine.docker(&["logs", "--since", "2100-01-01T00:00:00", "c1"]);
     assert_eq!(text(&none.stdout), "");
-    assert_eq!(engine.wait("c").await, 0);
-    engine.start("c").await;
-    assert_eq!(engine.wait("c").await, 0);
-    assert_eq!(text(&machine.docker(&["logs", "c"]).stdout), format!("{out}{out}"));
+    assert_eq!(engine.wait("c1").await, 0);
+    engine.start("c1").await;
+    assert_eq!(engine.wait("c1").await, 0);
+    assert_eq!(text(&machine.docker(&["logs", "c1"]).stdout), format!("{out}{out}"));
     for (query, status, message) in [
         ("", 400, "Bad parameters: you must choose at least one stream"),
         ("stdout=1&since=x", 500, "strconv.ParseInt: parsing \"x\": invalid syntax"),
     ] {
-        let answer = engine.request("GET", &format!("/containers/c/logs?{query}"), None).await;
+        let answer = engine.request("GET", &format!("/containers/c1/logs?{query}"), None).await;
         assert_eq!(answer, (status, json!({ "message": message })));
     }
-    engine.remove("c").await;
+    engine.remove("c1").await;
     machine.assert_clean().await;
 }
 
@@ -41,27 +41,27 @@ async fn logs_of_all_runs_are_read_and_followed_to_the_end() {
 async fn a_terminal_has_its_own_line_ends_and_some_containers_have_no_log() {
     let (machine, _daemon, engine, image) = ready().await;
     let body = json!({ "Image": image, "Cmd": ["echo", "hi"], "Tty": true });
-    engine.create("t", body).await;
+    engine.create("t1", body).await;
     let body = json!({
         "Image": image, "Cmd": ["echo", "hi"], "HostConfig": { "LogConfig": { "Type": "none" } },
     });
-    engine.create("n", body).await;
-    for name in ["t", "n"] {
+    engine.create("n1", body).await;
+    for name in ["t1", "n1"] {
         engine.start(name).await;
         assert_eq!(engine.wait(name).await, 0);
     }
-    assert_eq!(text(&machine.docker(&["logs", "t"]).stdout), "hi\r\n");
-    let refused = engine.request("GET", "/containers/n/logs?stdout=1", None).await;
+    assert_eq!(text(&machine.docker(&["logs", "t1"]).stdout), "hi\r\n");
+    let refused = engine.request("GET", "/containers/n1/logs?stdout=1", None).await;
     assert_eq!(refused.0, 501);
-    engine.remove("t").await;
-    engine.remove("n").await;
+    engine.remove("t1").await;
+    engine.remove("n1").await;
     machine.assert_clean().await;
 }
 
 #[tokio::test]
 async fn events_of_a_run_come_in_the_order_of_dockerd() {
     let (machine, _daemon, engine, image) = ready().await;
-    let run = ["run", "--rm", "--name", "c", "--label", "l=v", &image, "sh", "-c", "exit 3"];
+    let run = ["run", "--rm", "--name", "c1", "--label", "l=v", &image, "sh", "-c", "exit 3"];
     assert_eq!(machine.docker(&run).status.code(), Some(3));
     let format = "{{.Action}} {{.Actor.Attributes.exitCode}}";
     let arguments = [
@@ -69,7 +69,8 @@ async fn events_of_a_run_come_in_the_order_of_dockerd() {
         "--since",
         "1h",
         "--until",
-        "0s",
+        // Whole seconds go over the wire: until now would leave out what has just happened.
+        "-1s",
         "--filter",
         "type=container",
         "--filter",
@@ -91,20 +92,22 @@ async fn events_of_a_run_come_in_the_order_of_dockerd() {
 #[tokio::test]
 async fn stats_are_what_the_cli_reads() {
     let (machine, _daemon, engine, image) = ready().await;
-    engine.create("c", json!({ "Image": image, "Cmd": ["sh", "-c", "while :; do :; done"] })).await;
-    let empty = engine.get("/containers/c/stats?stream=0").await;
-    assert_eq!((&empty["name"], &empty["read"]), (&json!("/c"), &json!("0001-01-01T00:00:00Z")));
-    engine.start("c").await;
-    let stats = engine.get("/containers/c/stats?stream=0").await;
+    engine
+        .create("c1", json!({ "Image": image, "Cmd": ["sh", "-c", "while :; do :; done"] }))
+        .await;
+    let empty = engine.get("/containers/c1/stats?stream=0").await;
+    assert_eq!((&empty["name"], &empty["read"]), (&json!("/c1"), &json!("0001-01-01T00:00:00Z")));
+    engine.start("c1").await;
+    let stats = engine.get("/containers/c1/stats?stream=0").await;
     let total = |of: &str| stats[of]["cpu_usage"]["total_usage"].as_u64().unwrap();
     assert!(total("cpu_stats") > total("precpu_stats"), "{stats}");
     assert!(stats["memory_stats"]["usage"].as_u64().unwrap() > 0);
     assert_eq!(stats["pids_stats"]["current"], 1);
     let shown = machine.docker(&["stats", "--no-stream", "--format", "{{.Name}} {{.CPUPerc}}"]);
     let shown = text(&shown.stdout);
-    assert!(shown.starts_with("c ") && shown != "c 0.00%\n", "{shown}");
-    let (status, _) = engine.request("GET", "/containers/c/stats?one-shot=1", None).await;
+    assert!(shown.starts_with("c1 ") && shown != "c1 0.00%\n", "{shown}");
+    let (status, _) = engine.request("GET", "/containers/c1/stats?one-shot=1", None).await;
     assert_eq!(status, 400);
-    engine.remove("c").await;
+    engine.remove("c1").await;
     machine.assert_clean().await;
 }

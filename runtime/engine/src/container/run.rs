@@ -16,10 +16,7 @@ use berth_node::{
 pub(crate) use self::{mounts::prepare, resources::resources};
 
 use super::record::{Directory, LOG, Record};
-use crate::{
-    api::host_config::HostConfig,
-    http::error::Result,
-};
+use crate::{api::host_config::HostConfig, http::error::Result};
 
 /// The sandbox of a run.
 ///

@@ -16,10 +16,14 @@ use anyhow::{Context, anyhow, bail};
 use berth_base::observe::FAULTS;
 use berth_shim::record::{Report, Stage};
 use nix::{
+    errno::Errno,
     fcntl::{FcntlArg, SealFlag, fcntl},
     sys::memfd::{MFdFlags, memfd_create},
 };
 use tokio::process::{Child, Command};
+
+/// How often a seal that the kernel refuses for the moment is tried again.
+const SEAL_ATTEMPTS: u32 = 20;
 
 /// A sealed copy of the shim's executable in memory, made once. A container cannot overwrite it
 /// through /proc/PID/exe of the shim, which is root on the host (CVE-2019-5736), and a package
@@ -44,7 +48,7 @@ impl Program {
             | SealFlag::F_SEAL_SHRINK
             | SealFlag::F_SEAL_GROW
             | SealFlag::F_SEAL_WRITE;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).context("seal the copy of berth-shim")?;
+        seal(&file, seals).context("seal the copy of berth-shim")?;
         // execve(2) fails with ETXTBSY for a file that is open for writing, so it is opened again.
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let memfd = fs::File::open(path).context("reopen the copy of berth-shim")?;
@@ -191,6 +195,17 @@ pub async fn with_progress<T>(
                 now if seen == Some(now) => return Err(Stalled(now)),
                 now => seen = Some(now),
             },
+        }
+    }
+}
+/// Seals a file in memory. On a busy machine another processor may hold on to pages that were just
+/// written, and the kernel, which gives it a moment, then refuses with EBUSY (mm/memfd.c).
+fn seal(file: &fs::File, seals: SealFlag) -> nix::Result<()> {
+    let mut attempt = 1;
+    loop {
+        match fcntl(file, FcntlArg::F_ADD_SEALS(seals)) {
+            Err(Errno::EBUSY) if attempt < SEAL_ATTEMPTS => attempt += 1,
+            sealed => return sealed.map(drop),
         }
     }
 }

@@ -184,7 +184,8 @@ fn cpu(host: &mut HostConfig, machine: &SysInfo, warnings: &mut Vec<String>) -> 
 }
 
 fn cpusets(host: &mut HostConfig, machine: &SysInfo, warnings: &mut Vec<String>) -> Result<()> {
-    if !(host.cpuset_cpus.is_empty() && host.cpuset_mems.is_empty()) && !machine.cpuset {
+    let names_processors = !host.cpuset_cpus.is_empty() || !host.cpuset_mems.is_empty();
+    if names_processors && !machine.cpuset {
         warnings.push(
             "Your kernel does not support cpuset or the cgroup is not mounted. Cpuset discarded."
                 .to_owned(),
