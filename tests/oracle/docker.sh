@@ -1,7 +1,7 @@
 # The tutorials' commands on containers, in their order.
 ## tutorials
 docker version --format '{{.Server.APIVersion}} {{.Server.MinAPIVersion}} {{.Server.Os}}'
-docker run debian echo hello
+docker run --name hello debian echo hello
 docker run --rm debian sh -c 'echo out; sleep .1; echo err >&2; exit 3'
 docker run -d --name web -p 8088:80 -h myhost debian sh -c 'echo started; sleep 1000'
 docker ps

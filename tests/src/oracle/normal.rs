@@ -56,7 +56,7 @@ fn body(response: &Response, own: &str) -> Value {
     let bytes = &response.body[..];
     let content_type = response.header("content-type").unwrap_or_default();
     if content_type == "application/x-tar" {
-        return listing(bytes);
+        return listing(bytes, own);
     }
     if let Some(frames) = frames(bytes, own).filter(|frames| !frames.is_empty()) {
         return json!(frames);
@@ -96,7 +96,7 @@ fn frames(mut bytes: &[u8], own: &str) -> Option<Map<String, Value>> {
 }
 
 /// The entries of a tar, one line for each, at most fifty.
-fn listing(bytes: &[u8]) -> Value {
+fn listing(bytes: &[u8], own: &str) -> Value {
     let mut archive = tar::Archive::new(bytes);
     let entries = archive.entries().into_iter().flatten().flatten().take(50);
     let line = |mut entry: tar::Entry<'_, &[u8]>| {
@@ -115,6 +115,7 @@ fn listing(bytes: &[u8]) -> Value {
             header.gid().unwrap_or_default(),
             header.size().unwrap_or_default(),
             String::from_utf8_lossy(&link),
+            content = text(&content, own),
         )
     };
     let mut lines: Vec<String> = entries.map(line).collect();
@@ -123,8 +124,9 @@ fn listing(bytes: &[u8]) -> Value {
 }
 
 /// A value below a key, with what differs from run to run taken out.
-pub(super) fn value(key: &str, value_: Value, own: &str) -> Value {
-    match value_ {
+pub(super) fn value(key: &str, given: Value, own: &str) -> Value {
+    match given {
+        Value::String(_) if key == "execDuration" => json!("<number>"),
         Value::String(content) if is_port(key, content.parse().ok()) => json!("<port>"),
         Value::String(content) => json!(text(&content, own)),
         Value::Number(number) if MEASURED.contains(&key) && number.as_f64() != Some(0.0) => {
@@ -136,6 +138,10 @@ pub(super) fn value(key: &str, value_: Value, own: &str) -> Value {
             let mut items: Vec<Value> = items.collect();
             if let Some((_, by)) = UNORDERED.iter().find(|(name, _)| *name == key) {
                 items.sort_by_key(|item| format!("{} {item}", item[*by]));
+            }
+            // What has changed in a container comes in the order of a map.
+            if items.iter().all(|item| item["Kind"].is_number() && item["Path"].is_string()) {
+                items.sort_by_key(|item| item["Path"].to_string());
             }
             items.into()
         }
@@ -228,11 +234,26 @@ fn token(run: &str) -> String {
 }
 
 fn piece(piece: &str) -> String {
-    let is_hex = piece.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    match piece.len() {
-        64 if is_hex => return "<id>".to_owned(),
-        12 if is_hex => return "<short id>".to_owned(),
+    // Ids are parts of names of files, too.
+    let parts: Vec<String> = piece.split('-').map(part).collect();
+    parts.join("-")
+}
+
+fn part(piece: &str) -> String {
+    let bare = piece.trim_end_matches('.');
+    let end = &piece[bare.len()..];
+    let is_hex = bare.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    match bare.len() {
+        64 if is_hex => return format!("<id>{end}"),
+        12 if is_hex => return format!("<short id>{end}"),
         _ => {}
+    }
+    // A time as events are asked for.
+    if let Some((seconds, nanoseconds)) = piece.split_once('.')
+        && (seconds.len(), nanoseconds.len()) == (10, 9)
+        && format!("{seconds}{nanoseconds}").bytes().all(|byte| byte.is_ascii_digit())
+    {
+        return "<time>".to_owned();
     }
     // The container's part of an address depends on what came before.
     match piece.rsplit_once('.') {
@@ -306,6 +327,8 @@ mod tests {
             ("172.17.0.1 172.18.0.5".to_owned(), "172.17.0.1 172.18.0.5".into()),
             ("02:42:ac:11:00:02".to_owned(), "<mac>".into()),
             ("2026-11-30T10:11:39.976780883Z x".to_owned(), "<time> x".into()),
+            (format!("/x/{id}-json.log"), "/x/<id>-json.log".into()),
+            ("since 1796036705.662225661".to_owned(), "since <time>".into()),
             ("0001-01-01T00:00:00Z".to_owned(), "0001-01-01T00:00:00Z".into()),
             ("a\n  b\n".to_owned(), "a\n  b\n".into()),
         ];
