@@ -17,7 +17,7 @@ docker port web 80
 docker port web 81
 docker logs web
 docker logs -t --tail 1 web
-docker top web -o pid,comm
+docker top web -o pid,comm | sed 's,^[0-9]* *,,'
 docker exec web hostname
 docker exec web sh -c 'exit 9'
 docker exec -u web -w /tmp -e A=1 web sh -c 'id; pwd; echo $A'
