@@ -14,6 +14,8 @@ use nix::{
 
 use crate::{Machine, containerd::processes};
 
+const OWN_RUN_DIRECTORY: &str = "mkdir -p /run/docker && mount -t tmpfs tmpfs /run/docker";
+
 /// A running dockerd. When this is dropped it is killed, with its containerd and the shims; the
 /// containers go with the machine's cgroups.
 #[derive(Debug)]
@@ -38,6 +40,9 @@ impl Dockerd {
         let socket = machine.path("docker.sock");
         let config = machine.path("daemon.json");
         fs::write(&config, "{}").expect("write the configuration");
+        // Whatever its options say, it keeps sockets of plugins below /run/docker: here that is the
+        // machine's own.
+        machine.output("sh", &["-c", OWN_RUN_DIRECTORY]);
         let log = fs::File::create(machine.path("dockerd.log")).expect("make the log");
         let search = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
         let child = machine
@@ -73,6 +78,8 @@ impl Drop for Dockerd {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // What a dockerd of this machine has there stays: only an empty directory can be removed.
+        let _ = fs::remove_dir("/run/docker");
         for program in ["containerd", "containerd-shim-runc-v2", "docker-proxy"] {
             for pid in processes(&self.marker, program) {
                 let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
