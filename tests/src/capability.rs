@@ -17,7 +17,7 @@ use nix::{
     sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags},
 };
 
-use crate::{builds::OldBuild, image::i386_program, programs::faulty_programs};
+use crate::{builds::OldBuild, engine::docker, image::i386_program, programs::faulty_programs};
 
 /// Something that a test needs and that not every machine has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +44,8 @@ pub enum Capability {
     Memory,
     /// The program `prometheus`.
     Prometheus,
+    /// The docker CLI.
+    DockerCli,
     /// A kernel that asks before a program is executed (fanotify(7)).
     ExecPermissions,
     /// The programs of `BERTH_FEATURES=faults hack/build`.
@@ -67,6 +69,7 @@ impl Capability {
             Self::Programs32Bit => "32-bit-programs",
             Self::Memory => "memory",
             Self::Prometheus => "prometheus",
+            Self::DockerCli => "docker-cli",
             Self::ExecPermissions => "exec-permissions",
             Self::Faults => "faults",
             Self::OldBuilds => "old-builds",
@@ -133,6 +136,7 @@ fn probe(capability: Capability) -> io::Result<bool> {
         Capability::Programs32Bit => runs_32_bits(),
         Capability::Memory => Ok(memory_kib()? >= 4 << 20),
         Capability::Prometheus => Ok(is_installed("prometheus")),
+        Capability::DockerCli => Ok(docker().is_some()),
         Capability::ExecPermissions => Ok(asks_before_exec()),
         Capability::Faults => Ok(faulty_programs().join("berthd").exists()),
         // The guest of hack/vm sees them too, but its one slow processor has enough to do.

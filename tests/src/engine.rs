@@ -102,12 +102,12 @@ impl Engine {
     }
 }
 
-/// The real docker CLI, if it is there: `BERTH_DOCKER`, else target/tools/docker, else on PATH.
+/// The real docker CLI, if it is there: `BERTH_DOCKER`, else target/tools/docker/docker, else on PATH.
 pub fn docker() -> Option<PathBuf> {
     if let Some(path) = std::env::var_os("BERTH_DOCKER") {
         return Some(path.into());
     }
-    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/docker");
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/docker/docker");
     let on_path = std::env::var_os("PATH").into_iter().flat_map(|path| {
         std::env::split_paths(&path).map(|dir| dir.join("docker")).collect::<Vec<_>>()
     });

@@ -211,7 +211,7 @@ impl Side {
             if let Ok(answer) = self.ask("GET", path).await
                 && let Ok(body) = serde_json::from_slice::<Value>(&answer.body)
                 && let Some(found) = body.pointer(pointer)
-                && (found.as_str() == Some(value) || found.to_string() == value)
+                && shown(found) == value
             {
                 return true;
             }
@@ -291,6 +291,11 @@ fn escaped(path: &str) -> String {
         }
     }
     escaped
+}
+
+/// A JSON value as a scenario names it: text without quotes.
+fn shown(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::{io::Write, process::Stdio};
 
+use berth_tests::{Capability, skip_without};
 use serde_json::json;
 
 use crate::ready;
@@ -12,6 +13,9 @@ fn text(bytes: &[u8]) -> String {
 
 #[tokio::test]
 async fn run_shows_all_output_and_passes_the_exit_code_on() {
+    if skip_without(Capability::DockerCli) {
+        return;
+    }
     let (machine, _daemon, engine, image) = ready().await;
     let script = "echo out; echo err >&2; exit 4";
     let output = machine.docker(&["run", "--rm", &image, "sh", "-c", script]);
@@ -28,6 +32,9 @@ async fn run_shows_all_output_and_passes_the_exit_code_on() {
 
 #[tokio::test]
 async fn input_goes_in_and_its_end_with_it() {
+    if skip_without(Capability::DockerCli) {
+        return;
+    }
     let (machine, _daemon, _engine, image) = ready().await;
     let mut child = machine
         .docker_command(&["run", "--rm", "-i", &image, "cat"])
@@ -48,6 +55,9 @@ async fn input_goes_in_and_its_end_with_it() {
 
 #[tokio::test]
 async fn a_terminal_is_left_by_its_keys_and_attached_to_again() {
+    if skip_without(Capability::DockerCli) {
+        return;
+    }
     let (machine, _daemon, engine, image) = ready().await;
     let run = format!("run -it --name c1 {image} sh -c 'until stty size; do :; done; cat'");
     let output = machine.on_terminal(&run, b"hello\n\x10\x11");

@@ -5,7 +5,7 @@ use std::{
     process::{Output, Stdio},
 };
 
-use berth_tests::{Engine, Machine};
+use berth_tests::{Capability, Engine, Machine, skip_without};
 use serde_json::json;
 
 use crate::ready;
@@ -40,6 +40,9 @@ fn text(bytes: &[u8]) -> String {
 
 #[tokio::test]
 async fn the_cli_gets_output_input_and_exit_codes_of_an_exec() {
+    if skip_without(Capability::DockerCli) {
+        return;
+    }
     let (machine, _daemon, engine, image) = ready().await;
     sleeping(&engine, &image).await;
     let output = machine.docker(&["exec", "c1", "sh", "-c", "echo out; echo err >&2; exit 5"]);
@@ -76,6 +79,9 @@ async fn the_cli_gets_output_input_and_exit_codes_of_an_exec() {
 
 #[tokio::test]
 async fn an_exec_with_a_terminal_has_one_and_its_keys_leave_it() {
+    if skip_without(Capability::DockerCli) {
+        return;
+    }
     let (machine, _daemon, engine, image) = ready().await;
     sleeping(&engine, &image).await;
     let output = machine.on_terminal("exec -it c1 sh -c 'tty; stty size; exit 3'", b"");

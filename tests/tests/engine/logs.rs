@@ -1,5 +1,6 @@
 //! `docker logs`, `docker events` and `docker stats`.
 
+use berth_tests::{Capability, skip_without};
 use serde_json::json;
 
 use crate::ready;
@@ -10,6 +11,9 @@ fn text(bytes: &[u8]) -> String {
 
 #[tokio::test]
 async fn logs_of_all_runs_are_read_and_followed_to_the_end() {
+    if skip_without(Capability::DockerCli) {
+        return;
+    }
     let (machine, _daemon, engine, image) = ready().await;
     let script = "for i in 1 2 3; do echo out$i; echo err$i >&2; sleep 0.1; done; printf part";
     engine.create("c1", json!({ "Image": image, "Cmd": ["sh", "-c", script] })).await;
@@ -39,6 +43,9 @@ async fn logs_of_all_runs_are_read_and_followed_to_the_end() {
 
 #[tokio::test]
 async fn a_terminal_has_its_own_line_ends_and_some_containers_have_no_log() {
+    if skip_without(Capability::DockerCli) {
+        return;
+    }
     let (machine, _daemon, engine, image) = ready().await;
     let body = json!({ "Image": image, "Cmd": ["echo", "hi"], "Tty": true });
     engine.create("t1", body).await;
@@ -60,6 +67,9 @@ async fn a_terminal_has_its_own_line_ends_and_some_containers_have_no_log() {
 
 #[tokio::test]
 async fn events_of_a_run_come_in_the_order_of_dockerd() {
+    if skip_without(Capability::DockerCli) {
+        return;
+    }
     let (machine, _daemon, engine, image) = ready().await;
     let run = ["run", "--rm", "--name", "c1", "--label", "l=v", &image, "sh", "-c", "exit 3"];
     assert_eq!(machine.docker(&run).status.code(), Some(3));
@@ -91,6 +101,9 @@ async fn events_of_a_run_come_in_the_order_of_dockerd() {
 
 #[tokio::test]
 async fn stats_are_what_the_cli_reads() {
+    if skip_without(Capability::DockerCli) {
+        return;
+    }
     let (machine, _daemon, engine, image) = ready().await;
     engine
         .create("c1", json!({ "Image": image, "Cmd": ["sh", "-c", "while :; do :; done"] }))

@@ -7,7 +7,7 @@ use std::{
 };
 
 use berth_proto::v1;
-use berth_tests::{Engine, Machine, container, eventually, pod};
+use berth_tests::{Capability, Engine, Machine, container, eventually, pod, skip_without};
 use serde_json::{Value, json};
 
 use crate::{ready, ready_with_cri};
@@ -96,6 +96,9 @@ async fn containers_reach_one_another_on_docker0() {
 
 #[tokio::test]
 async fn a_published_port_leads_to_its_container_and_belongs_to_nobody_else() {
+    if skip_without(Capability::DockerCli) {
+        return;
+    }
     let (machine, _daemon, engine, image) = ready().await;
     let ports = |port: &str| json!({ "PortBindings": { "80/tcp": [{ "HostPort": port }] } });
     engine.create("one", server(&image, "one", ports("8080"))).await;
