@@ -5,7 +5,6 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
 use berth_base::{blocking, config::Config, layout::Layout, trash};
-use berth_engine::Engine;
 use berth_node::{Node, host::Host, recover};
 use berth_shim::record;
 use berth_streaming::Streaming;
@@ -146,7 +145,7 @@ async fn start_engine(
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>>> {
     let serving = match &config.engine.listen {
         Some(path) => {
-            let engine = Engine::start(node).await?;
+            let engine = berth_engine::start(node).await?;
             // As the nodes, it lives as long as the process.
             std::mem::forget(engine.clone());
             let listener = berth_engine::listen(path, config.engine.group.as_deref())?;

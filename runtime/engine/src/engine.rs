@@ -6,7 +6,7 @@ use anyhow::Context;
 use berth_node::Node;
 
 use crate::{
-    container::{recover, registry::Registry},
+    container::registry::Registry,
     events::Events,
     http::error::Result,
     names,
@@ -30,23 +30,20 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Reads the containers of an earlier daemon back, and takes up what it left undone.
+    /// Without its containers, which `start` reads.
     ///
     /// # Errors
-    /// Their directory cannot be read.
-    pub async fn start(node: Arc<Node>) -> anyhow::Result<Arc<Self>> {
-        let networks = Networks::open(&node.host.layout.root)?;
-        let engine = Arc::new(Self {
+    /// The record of the networks cannot be read, or no descriptors are left.
+    pub(crate) fn new(node: Arc<Node>) -> anyhow::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            networks: Networks::open(&node.host.layout.root)?,
             node,
-            networks,
             ports: Ports::default(),
             containers: Registry::default(),
             execs: Execs::default(),
             events: Events::default(),
             logs: LogWatcher::start().context("watch the logs of containers")?,
-        });
-        recover::recover(&engine).await?;
-        Ok(engine)
+        }))
     }
 
     /// Takes a name for a container: the one that was asked for, or one that is made up.

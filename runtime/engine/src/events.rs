@@ -9,8 +9,6 @@ use berth_base::clock::now;
 use serde_json::{Map, Value, json};
 use tokio::sync::broadcast;
 
-use crate::{container::object::Container, engine::Engine};
-
 /// How many events are kept for `since`.
 const KEPT: usize = 256;
 /// How far a listener may be behind.
@@ -69,39 +67,5 @@ impl Events {
     pub(crate) fn listen(&self) -> (Vec<Value>, broadcast::Receiver<Value>) {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         (kept.iter().cloned().collect(), self.sender.subscribe())
-    }
-}
-
-impl Engine {
-    /// Publishes that a container's network was connected to it, or disconnected from it.
-    pub(crate) fn publish_network(&self, container: &Container, action: &str) {
-        let record = container.record();
-        let network = self.networks.of_mode(&record.host_config.network_mode);
-        let Ok(Some(network)) = network else { return };
-        let attributes = [
-            ("container", container.id.clone()),
-            ("name", network.name.clone()),
-            ("type", network.driver.to_string()),
-        ];
-        let attributes = attributes
-            .map(|(key, value)| (key.to_owned(), Value::from(value)))
-            .into_iter()
-            .collect();
-        self.events.publish("network", action, &network.id, attributes);
-    }
-
-    /// Publishes an event of a container, with its labels, image and name.
-    pub(crate) fn publish(&self, container: &Container, action: &str, more: Value) {
-        let record = container.record();
-        let mut attributes = Map::new();
-        for (key, value) in record.config.labels.iter().flatten() {
-            attributes.insert(key.clone(), value.clone().into());
-        }
-        if let Value::Object(more) = more {
-            attributes.extend(more);
-        }
-        attributes.insert("image".into(), record.config.image.clone().into());
-        attributes.insert("name".into(), record.name.clone().into());
-        self.events.publish("container", action, &container.id, attributes);
     }
 }

@@ -19,8 +19,10 @@ mod image_name;
 pub mod names;
 mod network;
 pub mod ports;
+mod publish;
 pub mod restart;
 mod routes;
+mod start;
 pub mod status_text;
 pub mod streams;
 mod sysinfo;
@@ -29,4 +31,5 @@ pub mod time;
 pub use self::{
     engine::Engine,
     http::server::{listen, serve},
+    start::start,
 };

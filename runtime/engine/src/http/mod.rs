@@ -1,6 +1,7 @@
 //! HTTP/1.1 as docker's clients speak it: connections, versions in paths, errors, bodies, upgrades.
 
 pub(crate) mod body;
+pub(crate) mod client;
 pub(crate) mod error;
 pub(crate) mod server;
 pub(crate) mod upgrade;

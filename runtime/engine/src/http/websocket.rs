@@ -22,8 +22,8 @@ use tokio_tungstenite::{
 
 use super::{
     body::{self, Answer},
+    client::{Client, Presence},
     error::{Failure, Result},
-    upgrade::{Client, Presence},
     version::Version,
 };
 

@@ -67,7 +67,7 @@ pub(super) async fn create(call: Call, name: &str) -> Result<Answer> {
         keys => detach::parse_of_exec(keys)?,
     };
     let exec = engine.execs.add(container, body, command, detach_keys);
-    exec.publish_command(&engine, "exec_create");
+    publish_command(&engine, &exec, "exec_create");
     Ok(body::json(StatusCode::CREATED, &json!({ "Id": exec.id })))
 }
 
@@ -117,7 +117,7 @@ async fn begin(
     is_detached: bool,
 ) -> Result<(Own, Execution)> {
     exec.begin()?;
-    exec.publish_command(engine, "exec_start");
+    publish_command(engine, exec, "exec_start");
     match launch(engine, exec, size, is_detached).await {
         Ok((own, window, execution)) => {
             exec.runs_as(execution.pid().unwrap_or_default(), window);
@@ -220,6 +220,12 @@ fn parse_user(text: &str, groups: &[String]) -> User {
         merge_groups: true,
         group_names: groups.iter().filter(|id| id.parse::<u32>().is_err()).cloned().collect(),
     }
+}
+
+/// Publishes what has happened to an exec. `action` is followed by its command.
+fn publish_command(engine: &Engine, exec: &Exec, action: &str) {
+    let action = format!("{action}: {} {}", exec.command[0], exec.command[1..].join(" "));
+    engine.publish(&exec.container, &action, json!({ "execID": exec.id }));
 }
 
 /// Waits for the end of an exec, and copies between it and its client meanwhile. The exec goes on

@@ -9,12 +9,10 @@ use std::{
 use berth_base::id;
 use berth_node::container::stdio::Window;
 use http::StatusCode;
-use serde_json::json;
 
 use crate::{
     api::exec::ExecBody,
     container::object::Container,
-    engine::Engine,
     http::error::{Failure, Result},
     streams::detach::DEFAULT_KEYS,
 };
@@ -144,12 +142,6 @@ impl Exec {
             _ => 0,
         };
         *progress = Progress::Ended { exit_code, pid, at: Instant::now() };
-    }
-
-    /// Publishes what has happened to it. `action` is followed by its command.
-    pub(crate) fn publish_command(&self, engine: &Engine, action: &str) {
-        let action = format!("{action}: {} {}", self.command[0], self.command[1..].join(" "));
-        engine.publish(&self.container, &action, json!({ "execID": self.id }));
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
     detach::{Detach, Typed},
     frames::{self, Stream},
 };
-use crate::http::upgrade::{Client, Framing};
+use crate::http::{client::Client, upgrade::Framing};
 
 /// The most that one read takes, in bytes.
 const CHUNK: usize = 64 << 10;

@@ -17,7 +17,7 @@ use berth_cni::ConfList;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::{capabilities::range_sets, template};
+use super::{bridge::Bridge, capabilities::range_sets, template};
 
 /// The network of pods until the kubelet assigns another one.
 const DEFAULT_SUBNET: &str = "10.88.0.0/16";
@@ -29,6 +29,40 @@ const EXTENSIONS: [&str; 3] = ["conflist", "conf", "json"];
 pub(super) struct Network {
     pub list: ConfList,
     pub text: String,
+}
+
+impl Network {
+    /// The conf list of a bridge of this machine's own. `ipam` is where the reservations of addresses
+    /// are.
+    pub(super) fn of_bridge(bridge: &Bridge, ipam: &Path) -> Self {
+        let ranges: Value = bridge
+            .subnets
+            .iter()
+            .map(|(subnet, gateway)| json!([{ "subnet": subnet.trunc(), "gateway": gateway }]))
+            .collect();
+        let text = json!({
+            "cniVersion": berth_cni::VERSION,
+            "name": bridge.network,
+            "plugins": [{
+                "type": "berth-bridge",
+                "bridge": bridge.interface,
+                "isGateway": true,
+                "isDefaultGateway": !bridge.internal,
+                "ipMasq": !bridge.internal,
+                "isolation": if bridge.internal { "internal" } else { "closed" },
+                "capabilities": { "portMappings": true, "mac": true, "ips": true },
+                "ipam": {
+                    "type": "berth-local",
+                    "ranges": ranges,
+                    "dataDir": ipam,
+                    "lowestFirst": true,
+                },
+            }],
+        })
+        .to_string();
+        let list = ConfList::parse(&text).expect("our own conf list is one");
+        Self { list, text }
+    }
 }
 
 #[derive(Debug)]
@@ -174,6 +208,26 @@ fn built_in(ipam: &Path, ranges: &[IpNet]) -> Network {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bridge_is_a_conf_list_of_one_plugin() {
+        let bridge = Bridge {
+            network: "abc".to_owned(),
+            interface: "docker0".to_owned(),
+            subnets: vec![("172.17.0.0/16".parse().unwrap(), [172, 17, 0, 1].into())],
+            internal: false,
+            addresses: Vec::new(),
+            mac: None,
+        };
+        let list = Network::of_bridge(&bridge, Path::new("/x")).list;
+        let plugin = json!(list.plugins[0]);
+        assert_eq!((list.name.as_str(), &plugin["bridge"]), ("abc", &json!("docker0")));
+        assert_eq!(
+            plugin["ipam"]["ranges"],
+            json!([[{ "subnet": "172.17.0.0/16", "gateway": "172.17.0.1" }]])
+        );
+        assert_eq!((&plugin["ipMasq"], &plugin["isolation"]), (&json!(true), &json!("closed")));
+    }
 
     fn confs(directory: &Path) -> Confs {
         let config = config::Cni { conf_dir: directory.to_owned(), ..config::Cni::default() };

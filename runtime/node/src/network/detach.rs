@@ -15,12 +15,12 @@ use berth_base::{
     observe::{step_blocking, steps},
 };
 use berth_shim::record::{self, Found};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
-use super::{Networks, attachment::Attachment, conf::Network, exec_config};
-use crate::sandbox::Meta;
+use super::{Networks, attachment::Attachment, bridge::Bridge, conf::Network, exec_config};
 
 /// How long the end of a pod waits for the first attempt.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -32,6 +32,18 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// Tells berth-bridge that the network namespace goes next: it leaves the interfaces in it to the
 /// kernel. IgnoreUnknown makes other plugins ignore it.
 const NETNS_ENDS: &str = "BERTH_NETNS_ENDS=1";
+
+/// What a sandbox's record says of its network. The whole record is none of this module's business.
+#[derive(Deserialize)]
+struct OfSandbox {
+    config: OfConfig,
+}
+
+#[derive(Deserialize)]
+struct OfConfig {
+    #[serde(default)]
+    bridge: Option<Bridge>,
+}
 
 impl Networks {
     /// DEL. If it fails it is tried again in the background until it succeeds, and if it hangs it
@@ -111,9 +123,9 @@ impl Networks {
     /// The network of a pod whose attachment is damaged.
     async fn network_of(&self, id: &str) -> anyhow::Result<Network> {
         let directory = self.layout.sandbox(&SandboxId::from(id.to_owned()));
-        let meta = blocking(|| record::read::<Meta>(&directory.join(layout::sandbox::META)))?;
+        let meta = blocking(|| record::read::<OfSandbox>(&directory.join(layout::sandbox::META)))?;
         match meta.record().and_then(|meta| meta.config.bridge) {
-            Some(bridge) => Ok(bridge.network(&self.layout.ipam())),
+            Some(bridge) => Ok(Network::of_bridge(&bridge, &self.layout.ipam())),
             None => self.network().await,
         }
     }

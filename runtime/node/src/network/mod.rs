@@ -188,7 +188,7 @@ impl Networks {
         let guard = self.gc_lock.for_add().await;
         let ranges = self.ranges();
         let (network, wrong) = match &pod.bridge {
-            Some(bridge) => (bridge.network(&self.layout.ipam()), None),
+            Some(bridge) => (Network::of_bridge(bridge, &self.layout.ipam()), None),
             None => self.current(ranges.clone()).await?,
         };
         if let Some(error) = wrong {

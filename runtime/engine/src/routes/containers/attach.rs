@@ -17,8 +17,9 @@ use crate::{
     engine::Engine,
     http::{
         body::{self, Answer},
+        client::Client,
         error::{Failure, Result},
-        upgrade::{self, Client, Framing, Pending},
+        upgrade::{self, Framing, Pending},
         version::Version,
         websocket,
     },

@@ -1,0 +1,17 @@
+//! The start of the engine.
+
+use std::sync::Arc;
+
+use berth_node::Node;
+
+use crate::{container::recover, engine::Engine};
+
+/// Reads the containers of an earlier daemon back, and takes up what it left undone.
+///
+/// # Errors
+/// Their directory cannot be read.
+pub async fn start(node: Arc<Node>) -> anyhow::Result<Arc<Engine>> {
+    let engine = Engine::new(node)?;
+    recover::recover(&engine).await?;
+    Ok(engine)
+}
