@@ -62,7 +62,7 @@ async fn a_terminal_is_left_by_its_keys_and_its_program_stays() {
     let run = format!("run -it --name c1 {image} sh -c 'tty; cat'");
     let output = machine.on_terminal(&run, b"hello\n\x10\x11");
     let shown = text(&output.stdout);
-    assert!(shown.contains("/dev/") && shown.contains("hello"), "{shown}");
+    assert!(shown.contains("/dev/pts/"), "{shown}");
     assert_eq!(engine.inspect("c1").await["State"]["Running"], true);
     engine.remove("c1").await;
     machine.assert_clean().await;
