@@ -79,6 +79,7 @@ pub(crate) fn kill_all(cgroups: &Cgroups) {
     {
         return;
     }
+    thaw(cgroups);
     let Some(directory) = cgroups.controllers.first() else { return };
     for _ in 0..64 {
         let Ok(procs) = fs::read_to_string(directory.join("cgroup.procs")) else { return };
@@ -91,6 +92,17 @@ pub(crate) fn kill_all(cgroups: &Cgroups) {
             // by its end, and numbers are not given out again so soon.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
+    }
+}
+
+/// Lets go on what the freezer of v1 holds, where frozen processes do not even die.
+fn thaw(cgroups: &Cgroups) {
+    for directory in &cgroups.controllers {
+        // Only one of them has this file.
+        let _ = OpenOptions::new()
+            .write(true)
+            .open(directory.join("freezer.state"))
+            .and_then(|mut file| io::Write::write_all(&mut file, b"THAWED"));
     }
 }
 

@@ -1,9 +1,11 @@
-//! Freezing all processes of a cgroup, by the file that every cgroup of v2 has, on hybrid hosts too.
+//! Freezing all processes of a cgroup: by the file that every cgroup of v2 has, on hybrid hosts too,
+//! else by the freezer of v1.
 
 use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
+    fs, io,
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -13,40 +15,50 @@ use super::{Hierarchies, kill::await_event};
 
 /// How long processes may take to freeze. One that waits for a disk does so when that has answered.
 const FREEZING: Duration = Duration::from_secs(10);
-const FILE: &str = "cgroup.freeze";
+/// Between two looks at the freezer of v1.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// A cgroup whose processes are frozen, all that are below it included.
 #[derive(Clone, Debug)]
-pub struct Frozen {
-    directory: PathBuf,
+pub struct Frozen(Freezer);
+
+/// The directory of a cgroup by which it can be frozen.
+#[derive(Clone, Debug)]
+enum Freezer {
+    Unified(PathBuf),
+    V1(PathBuf),
 }
 
 impl Hierarchies {
     /// Freezes all processes of the cgroup `path`, and waits until they are. Blocks.
     ///
     /// # Errors
-    /// One does not freeze: then none is frozen. `FailedPrecondition` on a host without a v2 tree.
+    /// One does not freeze: then none is frozen. `FailedPrecondition` on a host that has neither a
+    /// v2 tree nor the freezer of v1.
     pub fn freeze(&self, path: &str) -> anyhow::Result<Frozen> {
-        let directory = self.directories(path).unified.ok_or_else(|| {
+        let freezer = self.freezer_of(path).ok_or_else(|| {
             Error::precondition(
-                "this machine has no cgroup v2 hierarchy, without which nothing can be paused",
+                "this machine has neither a cgroup v2 hierarchy nor a freezer of v1, without which \
+                 nothing can be paused",
             )
         })?;
-        let frozen = Frozen { directory };
-        write(&frozen.directory, "1")?;
-        let waited = await_event(&frozen.directory, "frozen 1", FREEZING);
-        if let Err(error) = waited {
-            frozen.thaw()?;
-            return Err(error).with_context(|| format!("freeze {}", frozen.directory.display()));
+        freezer.write(freezer.frozen())?;
+        if let Err(error) = freezer.await_frozen() {
+            freezer.write(freezer.thawed())?;
+            return Err(error).with_context(|| format!("freeze {}", freezer.file().display()));
         }
-        Ok(frozen)
+        Ok(Frozen(freezer))
     }
 
     /// The cgroup `path`, if it is frozen.
     pub fn frozen(&self, path: &str) -> Option<Frozen> {
-        let directory = self.directories(path).unified?;
-        let text = fs::read_to_string(directory.join(FILE)).ok()?;
-        (text.trim() == "1").then_some(Frozen { directory })
+        let freezer = self.freezer_of(path)?;
+        freezer.is_asked_to_freeze().then_some(Frozen(freezer))
+    }
+
+    fn freezer_of(&self, path: &str) -> Option<Freezer> {
+        let unified = self.unified.as_ref().map(|root| Freezer::Unified(root.join(path)));
+        unified.or_else(|| self.freezer.as_ref().map(|root| Freezer::V1(root.join(path))))
     }
 }
 
@@ -56,11 +68,66 @@ impl Frozen {
     /// # Errors
     /// The kernel refuses.
     pub fn thaw(&self) -> anyhow::Result<()> {
-        if self.directory.exists() { write(&self.directory, "0") } else { Ok(()) }
+        let Self(freezer) = self;
+        if freezer.file().exists() { freezer.write(freezer.thawed()) } else { Ok(()) }
     }
 }
 
-fn write(directory: &Path, text: &str) -> anyhow::Result<()> {
-    let path = directory.join(FILE);
-    fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+impl Freezer {
+    fn file(&self) -> PathBuf {
+        match self {
+            Self::Unified(directory) => directory.join("cgroup.freeze"),
+            Self::V1(directory) => directory.join("freezer.state"),
+        }
+    }
+
+    fn frozen(&self) -> &'static str {
+        match self {
+            Self::Unified(_) => "1",
+            Self::V1(_) => "FROZEN",
+        }
+    }
+
+    fn thawed(&self) -> &'static str {
+        match self {
+            Self::Unified(_) => "0",
+            Self::V1(_) => "THAWED",
+        }
+    }
+
+    fn write(&self, text: &str) -> anyhow::Result<()> {
+        let path = self.file();
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Whether it is frozen, or on the way to that.
+    fn is_asked_to_freeze(&self) -> bool {
+        let text = fs::read_to_string(self.file()).unwrap_or_default();
+        ["1", "FROZEN", "FREEZING"].contains(&text.trim())
+    }
+
+    fn await_frozen(&self) -> io::Result<()> {
+        match self {
+            Self::Unified(directory) => await_event(directory, "frozen 1", FREEZING),
+            Self::V1(_) => self.await_state(),
+        }
+    }
+
+    /// Waits for the freezer of v1, which tells nobody when it has frozen the last process.
+    #[expect(clippy::disallowed_methods, reason = "nothing else tells")]
+    fn await_state(&self) -> io::Result<()> {
+        let deadline = Instant::now() + FREEZING;
+        loop {
+            // The kernel looks whether all are frozen when it is asked for the state.
+            if fs::read_to_string(self.file())?.trim() == self.frozen() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "a process does not freeze"));
+            }
+            thread::sleep(PAUSE);
+            // A process that was forked meanwhile may have been missed (freezer-subsystem.txt).
+            fs::write(self.file(), self.frozen())?;
+        }
+    }
 }

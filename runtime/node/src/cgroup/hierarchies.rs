@@ -38,6 +38,8 @@ pub struct Hierarchies {
     pub is_v2: bool,
     /// The roots of the v1 trees. Controllers that share one are links to it, and count once.
     pub(super) controllers: Vec<PathBuf>,
+    /// The root of the freezer of v1, where there is no v2 tree, which can freeze by itself.
+    pub(super) freezer: Option<PathBuf>,
     /// Held while a cgroup is made below the default parent, and while that is removed with the
     /// last of them. Without it, the parent could be gone before its child is made.
     pub(super) parent: Arc<Mutex<()>>,
@@ -56,9 +58,13 @@ impl Hierarchies {
             let roots = CONTROLLERS.iter().map(|name| Path::new(ROOT).join(name).canonicalize());
             controllers.extend(roots.flatten().filter(|root| root.join("cgroup.procs").exists()));
         }
+        let freezer = Path::new(ROOT).join("freezer").canonicalize().ok();
+        let freezer =
+            freezer.filter(|root| unified.is_none() && root.join("cgroup.procs").exists());
+        controllers.extend(freezer.clone());
         controllers.sort_unstable();
         controllers.dedup();
-        Self { driver, unified, is_v2, controllers, parent: Arc::default() }
+        Self { driver, unified, is_v2, controllers, freezer, parent: Arc::default() }
     }
 
     /// The names of the mounted v1 trees, for /sys/fs/cgroup of a container; none on v2.
@@ -182,6 +188,7 @@ mod tests {
             unified: None,
             is_v2: true,
             controllers: Vec::new(),
+            freezer: None,
             parent: Arc::default(),
         }
     }

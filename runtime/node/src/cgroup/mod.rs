@@ -62,8 +62,10 @@ impl Hierarchies {
                     .with_context(|| format!("make cgroup {path}"))?
             }
         };
-        // On a hybrid host cgroups-rs has made the directories of v1 only.
-        if let Some(directory) = self.directories(path).unified {
+        // cgroups-rs has made the directories of v1 only on a hybrid host, and that of the freezer on
+        // none.
+        for root in self.unified.iter().chain(&self.freezer) {
+            let directory = root.join(path);
             fs::create_dir_all(&directory)
                 .with_context(|| format!("make {}", directory.display()))?;
         }
@@ -95,6 +97,10 @@ impl Hierarchies {
         let Cgroups { unified, controllers, is_scope } = self.directories(path);
         if let Some(directory) = &unified {
             kill(directory).with_context(|| format!("kill {}", directory.display()))?;
+        }
+        // On v1 a frozen process does not even die.
+        if let Some(frozen) = self.frozen(path).filter(|_| unified.is_none()) {
+            frozen.thaw()?;
         }
         // systemd removes the cgroup of a scope once it is empty. If somebody else did, it would
         // keep the unit.
