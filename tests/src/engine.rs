@@ -4,11 +4,15 @@ use std::{
     io::{Read, Write},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    time::Duration,
 };
 
 use serde_json::Value;
 
 use crate::machine::Machine;
+
+/// How long an event may take: the longest delay in the tests is a health check's on a busy machine.
+const EVENT_LIMIT: Duration = Duration::from_secs(60);
 
 /// The engine of one machine.
 #[derive(Clone, Debug)]
@@ -93,6 +97,33 @@ impl Engine {
 
     pub async fn inspect(&self, name: &str) -> Value {
         self.get(&format!("/containers/{name}/json")).await
+    }
+
+    /// Waits for the `count`th event with `action` of a container since this daemon has started, and
+    /// returns the actions of the container's events up to it.
+    ///
+    /// # Panics
+    /// It does not come.
+    pub async fn events_until(&self, name: &str, action: &str, count: usize) -> Vec<String> {
+        let filters = format!("{{\"container\":[\"{name}\"],\"type\":[\"container\"]}}");
+        let request = self.client.get("http://docker/events");
+        let request = request.query(&[("since", "1"), ("filters", &filters)]);
+        let mut answer = request.send().await.expect("events");
+        let mut seen = Vec::new();
+        let mut unread = Vec::new();
+        let reading = async {
+            while seen.iter().filter(|seen| *seen == action).count() < count {
+                unread.extend(answer.chunk().await.expect("read events").expect("more events"));
+                while let Some(end) = unread.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = unread.drain(..=end).collect();
+                    let event: Value = serde_json::from_slice(&line).expect("an event");
+                    seen.push(event["Action"].as_str().expect("an action").to_owned());
+                }
+            }
+        };
+        let read = tokio::time::timeout(EVENT_LIMIT, reading).await;
+        assert!(read.is_ok(), "{action} of {name} after {seen:?}");
+        seen
     }
 
     pub async fn remove(&self, name: &str) {

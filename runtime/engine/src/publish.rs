@@ -1,6 +1,6 @@
 //! Events of containers and of their networks, with the attributes that dockerd gives them.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::{container::object::Container, engine::Engine};
 
@@ -35,5 +35,17 @@ impl Engine {
         attributes.insert("image".into(), record.config.image.clone().into());
         attributes.insert("name".into(), record.name.clone().into());
         self.events.publish("container", action, &container.id, attributes);
+    }
+
+    /// Publishes what has happened to a command in a container. `action` is followed by the command.
+    pub(crate) fn publish_command(
+        &self,
+        container: &Container,
+        action: &str,
+        exec: &str,
+        command: &[String],
+    ) {
+        let action = format!("{action}: {} {}", command[0], command[1..].join(" "));
+        self.publish(container, &action, json!({ "execID": exec }));
     }
 }

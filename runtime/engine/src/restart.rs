@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
 /// A container that ran for so long counts as started well: the next delay is the first again.
-const RAN_WELL: Duration = Duration::from_secs(10);
+pub(crate) const RAN_WELL: Duration = Duration::from_secs(10);
 
 /// The policy of a container.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

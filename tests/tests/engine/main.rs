@@ -3,9 +3,12 @@
 
 mod attach;
 mod exec;
+mod health;
 mod life;
 mod logs;
 mod networks;
+mod pause;
+mod restarts;
 
 use berth_tests::{Cri, Daemon, Engine, Machine, engine, ready_with};
 

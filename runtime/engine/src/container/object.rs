@@ -36,6 +36,8 @@ pub(crate) struct Container {
     pub directory: Directory,
     record: Mutex<Arc<Record>>,
     state: watch::Sender<State>,
+    /// Held while `state.json` is changed.
+    writing: Mutex<()>,
     /// Held by whatever begins, ends or removes it.
     pub life: tokio::sync::Mutex<()>,
     /// Clients that attached before the start.
@@ -56,6 +58,7 @@ impl Container {
             directory,
             record: Mutex::new(Arc::new(record)),
             state: watch::Sender::new(State::at_rest(last)),
+            writing: Mutex::default(),
             life: tokio::sync::Mutex::default(),
             waiting: Mutex::default(),
             _layers: layers,
@@ -103,11 +106,25 @@ impl Container {
         self.enter(|state| state.phase = phase);
     }
 
+    /// Ends the wait for a restart. Whether there was one.
+    pub(crate) fn stop_restarting(&self) -> bool {
+        self.state.send_if_modified(|state| {
+            let was_restarting = state.phase == Phase::Restarting;
+            if was_restarting {
+                state.phase = Phase::Exited;
+                state.ended += 1;
+            }
+            was_restarting
+        })
+    }
+
     /// Changes `state.json`, on disk first.
     ///
     /// # Errors
     /// The disk cannot be written; nothing is changed then.
     pub(crate) fn change_last(&self, change: impl FnOnce(&mut Last)) -> anyhow::Result<()> {
+        // A stop and the end that it leads to change it at the same time.
+        let _writing = lock(&self.writing);
         let mut last = self.state().last;
         change(&mut last);
         let path = self.directory.state();

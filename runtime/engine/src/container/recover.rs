@@ -5,16 +5,16 @@ use std::{fs, sync::Arc};
 use anyhow::Context;
 use berth_base::{blocking::blocking, clock::now, trash};
 use berth_image::{Holder, LayerKey};
-use berth_node::container::State;
+use berth_node::container::{self as node, State};
 use berth_shim::record::{self as disk, End, Exited, Found};
 
 use super::{
-    life,
+    life::{self, Seen},
     object::Container,
     record::{Directory, Record},
     state::{Last, Phase},
 };
-use crate::engine::Engine;
+use crate::{engine::Engine, restart::Decision};
 
 /// Lists the containers that have a record, and finishes what was begun for them.
 ///
@@ -34,6 +34,7 @@ pub(crate) async fn recover(engine: &Arc<Engine>) -> anyhow::Result<()> {
             tracing::warn!(sandbox = id, "left of a removed container: {error}");
         }
     }
+    life::resume(engine);
     Ok(())
 }
 
@@ -84,36 +85,62 @@ async fn take_up(engine: &Arc<Engine>, container: &Arc<Container>) {
     let run = engine.node.containers.find(&container.id).ok();
     match run.as_ref().map(|run| run.state()) {
         Some(State::Running { started, .. }) => {
-            container.set_phase(Phase::Running { pid: started.pid });
             if last.started_at == 0 || last.started_at < last.finished_at {
                 let _ = container.change_last(|last| last.started_at = started.at);
             }
-            if let Some(run) = run {
-                life::watch(engine, container, run);
-            }
+            go_on(engine, container, run, started.pid);
         }
         // Its end is not known yet: it is waited for.
-        Some(State::Unknown { .. }) => {
-            container.set_phase(Phase::Running { pid: 0 });
-            if let Some(run) = run {
-                life::watch(engine, container, run);
-            }
-        }
-        Some(State::Exited { exited, .. }) => {
-            container.set_phase(Phase::Running { pid: 0 });
-            life::finish(engine, container, &exited).await;
-        }
+        Some(State::Unknown { .. }) => go_on(engine, container, run, 0),
+        Some(State::Exited { exited, .. }) => has_ended(engine, container, &exited).await,
         // The start did not come to its end.
         Some(State::Created) | None if last.wanted => {
             life::undo_run(engine, container).await;
             // Where nothing is left of a run that had begun, it went with an earlier boot.
             if last.started_at > last.finished_at {
                 let exited = Exited { end: End::Reboot, at: now(), oom: false };
-                life::finish(engine, container, &exited).await;
+                has_ended(engine, container, &exited).await;
             } else if let Err(error) = container.change_last(|last| last.wanted = false) {
                 tracing::warn!(container = container.id, "{error:#}");
             }
         }
-        Some(State::Created) | None => life::undo_run(engine, container).await,
+        Some(State::Created) | None => {
+            life::undo_run(engine, container).await;
+            // Its end is on record, and the daemon ended before it removed it.
+            if container.state().phase == Phase::Exited {
+                remove_if_asked(engine, container).await;
+            }
+        }
+    }
+}
+
+/// Supervises a run that has outlived its daemon.
+fn go_on(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    run: Option<Arc<node::Container>>,
+    pid: u32,
+) {
+    let Some(run) = run else { return };
+    container.set_phase(match run.is_paused() {
+        true => Phase::Paused { pid },
+        false => Phase::Running { pid },
+    });
+    life::supervise(engine, container, run);
+}
+
+/// Finishes a run that has ended while no daemon ran.
+async fn has_ended(engine: &Arc<Engine>, container: &Arc<Container>, exited: &Exited) {
+    container.set_phase(Phase::Running { pid: 0 });
+    if life::end(engine, container, exited, Seen::Later).await == Decision::Stay {
+        remove_if_asked(engine, container).await;
+    }
+}
+
+async fn remove_if_asked(engine: &Arc<Engine>, container: &Arc<Container>) {
+    if container.record().host_config.auto_remove
+        && let Err(failure) = life::remove(engine, container, true).await
+    {
+        tracing::warn!(container = container.id, "remove it after its end: {}", failure.message);
     }
 }

@@ -121,7 +121,7 @@ fn log_path(host: &HostConfig) -> PathBuf {
 }
 
 /// The signal of a stop; the node's default if none is named.
-fn stop_signal(record: &Record) -> Option<i32> {
+pub(crate) fn stop_signal(record: &Record) -> Option<i32> {
     let signal = record.config.stop_signal.as_deref()?;
     parse_signal(&signal.to_ascii_uppercase())
 }

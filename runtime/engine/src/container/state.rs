@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::health::Health;
+
 /// `state.json`. Times are in nanoseconds since the epoch, 0 for never.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -16,10 +18,18 @@ pub(crate) struct Last {
     pub oom: bool,
     /// Restarts by its policy since it was last started by hand.
     pub restarts: u32,
-    /// Whether it was stopped or killed by hand, which a restart policy respects.
+    /// How many of those in a row followed a run that was short.
+    pub restarts_in_a_row: u32,
+    /// Whether a user has stopped it or sent it a signal since it was last started by hand, which
+    /// some policies respect when the daemon starts.
     pub manually_stopped: bool,
+    /// Whether that was to end it: until the daemon starts, no policy starts it again.
+    pub restarts_cancelled: bool,
     /// Set before anything of it is removed.
     pub removing: bool,
+    /// What its probes have found. On disk is what it was when its status last changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
 }
 
 /// What it does now.
@@ -28,6 +38,10 @@ pub(crate) enum Phase {
     /// It has never run.
     Created,
     Running {
+        pid: u32,
+    },
+    /// It runs, and its processes are frozen.
+    Paused {
         pid: u32,
     },
     /// It has ended, and its policy starts it again.
@@ -42,8 +56,10 @@ pub(crate) enum Phase {
 #[derive(Clone, Debug)]
 pub(crate) struct State {
     pub phase: Phase,
-    /// How many runs have ended.
+    /// How many runs have ended without another one to follow.
     pub ended: u64,
+    /// Whether a user waits for the end of the run, having asked for it.
+    pub stopping: bool,
     pub last: Last,
 }
 
@@ -51,11 +67,29 @@ impl State {
     /// Of a container without a run.
     pub(crate) fn at_rest(last: Last) -> Self {
         let phase = if last.started_at == 0 { Phase::Created } else { Phase::Exited };
-        Self { phase, ended: 0, last }
+        Self { phase, ended: 0, stopping: false, last }
     }
 
+    /// Whether it has processes, be they frozen.
     pub(crate) fn is_running(&self) -> bool {
-        matches!(self.phase, Phase::Running { .. })
+        self.pid().is_some()
+    }
+
+    /// Whether dockerd calls it running: it does, or its policy is about to start it.
+    pub(crate) fn is_active(&self) -> bool {
+        self.is_running() || self.phase == Phase::Restarting
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        matches!(self.phase, Phase::Paused { .. })
+    }
+
+    /// Its first process, as the host counts; 0 if that is not known.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        match self.phase {
+            Phase::Running { pid } | Phase::Paused { pid } => Some(pid),
+            _ => None,
+        }
     }
 
     /// Whether nothing is left of it.
@@ -68,6 +102,7 @@ impl State {
         match self.phase {
             Phase::Created => "created",
             Phase::Running { .. } => "running",
+            Phase::Paused { .. } => "paused",
             Phase::Restarting => "restarting",
             Phase::Exited => "exited",
             Phase::Removing | Phase::Removed => "removing",

@@ -82,6 +82,18 @@ pub(super) async fn kill(call: &Call, name: &str) -> Result<Answer> {
     Ok(body::empty(StatusCode::NO_CONTENT))
 }
 
+pub(super) async fn pause(call: &Call, name: &str) -> Result<Answer> {
+    let container = call.engine.containers.find(name)?;
+    life::pause(&call.engine, &container).await?;
+    Ok(body::empty(StatusCode::NO_CONTENT))
+}
+
+pub(super) async fn unpause(call: &Call, name: &str) -> Result<Answer> {
+    let container = call.engine.containers.find(name)?;
+    life::unpause(&call.engine, &container).await?;
+    Ok(body::empty(StatusCode::NO_CONTENT))
+}
+
 pub(super) async fn remove(call: &Call, name: &str) -> Result<Answer> {
     let container = call.engine.containers.find(name)?;
     life::remove(&call.engine, &container, call.query.flag("force")).await?;

@@ -67,7 +67,7 @@ pub(super) async fn create(call: Call, name: &str) -> Result<Answer> {
         keys => detach::parse_of_exec(keys)?,
     };
     let exec = engine.execs.add(container, body, command, detach_keys);
-    publish_command(&engine, &exec, "exec_create");
+    engine.publish_command(&exec.container, "exec_create", &exec.id, &exec.command);
     Ok(body::json(StatusCode::CREATED, &json!({ "Id": exec.id })))
 }
 
@@ -117,7 +117,7 @@ async fn begin(
     is_detached: bool,
 ) -> Result<(Own, Execution)> {
     exec.begin()?;
-    publish_command(engine, exec, "exec_start");
+    engine.publish_command(&exec.container, "exec_start", &exec.id, &exec.command);
     match launch(engine, exec, size, is_detached).await {
         Ok((own, window, execution)) => {
             exec.runs_as(execution.pid().unwrap_or_default(), window);
@@ -220,12 +220,6 @@ fn parse_user(text: &str, groups: &[String]) -> User {
         merge_groups: true,
         group_names: groups.iter().filter(|id| id.parse::<u32>().is_err()).cloned().collect(),
     }
-}
-
-/// Publishes what has happened to an exec. `action` is followed by its command.
-fn publish_command(engine: &Engine, exec: &Exec, action: &str) {
-    let action = format!("{action}: {} {}", exec.command[0], exec.command[1..].join(" "));
-    engine.publish(&exec.container, &action, json!({ "execID": exec.id }));
 }
 
 /// Waits for the end of an exec, and copies between it and its client meanwhile. The exec goes on

@@ -12,7 +12,7 @@ use http::StatusCode;
 
 use crate::{
     api::exec::ExecBody,
-    container::object::Container,
+    container::{object::Container, state::Phase},
     http::error::{Failure, Result},
     streams::detach::DEFAULT_KEYS,
 };
@@ -152,12 +152,14 @@ impl Exec {
 pub(crate) fn check_active(container: &Container, name: &str) -> Result<()> {
     let state = container.state();
     let id = &container.id;
-    let why = match state.status() {
-        "paused" => format!("Container {name} is paused, unpause the container before exec"),
-        "restarting" => {
+    let why = match state.phase {
+        Phase::Paused { .. } => {
+            format!("Container {name} is paused, unpause the container before exec")
+        }
+        Phase::Restarting => {
             format!("Container {id} is restarting, wait until the container is running")
         }
-        _ if state.is_running() => return Ok(()),
+        Phase::Running { .. } => return Ok(()),
         _ => format!("container {id} is not running"),
     };
     Err(Failure::new(StatusCode::CONFLICT, why))

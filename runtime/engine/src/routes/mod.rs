@@ -78,6 +78,8 @@ async fn route(engine: Arc<Engine>, request: Request<Incoming>) -> Result<Answer
         ["containers", name, "stop"] if method == post => containers::stop(&call, name).await,
         ["containers", name, "restart"] if method == post => containers::restart(&call, name).await,
         ["containers", name, "kill"] if method == post => containers::kill(&call, name).await,
+        ["containers", name, "pause"] if method == post => containers::pause(&call, name).await,
+        ["containers", name, "unpause"] if method == post => containers::unpause(&call, name).await,
         ["containers", name, "wait"] if method == post => containers::wait(&call, name),
         ["containers", name, "rename"] if method == post => containers::rename(&call, name),
         ["containers", name, "resize"] if method == post => containers::resize(&call, name).await,

@@ -263,12 +263,11 @@ impl Container {
     }
 
     /// Sends a signal to the first process, and does not wait for what comes of it. One that is paused
-    /// goes on.
+    /// sees it when it goes on.
     ///
     /// # Errors
     /// `FailedPrecondition` unless it runs.
     pub async fn kill(&self, signal: i32) -> Result<()> {
-        self.thaw()?;
         let sent = self.signal(signal, shim::RESPONSE_LIMIT).await;
         sent.map_err(|error| Error::from(error).during(format!("kill container {}", self.meta.id)))
     }

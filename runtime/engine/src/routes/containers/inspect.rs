@@ -21,6 +21,7 @@ use crate::{
         state::{Phase, State},
     },
     engine::Engine,
+    health::Health,
     http::{
         body::{self, Answer},
         error::Result,
@@ -36,7 +37,7 @@ struct Inspected<'a> {
     created: String,
     path: &'a str,
     args: &'a [String],
-    state: InspectedState,
+    state: InspectedState<'a>,
     image: &'a str,
     resolv_conf_path: String,
     hostname_path: String,
@@ -64,7 +65,7 @@ struct Inspected<'a> {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct InspectedState {
+struct InspectedState<'a> {
     status: &'static str,
     running: bool,
     paused: bool,
@@ -77,6 +78,8 @@ struct InspectedState {
     error: String,
     started_at: String,
     finished_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    health: Option<&'a Health>,
 }
 
 #[derive(Debug, Serialize)]
@@ -140,23 +143,21 @@ fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-fn inspected_state(state: &State) -> InspectedState {
+fn inspected_state(state: &State) -> InspectedState<'_> {
     let time = |nanos: i64| if nanos == 0 { NEVER.to_owned() } else { rfc3339_nano(nanos) };
     InspectedState {
         status: state.status(),
-        running: state.is_running() || state.phase == Phase::Restarting,
-        paused: state.status() == "paused",
+        running: state.is_active(),
+        paused: state.is_paused(),
         restarting: state.phase == Phase::Restarting,
         oom_killed: state.last.oom,
         dead: false,
-        pid: match state.phase {
-            Phase::Running { pid } => pid,
-            _ => 0,
-        },
+        pid: state.pid().unwrap_or(0),
         exit_code: state.last.exit_code,
         error: state.last.error.clone(),
         started_at: time(state.last.started_at),
         finished_at: time(state.last.finished_at),
+        health: state.last.health.as_ref(),
     }
 }
 
@@ -192,9 +193,9 @@ fn graph_driver(
     let lower: Vec<String> =
         record.layers.iter().map(|key| text(&layers.join(key).join(berth_image::FILES))).collect();
     let own = container.directory.path();
-    let merged = match state.phase {
-        Phase::Running { pid } => format!("/proc/{pid}/root"),
-        _ => text(&own.join("merged")),
+    let merged = match state.pid() {
+        Some(pid) => format!("/proc/{pid}/root"),
+        None => text(&own.join("merged")),
     };
     let data = BTreeMap::from([
         ("ID", container.id.clone()),

@@ -204,11 +204,19 @@ fn status(state: &State) -> String {
     let exit_code = state.last.exit_code;
     status_text(match state.phase {
         Phase::Created => status_text::State::Created,
-        Phase::Running { .. } => status_text::State::Running { since: started, health: None },
+        Phase::Running { .. } => {
+            let health = state.last.health.as_ref().map(|health| health.status);
+            status_text::State::Running { since: started, health }
+        }
+        Phase::Paused { .. } => status_text::State::Paused { since: started },
         Phase::Restarting => status_text::State::Restarting { exit_code, ended },
         Phase::Exited => status_text::State::Exited { exit_code, ended },
         Phase::Removing | Phase::Removed => status_text::State::Removing,
     })
+}
+
+fn health(state: &State) -> &'static str {
+    state.last.health.as_ref().map_or("none", |health| health.status.as_str())
 }
 
 /// What a list takes.
@@ -271,9 +279,8 @@ impl<'a> Wanted<'a> {
     fn takes(&self, engine: &Engine, container: &Arc<Container>) -> bool {
         let record = container.record();
         let state = container.state();
-        let is_running = state.is_running() || state.phase == Phase::Restarting;
         let labels = record.config.labels.clone().unwrap_or_default();
-        (self.all || is_running)
+        (self.all || state.is_active())
             && !self.is_task
             && self.takes_name(&record.name)
             && self.ids.matches(&container.id)
@@ -282,7 +289,7 @@ impl<'a> Wanted<'a> {
             && self.since.is_none_or(|since| record.created_at > since)
             && self.takes_exit(&state)
             && self.filters.matches_exactly("status", state.status())
-            && self.filters.matches_exactly("health", "none")
+            && self.filters.matches_exactly("health", health(&state))
             && self.ancestors.as_ref().is_none_or(|ids| ids.contains(&record.image_id))
             && self.takes_mounts(&record)
             && self.takes_networks(engine, container)

@@ -34,9 +34,7 @@ pub(in crate::routes) fn wait(call: &Call, name: &str) -> Result<Answer> {
     let condition = call.query.get("condition");
     let before = container.state();
     let met: fn(&State, u64) -> bool = match condition {
-        "" | "not-running" => {
-            |state, _| !state.is_running() && !matches!(state.phase, Phase::Restarting)
-        }
+        "" | "not-running" => |state, _| !state.is_active(),
         "next-exit" => |state, ended| state.ended > ended || state.phase == Phase::Removed,
         "removed" => |state, _| state.phase == Phase::Removed,
         _ => return Err(Failure::bad_request(format!("invalid condition: \"{condition}\""))),

@@ -1,0 +1,141 @@
+//! The beginning of a run: its network, its sandbox, its container. What cannot begin leaves nothing.
+
+use std::sync::Arc;
+
+use berth_base::{
+    blocking::blocking,
+    clock::now,
+    error::Error,
+    id::{ContainerId, SandboxId},
+};
+use berth_node::container as node;
+use http::StatusCode;
+use serde_json::json;
+
+use super::attach::join;
+use crate::{
+    container::{
+        object::Container,
+        run,
+        state::{Last, Phase},
+    },
+    engine::Engine,
+    health::Health,
+    http::error::{Failure, Result},
+    network::plan,
+};
+
+/// A start that failed, with the exit code that inspect shows then.
+struct Failed {
+    code: i32,
+    failure: Failure,
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Self {
+        Self { code: 128, failure }
+    }
+}
+
+impl Failed {
+    fn new(container: &Container, error: &Error) -> Self {
+        let (code, text) = run::start_failure(&container.record(), error);
+        let status = match code {
+            126 | 127 => StatusCode::BAD_REQUEST,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self { code, failure: Failure::new(status, text) }
+    }
+}
+
+/// Begins a run, after a change of its state that is written together with that. The caller holds
+/// `life`, and supervises the run.
+///
+/// # Errors
+/// As dockerd: 400 for a program that is not there, 500, 409.
+pub(super) async fn begin(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    change: impl FnOnce(&mut Last),
+) -> Result<Arc<node::Container>> {
+    container.change_last(|last| {
+        change(last);
+        last.wanted = true;
+    })?;
+    match make(engine, container).await {
+        Ok(run) => Ok(run),
+        Err(Failed { code, failure }) => {
+            undo(engine, container).await;
+            engine.publish_network(container, "disconnect");
+            container.take_waiting();
+            container.change_last(|last| {
+                last.wanted = false;
+                last.exit_code = code;
+                last.error.clone_from(&failure.message);
+            })?;
+            Err(failure)
+        }
+    }
+}
+
+/// Makes the sandbox and the container of a run, starts it, and publishes that.
+async fn make(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+) -> Result<Arc<node::Container>, Failed> {
+    let record = container.record();
+    let layout = &engine.node.host.layout;
+    blocking(|| run::prepare(layout, &record))?;
+    let plan = plan::plan(engine, container)?;
+    let mut sandbox = run::sandbox(layout, &record)?;
+    plan.apply(&record, &mut sandbox);
+    let waiting = container.take_waiting();
+    let mut config = run::container(layout, &record, !waiting.is_empty())?;
+    config.security.namespaces.network = sandbox.namespaces.network;
+    config.env.extend(plan.env);
+    let failed = |error: Error| Failed::new(container, &error);
+    let id = SandboxId::from(container.id.clone());
+    engine.node.run_sandbox_as(id, sandbox).await.map_err(|error| {
+        plan::refused(engine, container, &error.message).map_or_else(|| failed(error), Failed::from)
+    })?;
+    let id = ContainerId::from(container.id.clone());
+    engine.node.create_container_as(id, &container.id, config).await.map_err(failed)?;
+    engine.node.start_container(&container.id).await.map_err(failed)?;
+    let run = engine.node.containers.find(&container.id).map_err(failed)?;
+    for streams in waiting {
+        // One that has ended meanwhile has given its output to the first that joined.
+        if let Err(error) = join(&run, &streams).await {
+            tracing::debug!(container = container.id, "join a client: {error:#}");
+        }
+    }
+    began(engine, container, &run).map_err(Failure::from)?;
+    Ok(run)
+}
+
+/// Publishes that a run has begun.
+fn began(engine: &Engine, container: &Container, run: &node::Container) -> anyhow::Result<()> {
+    let is_probed =
+        container.record().config.healthcheck.as_ref().is_some_and(|h| h.probe().is_some());
+    container.change_last(|last| {
+        last.started_at = now();
+        last.error.clear();
+        last.oom = false;
+        last.exit_code = 0;
+        last.health = is_probed.then(|| Health::started(last.health.take()));
+    })?;
+    container.set_phase(Phase::Running { pid: run.pid().unwrap_or_default() });
+    engine.publish_network(container, "connect");
+    engine.publish(container, "start", json!({}));
+    Ok(())
+}
+
+/// Takes down what a run was made of.
+pub(crate) async fn undo(engine: &Engine, container: &Container) {
+    if let Err(error) = engine.node.remove_sandbox(&container.id).await {
+        tracing::warn!(
+            container = container.id,
+            "what its run was made of cannot be removed yet: {error}"
+        );
+    }
+    engine.ports.release(&container.id);
+}

@@ -1,0 +1,130 @@
+//! The end of a run.
+
+use std::{sync::Arc, time::Duration};
+
+use berth_shim::record::{End, Exited};
+use serde_json::json;
+
+use super::begin::undo;
+use crate::{
+    container::{
+        object::Container,
+        state::{Last, Phase},
+    },
+    engine::Engine,
+    restart::{Decision, Ended, Left, Policy, RAN_WELL},
+};
+
+/// The exit code of a run that was not started.
+const NOT_STARTED: i32 = 128;
+
+/// Who sees the end of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// The daemon that it happened to.
+    Live,
+    /// One that starts, and finds that it has happened.
+    Later,
+}
+
+/// Records the end of a run, takes down what it was made of, and decides what is to follow.
+pub(crate) async fn end(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    exited: &Exited,
+    seen: Seen,
+) -> Decision {
+    let _life = container.life.lock().await;
+    let code = match &exited.end {
+        End::NotStarted(_) => NOT_STARTED,
+        end => end.code(),
+    };
+    let policy = policy(container);
+    let mut decision = Decision::Stay;
+    // Before the run's own record goes: until then, the next daemon does all of this again.
+    let recorded = container.change_last(|last| {
+        last.wanted = false;
+        last.finished_at = exited.at;
+        last.exit_code = code;
+        last.oom = exited.oom;
+        if let Some(health) = &mut last.health {
+            health.suspend();
+        }
+        decision = match seen {
+            Seen::Live => policy.decide(&ended(last)),
+            Seen::Later => at_daemon_start(policy, last),
+        };
+        if seen == Seen::Live && decision != Decision::Stay {
+            count_restart(last);
+        }
+    });
+    if let Err(error) = recorded {
+        tracing::error!(container = container.id, "its end cannot be recorded: {error:#}");
+    }
+    if exited.oom {
+        engine.publish(container, "oom", json!({}));
+    }
+    undo(engine, container).await;
+    engine.publish_network(container, "disconnect");
+    if container.state().stopping {
+        engine.publish(container, "stop", json!({}));
+    }
+    let seconds = uptime(&container.state().last).as_secs();
+    let attributes = json!({ "exitCode": code.to_string(), "execDuration": seconds.to_string() });
+    engine.publish(container, "die", attributes);
+    container.enter(|state| {
+        state.stopping = false;
+        match decision {
+            Decision::After(_) => state.phase = Phase::Restarting,
+            Decision::Stay => {
+                state.phase = Phase::Exited;
+                state.ended += 1;
+            }
+        }
+    });
+    decision
+}
+
+/// The policy of a container. Those that were refused never came this far.
+pub(super) fn policy(container: &Container) -> Policy {
+    container.record().host_config.restart_policy.check().unwrap_or_default()
+}
+
+/// What a daemon that starts does with a container that does not run.
+pub(super) fn at_daemon_start(policy: Policy, last: &Last) -> Decision {
+    let left = Left {
+        exit_code: last.exit_code,
+        is_stopped_by_hand: last.manually_stopped,
+        is_new: last.started_at == 0,
+        attempts: last.restarts,
+    };
+    match policy.at_daemon_start(&left) {
+        true => Decision::After(Duration::ZERO),
+        false => Decision::Stay,
+    }
+}
+
+pub(super) fn ended(last: &Last) -> Ended {
+    Ended {
+        exit_code: last.exit_code,
+        is_cancelled: last.restarts_cancelled,
+        is_stopped_by_hand: last.manually_stopped,
+        attempts: last.restarts,
+        attempts_in_a_row: last.restarts_in_a_row,
+        uptime: uptime(last),
+    }
+}
+
+/// Notes that its policy starts it again.
+pub(super) fn count_restart(last: &mut Last) {
+    last.restarts += 1;
+    last.restarts_in_a_row = match uptime(last) >= RAN_WELL {
+        true => 0,
+        false => last.restarts_in_a_row.saturating_add(1),
+    };
+}
+
+fn uptime(last: &Last) -> Duration {
+    let nanos = last.finished_at.saturating_sub(last.started_at);
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
+}

@@ -1,0 +1,74 @@
+//! Removal.
+
+use std::sync::Arc;
+
+use berth_base::{blocking::blocking, trash};
+use http::StatusCode;
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use super::stop::kill;
+use crate::{
+    container::{object::Container, state::Phase},
+    engine::Engine,
+    http::error::{Failure, Result},
+};
+
+/// Removes a container with everything that it had.
+///
+/// # Errors
+/// 409 if it runs and is not to be stopped.
+pub(crate) async fn remove(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    force: bool,
+) -> Result<()> {
+    let state = container.state();
+    if state.is_active() {
+        if !force {
+            let why = match state.is_paused() {
+                true => "is paused and must be unpaused first".to_owned(),
+                false => format!(
+                    "is {}: stop the container before removing or force remove",
+                    state.status()
+                ),
+            };
+            let name = &container.record().name;
+            return Err(Failure::conflict(format!(
+                "cannot remove container \"/{name}\": container {why}"
+            )));
+        }
+        kill(engine, container, Signal::SIGKILL as i32).await.or_else(|failure| {
+            match failure.status {
+                // It has just ended.
+                StatusCode::CONFLICT => Ok(()),
+                _ => Err(failure),
+            }
+        })?;
+    }
+    let _life = container.life.lock().await;
+    if container.is_removed() {
+        return Ok(());
+    }
+    container.change_last(|last| last.removing = true)?;
+    container.set_phase(Phase::Removing);
+    discard(engine, container).await?;
+    container.set_phase(Phase::Removed);
+    engine.publish(container, "destroy", json!({}));
+    Ok(())
+}
+
+/// The steps of a removal, which the next start takes up again.
+///
+/// # Errors
+/// Something of it cannot be removed yet.
+pub(crate) async fn discard(engine: &Arc<Engine>, container: &Container) -> Result<()> {
+    engine.node.remove_sandbox(&container.id).await?;
+    container.take_waiting();
+    let layout = &engine.node.host.layout;
+    blocking(|| trash::discard(layout, container.directory.path()))
+        .map_err(|error| anyhow::Error::new(error).context("remove its directory"))?;
+    engine.containers.remove(container);
+    engine.node.host.images.collect();
+    Ok(())
+}
