@@ -108,6 +108,7 @@ fn mount(point: &MountPoint) -> Result<Mount> {
         propagation,
         selinux_relabel: point.details.relabels,
         mapping: None,
+        non_recursive: point.details.is_single,
         options: Vec::new(),
     })
 }
