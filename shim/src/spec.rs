@@ -268,6 +268,10 @@ pub enum MountKind {
     /// `name=systemd`).
     Cgroup {
         v1: Vec<String>,
+        /// A directory of the host for each of those names, which is shown in its place: without a
+        /// cgroup namespace, a hierarchy would show the cgroups of the whole host. Empty with one.
+        #[serde(default)]
+        own: Vec<PathBuf>,
     },
     Mqueue,
     /// /dev: a tmpfs with the standard nodes and links, and devpts at /dev/pts.
@@ -275,6 +279,7 @@ pub enum MountKind {
     Tmpfs {
         /// Bytes; 0 leaves the kernel's default.
         size: u64,
+        /// 0 for that of the directory it covers, or what a tmpfs has if there was none.
         mode: u32,
         /// More options of tmpfs(5), by name.
         #[serde(default)]
@@ -293,6 +298,9 @@ pub enum MountKind {
         /// files.
         #[serde(default)]
         relabel: bool,
+        /// Whether what is mounted below the source is left out.
+        #[serde(default)]
+        non_recursive: bool,
     },
     /// The files of another image, always read-only.
     Image {

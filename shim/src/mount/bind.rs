@@ -42,8 +42,15 @@ pub(crate) fn prepare(
     if request.kind == MountKind::HostSysfs {
         return host_sysfs(request).map(Some);
     }
-    let MountKind::Bind { source, propagation, recursive_readonly, create, idmap: maps, relabel } =
-        &request.kind
+    let MountKind::Bind {
+        source,
+        propagation,
+        recursive_readonly,
+        create,
+        idmap: maps,
+        relabel,
+        non_recursive,
+    } = &request.kind
     else {
         return Ok(None);
     };
@@ -58,7 +65,7 @@ pub(crate) fn prepare(
     if let Some(label) = label.filter(|_| *relabel) {
         relabel::relabel(origin.as_fd(), source, label)?;
     }
-    let mount = clone_tree(origin.as_fd(), true).step_on("clone mount of", source)?;
+    let mount = clone_tree(origin.as_fd(), !non_recursive).step_on("clone mount of", source)?;
     let flag = match propagation {
         Propagation::Private => libc::MS_PRIVATE,
         Propagation::Slave => libc::MS_SLAVE,

@@ -7,7 +7,7 @@ use berth_shim::{
     record::ResolvedUser,
     spec::{
         Container, Device, DeviceKind, Hook, Hooks, Mount, MountKind, Namespace, OciRuntime,
-        Process, Propagation, Rlimit, RlimitKind, Spec,
+        Process, Propagation, Spec, Ulimit,
     },
 };
 use rustix::thread::CapabilitySet;
@@ -22,7 +22,7 @@ use crate::{
 pub(super) struct Resolved<'a> {
     pub login: &'a Login,
     /// The limits in force, which can be lower than those that were asked for.
-    pub limits: Vec<Rlimit>,
+    pub limits: Vec<Ulimit>,
     pub oom_score_adj: i32,
     /// `linux.seccomp`, as the daemon has written it.
     pub seccomp: Option<Value>,
@@ -92,12 +92,8 @@ fn capability_names(set: u64) -> Vec<String> {
     set.iter_names().map(|(name, _)| format!("CAP_{name}")).collect()
 }
 
-fn limit(limit: &Rlimit) -> Value {
-    let kind = match limit.kind {
-        RlimitKind::Core => "RLIMIT_CORE",
-        RlimitKind::Nofile => "RLIMIT_NOFILE",
-        RlimitKind::Nproc => "RLIMIT_NPROC",
-    };
+fn limit(limit: &Ulimit) -> Value {
+    let kind = format!("RLIMIT_{}", limit.name.to_ascii_uppercase());
     json!({ "type": kind, "soft": limit.soft, "hard": limit.hard })
 }
 
@@ -151,8 +147,9 @@ fn mount(request: &Mount, resolved: &Resolved<'_>, index: usize) -> Vec<Value> {
         MountKind::Tmpfs { size, mode, options } => {
             let size = (*size > 0).then(|| format!("size={size}"));
             let more = options.iter().map(|(name, value)| format!("{name}={value}"));
-            let all: Vec<String> =
-                [format!("mode={mode:o}")].into_iter().chain(size).chain(more).collect();
+            // Without one, the other runtime takes that of the directory which is covered.
+            let mode = (*mode > 0).then(|| format!("mode={mode:o}"));
+            let all: Vec<String> = mode.into_iter().chain(size).chain(more).collect();
             entry("tmpfs", &all)
         }
         MountKind::Dev => {

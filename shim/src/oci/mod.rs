@@ -18,7 +18,7 @@ use std::{
 
 use berth_shim::{
     layout,
-    spec::{Container, OciRuntime, Process, Program, Rlimit, Spec},
+    spec::{Container, OciRuntime, Process, Program, Spec},
 };
 use nix::{
     sched::CloneFlags,
@@ -134,11 +134,7 @@ impl<'a> Oci<'a> {
         let score = fs::read_to_string("/proc/self/oom_score_adj")
             .step_on("read", "/proc/self/oom_score_adj")?;
         let resolved = config::Resolved {
-            limits: process
-                .rlimits
-                .iter()
-                .map(limits::set_limit)
-                .collect::<Result<Vec<Rlimit>>>()?,
+            limits: limits::set_all(process)?,
             oom_score_adj: score.trim().parse().unwrap_or_default(),
             seccomp: seccomp(self.dir, process)?,
             login: &login,

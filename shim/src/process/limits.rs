@@ -24,21 +24,26 @@ pub(crate) fn set_oom_score_adj(process: &Process) -> Result<()> {
     }
 }
 
-/// Sets a limit, and returns what was set. A hard limit above the daemon's own needs
-/// CAP_SYS_RESOURCE (setrlimit(2)): without it, as when the daemon runs in a container, the limit
-/// is as high as the daemon's.
-pub(crate) fn set_limit(limit: &Rlimit) -> Result<Rlimit> {
-    let kind = match limit.kind {
-        RlimitKind::Core => Resource::RLIMIT_CORE,
-        RlimitKind::Nofile => Resource::RLIMIT_NOFILE,
-        RlimitKind::Nproc => Resource::RLIMIT_NPROC,
+/// Sets all limits of a process, and returns what was set, each kind once. A hard limit above the
+/// daemon's own needs CAP_SYS_RESOURCE (setrlimit(2)): without it, as when the daemon runs in a
+/// container, the limit is as high as the daemon's.
+pub(crate) fn set_all(process: &Process) -> Result<Vec<Ulimit>> {
+    let named = |limit: &Rlimit| Ulimit {
+        name: match limit.kind {
+            RlimitKind::Core => "core",
+            RlimitKind::Nofile => "nofile",
+            RlimitKind::Nproc => "nproc",
+        }
+        .to_owned(),
+        soft: limit.soft,
+        hard: limit.hard,
     };
-    let (soft, hard) = set(kind, limit.soft, limit.hard)?;
-    Ok(Rlimit { soft, hard, ..*limit })
+    let is_replaced = |limit: &Ulimit| process.ulimits.iter().any(|one| one.name == limit.name);
+    let defaults = process.rlimits.iter().map(named).filter(|limit| !is_replaced(limit));
+    defaults.chain(process.ulimits.iter().cloned()).map(|limit| set_ulimit(&limit)).collect()
 }
 
-/// As `set_limit`, for a limit of any kind.
-pub(crate) fn set_ulimit(limit: &Ulimit) -> Result<Ulimit> {
+fn set_ulimit(limit: &Ulimit) -> Result<Ulimit> {
     let kind = KINDS.iter().find(|(name, _)| *name == limit.name);
     let (_, kind) = kind.ok_or_else(|| failure("no such limit:", &limit.name))?;
     let (soft, hard) = set(*kind, limit.soft, limit.hard)?;

@@ -3,7 +3,7 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use berth_shim::spec::{Mount, MountKind};
@@ -19,9 +19,9 @@ use rustix::{
 use crate::{
     error::{Result, Step, failure},
     mount::{
-        api::{attach, attributes, new_filesystem},
+        api::{attach, attributes, clone_tree, new_filesystem},
         bind::attach_below,
-        inside::open_in_root,
+        inside::{open_in_root, open_path},
         relabel,
         target::{ensure_directory, ensure_plain_directory},
     },
@@ -60,7 +60,7 @@ pub(crate) fn apply(
         // The kernel made this file system with the IPC namespace, so it takes no option any more.
         // It is labelled below.
         MountKind::Mqueue => new_filesystem("mqueue", &[], None, attributes),
-        MountKind::Cgroup { v1 } if v1.is_empty() => {
+        MountKind::Cgroup { v1, .. } if v1.is_empty() => {
             new_filesystem("cgroup2", &[], None, attributes)
         }
         // Not read-only yet: directories or nodes are made in it below.
@@ -71,6 +71,7 @@ pub(crate) fn apply(
             attributes - MountAttrFlags::MOUNT_ATTR_RDONLY,
         ),
         MountKind::Tmpfs { size, mode, options } => {
+            let mode = if *mode == 0 { covered_mode(root, target) } else { *mode };
             let mode = format!("{mode:o}");
             let size = (*size > 0).then(|| size.to_string());
             let more = options.iter().map(|(name, value)| (name.as_str(), value.as_str()));
@@ -91,7 +92,7 @@ pub(crate) fn apply(
     attach(mount.as_fd(), at.as_fd()).step_on("mount on", target)?;
     match &request.kind {
         MountKind::Dev => devices::populate(mount.as_fd(), nodes, label),
-        MountKind::Cgroup { v1 } => mount_hierarchies(mount.as_fd(), v1, attributes),
+        MountKind::Cgroup { v1, own } => mount_hierarchies(mount.as_fd(), v1, own, attributes),
         // In a user namespace the file system belongs to that, and this process may not label it.
         MountKind::Mqueue => label
             .filter(|_| matches!(nodes, Nodes::Make))
@@ -100,22 +101,34 @@ pub(crate) fn apply(
     }
 }
 
-/// Fills /sys/fs/cgroup on a host with cgroup v1: one directory for each hierarchy, whose root is
-/// the container's own cgroup because of the cgroup namespace.
+/// The mode of the directory that a mount will cover, or what a tmpfs has if there is none.
+fn covered_mode(root: BorrowedFd<'_>, target: &Path) -> u32 {
+    /// Everybody's, as /tmp is.
+    const DEFAULT: u32 = 0o1777;
+    let directory = open_in_root(root, target, OFlags::DIRECTORY);
+    let stat = directory.and_then(rustix::fs::fstat);
+    stat.map_or(DEFAULT, |stat| stat.st_mode & 0o7777)
+}
+
+/// Fills /sys/fs/cgroup on a host with cgroup v1: one directory for each hierarchy. Its root is the
+/// container's own cgroup because of the cgroup namespace, or else one of `own`, which are still
+/// there under the host's paths.
 fn mount_hierarchies(
     directory: BorrowedFd<'_>,
     names: &[String],
+    own: &[PathBuf],
     attributes: MountAttrFlags,
 ) -> Result<()> {
-    for name in names {
+    for (index, name) in names.iter().enumerate() {
         let label = name.strip_prefix("name=").unwrap_or(name);
         mkdirat(directory, label, Mode::from_raw_mode(0o755))
             .step_on("make /sys/fs/cgroup/", label)?;
         let at = open_in_root(directory, Path::new(label), OFlags::DIRECTORY)
             .step_on("open /sys/fs/cgroup/", label)?;
-        let (key, value) = name.split_once('=').unwrap_or((name, ""));
-        let hierarchy =
-            new_hierarchy(key, value, attributes).step_on("mount /sys/fs/cgroup/", label)?;
+        let hierarchy = match own.get(index) {
+            Some(own) => part_of_hierarchy(own, attributes)?,
+            None => new_hierarchy(name, attributes).step_on("mount /sys/fs/cgroup/", label)?,
+        };
         attach(hierarchy.as_fd(), at.as_fd()).step_on("mount on /sys/fs/cgroup/", label)?;
     }
     // With cgroup v2 `directory` is the hierarchy itself, which has its attributes already.
@@ -126,8 +139,18 @@ fn mount_hierarchies(
     Ok(())
 }
 
-/// A detached mount of a v1 hierarchy: of the controllers in `key`, or of the one named `value`.
-fn new_hierarchy(key: &str, value: &str, attributes: MountAttrFlags) -> IoResult<OwnedFd> {
+/// A detached mount of a directory of the host's hierarchies.
+fn part_of_hierarchy(path: &Path, attributes: MountAttrFlags) -> Result<OwnedFd> {
+    let origin = open_path(path, OFlags::DIRECTORY).step_on("open cgroup", path)?;
+    let mount = clone_tree(origin.as_fd(), false).step_on("clone mount of", path)?;
+    sys::mount_setattr(mount.as_fd(), false, u64::from(attributes.bits()), libc::MS_PRIVATE)
+        .step_on("set attributes of", path)?;
+    Ok(mount)
+}
+
+/// A detached mount of a v1 hierarchy: of the controllers in `name`, or of the one that is named so.
+fn new_hierarchy(name: &str, attributes: MountAttrFlags) -> IoResult<OwnedFd> {
+    let (key, value) = name.split_once('=').unwrap_or((name, ""));
     let filesystem = fsopen("cgroup", FsOpenFlags::FSOPEN_CLOEXEC)?;
     if value.is_empty() {
         for controller in key.split(',') {

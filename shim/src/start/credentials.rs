@@ -22,7 +22,7 @@ use crate::{
     descriptor::chown_pipes,
     error::{Result, Step, invalid},
     passwd::Login,
-    process::limits::{set_limit, set_ulimit},
+    process::limits,
     seccomp::{self, Pass},
     sys,
 };
@@ -82,12 +82,7 @@ pub(crate) fn assume(
     // What login(1) and every other runtime give a program, whatever the daemon was started with.
     umask(Mode::from_bits_truncate(0o022));
     // Raising a hard limit needs CAP_SYS_RESOURCE.
-    for limit in &process.rlimits {
-        set_limit(limit)?;
-    }
-    for limit in &process.ulimits {
-        set_ulimit(limit)?;
-    }
+    limits::set_all(process)?;
     // chown(2) needs CAP_CHOWN.
     chown_stdio(&login.user);
     // A directory of the host that is still open would lead out of the container (CVE-2024-21626).

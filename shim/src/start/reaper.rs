@@ -18,6 +18,10 @@ use crate::{
 
 /// Forks the process that will be the program, and returns in that. This one stays.
 pub(crate) fn stay(terminal: bool, pass: Pass) -> Result<()> {
+    // What a list of processes shows; the arguments of the shim are of no interest there. Before the
+    // fork, or a quick program would find another process in front of it.
+    let _ = sys::set_command_line(c"/sbin/docker-init");
+    let _ = prctl::set_name(c"docker-init");
     // The child gets them back when it executes its program.
     SigSet::all().thread_block().step("block signals")?;
     match sys::fork(pass.0).step("clone3 of the program")? {
@@ -35,9 +39,6 @@ pub(crate) fn stay(terminal: bool, pass: Pass) -> Result<()> {
 }
 
 fn reap(program: Pid) -> ! {
-    // What a list of processes shows. The arguments of the shim are of no interest there.
-    let _ = sys::set_command_line(c"/sbin/docker-init");
-    let _ = prctl::set_name(c"docker-init");
     // The streams end with the program, and the channel when it runs. If this is not allowed, the
     // start fails, since the channel never ends.
     let _ = sys::close_from(0);

@@ -120,6 +120,7 @@ fn mount(mount: v1::Mount) -> Result<container::Mount> {
         propagation,
         selinux_relabel: mount.selinux_relabel,
         mapping,
+        non_recursive: false,
         options: mount.mount_options,
     })
 }

@@ -22,5 +22,7 @@ pub(crate) fn resources(resources: v1::LinuxContainerResources) -> Resources {
             .collect(),
         // Sorted, so that they are written in the same order each time.
         unified: resources.unified.into_iter().collect::<BTreeMap<_, _>>().into_iter().collect(),
+        // What else there is has no field in CRI.
+        ..Resources::default()
     }
 }

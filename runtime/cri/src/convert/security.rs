@@ -4,43 +4,21 @@ use std::path::PathBuf;
 
 use berth_base::error::{Error, Result};
 use berth_node::{
-    container::{Seccomp, Security},
+    container::{MASKED_PATHS, READONLY_PATHS, Seccomp, Security},
     sandbox::{NamespaceMode, NamespaceModes, UserMapping},
     security::{apparmor::Profile, selinux},
 };
 use berth_proto::v1;
 use berth_shim::spec::IdMapping;
 
-/// The paths that are hidden from a container whose client sends no security context at all: those
-/// of Kubernetes' `procMount: Default`, and what containerd and Docker hide besides. The energy
-/// counters of powercap reveal what other programs compute (CVE-2020-8694).
-const MASKED: [&str; 12] = [
-    "/proc/asound",
-    "/proc/acpi",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-];
-
-/// The paths that such a container sees read-only.
-const READONLY: [&str; 5] =
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
 /// The security context of a container. Without one, what Kubernetes hides by default is hidden.
 pub(super) fn security(context: Option<v1::LinuxContainerSecurityContext>) -> Result<Security> {
     let paths = |paths: Vec<String>| paths.into_iter().map(PathBuf::from).collect::<Vec<_>>();
     let Some(context) = context else {
-        let masked_paths = MASKED.map(PathBuf::from).to_vec();
+        let masked_paths = MASKED_PATHS.map(PathBuf::from).to_vec();
         return Ok(Security {
             masked_paths,
-            readonly_paths: READONLY.map(PathBuf::from).to_vec(),
+            readonly_paths: READONLY_PATHS.map(PathBuf::from).to_vec(),
             ..Security::default()
         });
     };
@@ -208,7 +186,7 @@ mod tests {
         );
         assert_eq!(
             (none.masked_paths.len(), none.readonly_paths.len()),
-            (MASKED.len(), READONLY.len())
+            (MASKED_PATHS.len(), READONLY_PATHS.len())
         );
         let empty = security(Some(v1::LinuxContainerSecurityContext::default())).unwrap();
         assert!(empty.masked_paths.is_empty() && empty.seccomp == Seccomp::Unconfined);

@@ -58,13 +58,13 @@ pub(crate) struct HostConfig {
     pub nano_cpus: i64,
     pub cgroup_parent: String,
     pub blkio_weight: u16,
-    pub blkio_weight_device: Option<Vec<Value>>,
-    pub blkio_device_read_bps: Option<Vec<Value>>,
-    pub blkio_device_write_bps: Option<Vec<Value>>,
+    pub blkio_weight_device: Option<Vec<WeightDevice>>,
+    pub blkio_device_read_bps: Option<Vec<ThrottleDevice>>,
+    pub blkio_device_write_bps: Option<Vec<ThrottleDevice>>,
     #[serde(rename = "BlkioDeviceReadIOps")]
-    pub blkio_device_read_iops: Option<Vec<Value>>,
+    pub blkio_device_read_iops: Option<Vec<ThrottleDevice>>,
     #[serde(rename = "BlkioDeviceWriteIOps")]
-    pub blkio_device_write_iops: Option<Vec<Value>>,
+    pub blkio_device_write_iops: Option<Vec<ThrottleDevice>>,
     pub cpu_period: i64,
     pub cpu_quota: i64,
     pub cpu_realtime_period: i64,
@@ -116,6 +116,22 @@ pub(crate) struct DeviceMapping {
     pub cgroup_permissions: String,
 }
 
+/// The share of a block device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct WeightDevice {
+    pub path: String,
+    pub weight: u16,
+}
+
+/// A rate of a block device: bytes or operations in a second.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct ThrottleDevice {
+    pub path: String,
+    pub rate: u64,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct DeviceRequest {
@@ -156,7 +172,7 @@ pub(crate) struct Mount {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volume_options: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub image_options: Option<Value>,
+    pub image_options: Option<ImageOptions>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tmpfs_options: Option<TmpfsOptions>,
 }
@@ -174,6 +190,13 @@ pub(crate) struct BindOptions {
     pub read_only_non_recursive: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub read_only_force_recursive: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+pub(crate) struct ImageOptions {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub subpath: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

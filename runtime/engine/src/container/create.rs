@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::DirBuilderExt, sync::Arc};
 
 use anyhow::Context;
-use berth_base::{blocking::blocking, clock::now, error::Kind, id};
+use berth_base::{blocking::blocking, clock::now, config::Driver, error::Kind, id};
 use berth_image::Image;
 use berth_shim::record as disk;
 use http::StatusCode;
@@ -15,6 +15,7 @@ use super::{
     object::Container,
     platform::Platform,
     record::{Directory, Record},
+    run,
     state::Last,
 };
 use crate::{
@@ -43,6 +44,7 @@ pub(crate) fn create(
     let machine = SysInfo::read();
     name_network(&mut body);
     let warnings = check(&mut body, &machine)?;
+    check_cgroup_parent(engine, &body.host_config.cgroup_parent)?;
     check_runtime(engine, &body.host_config.runtime)?;
     resolve(engine, &mut body.host_config)?;
     defaults::fill_in(&mut body.host_config, &machine);
@@ -92,11 +94,20 @@ fn name_network(body: &mut CreateBody) {
     }
 }
 
+/// Every cgroup of systemd's is in a slice.
+fn check_cgroup_parent(engine: &Engine, parent: &str) -> Result<()> {
+    let is_name = parent.is_empty() || (parent.len() > 6 && parent.ends_with(".slice"));
+    match is_name || engine.node.host.cgroups.driver == Driver::Cgroupfs {
+        true => Ok(()),
+        false => Err(Failure::bad_request(
+            "cgroup-parent for systemd cgroup should be a valid slice named as \"xxx.slice\"",
+        )),
+    }
+}
+
 /// dockerd's own names for the runtime that it has by default are names of berth itself.
 fn check_runtime(engine: &Engine, name: &str) -> Result<()> {
-    let is_known = ["", "io.containerd.runc.v2"].contains(&name)
-        || engine.node.host.handlers.oci_runtime(name).is_ok();
-    match is_known {
+    match engine.node.host.handlers.oci_runtime(run::handler(name)).is_ok() {
         true => Ok(()),
         false => Err(Failure::bad_request(format!("unknown or invalid runtime name: {name}"))),
     }

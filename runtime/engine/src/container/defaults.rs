@@ -1,28 +1,11 @@
 //! What a request leaves open of its `HostConfig`, filled in as dockerd does it. Inspect shows it.
 
+use berth_node::container::{MASKED_PATHS, READONLY_PATHS};
+
 use crate::{api::host_config::HostConfig, sysinfo::SysInfo};
 
 /// The size of /dev/shm.
 const SHM: i64 = 64 << 20;
-
-/// The paths that a container does not see, and those that it cannot write (moby,
-/// `daemon/pkg/oci/defaults.go`).
-const MASKED: [&str; 12] = [
-    "/proc/asound",
-    "/proc/acpi",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-    "/sys/devices/virtual/powercap",
-];
-const READONLY: [&str; 5] =
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// The name of the network that `default` means.
 pub(crate) fn network_mode(mode: &str) -> &str {
@@ -56,8 +39,8 @@ pub(crate) fn fill_in(host: &mut HostConfig, machine: &SysInfo) {
     }
     if !host.privileged {
         let owned = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
-        host.masked_paths.get_or_insert_with(|| owned(&MASKED));
-        host.readonly_paths.get_or_insert_with(|| owned(&READONLY));
+        host.masked_paths.get_or_insert_with(|| owned(&MASKED_PATHS));
+        host.readonly_paths.get_or_insert_with(|| owned(&READONLY_PATHS));
     }
     disable_labels(host);
 }

@@ -51,6 +51,8 @@ pub(crate) struct Details {
     pub recursive_readonly: Option<bool>,
     /// Of a tmpfs, as mount(8) takes them.
     pub options: Vec<String>,
+    /// The part of an image that is shown; empty for all of it.
+    pub sub_path: String,
 }
 
 const PROPAGATIONS: [&str; 6] = ["private", "rprivate", "slave", "rslave", "shared", "rshared"];
@@ -225,6 +227,7 @@ fn long(mount: &Mount) -> Result<MountPoint, String> {
                 () => None,
             },
             options: if kind == Kind::Tmpfs { tmpfs_options(mount)? } else { Vec::new() },
+            sub_path: mount.image_options.clone().unwrap_or_default().subpath,
         },
     })
 }

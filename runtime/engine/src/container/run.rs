@@ -2,71 +2,61 @@
 
 mod devices;
 mod mounts;
+mod namespaces;
 mod resources;
 mod security;
 
 use std::path::PathBuf;
 
-use berth_base::{error::Error, layout::Layout};
+use berth_base::{config::Driver, error::Error, layout::Layout};
 use berth_node::{
     container::{Config, parse_signal},
-    sandbox::{self, NamespaceMode, NamespaceModes, Origin},
+    host::Host,
+    sandbox::{self, Origin},
 };
 
-pub(crate) use self::{mounts::prepare, resources::resources};
+pub(crate) use self::{mounts::prepare, namespaces::check_joins, resources::resources};
 
 use super::record::{Directory, LOG, Record};
 use crate::{api::host_config::HostConfig, http::error::Result};
 
 /// The sandbox of a run.
-///
-/// # Errors
-/// As `check`.
-pub(crate) fn sandbox(layout: &Layout, record: &Record) -> Result<sandbox::Config> {
-    let host = &record.host_config;
-    let network = match host.network_mode.as_str() {
-        "host" => NamespaceMode::Node,
-        _ => NamespaceMode::Pod,
-    };
-    let hostname = match network {
-        NamespaceMode::Node => String::new(),
-        _ => record.config.hostname.clone(),
-    };
-    Ok(sandbox::Config {
+pub(crate) fn sandbox(host: &Host, record: &Record) -> sandbox::Config {
+    let asked = &record.host_config;
+    let mut sandbox = sandbox::Config {
         origin: Origin::Engine,
         name: record.name.clone(),
         namespace: "docker".to_owned(),
         uid: record.id.clone(),
-        hostname,
-        log_directory: Directory::of(&layout.root, &record.id).path().to_owned(),
-        cgroup_parent: cgroup_parent(host),
-        sysctls: host.sysctls.clone().unwrap_or_default(),
-        namespaces: namespaces(host, network),
-        privileged: host.privileged,
+        hostname: match asked.uts_mode.as_str() {
+            "host" => String::new(),
+            _ => record.config.hostname.clone(),
+        },
+        log_directory: Directory::of(&host.layout.root, &record.id).path().to_owned(),
+        cgroup_parent: cgroup_parent(asked, host.cgroups.driver),
+        sysctls: asked.sysctls.clone().unwrap_or_default(),
+        namespaces: namespaces::modes(asked),
+        privileged: asked.privileged,
+        runtime_handler: handler(&asked.runtime).to_owned(),
         ..sandbox::Config::default()
-    })
+    };
+    namespaces::share_memory(asked, &mut sandbox);
+    sandbox
 }
 
-fn cgroup_parent(host: &HostConfig) -> String {
-    match host.cgroup_parent.as_str() {
-        "" => "docker".to_owned(),
-        parent => parent.to_owned(),
+fn cgroup_parent(host: &HostConfig, driver: Driver) -> String {
+    match (host.cgroup_parent.as_str(), driver) {
+        ("", Driver::Cgroupfs) => "docker".to_owned(),
+        ("", Driver::Systemd) => "system.slice".to_owned(),
+        (parent, _) => parent.to_owned(),
     }
 }
 
-fn namespaces(host: &HostConfig, network: NamespaceMode) -> NamespaceModes {
-    let mode = |text: &str| match text {
-        "host" => NamespaceMode::Node,
-        _ => NamespaceMode::Container,
-    };
-    NamespaceModes {
-        network,
-        pid: mode(&host.pid_mode),
-        ipc: match host.ipc_mode.as_str() {
-            "host" => NamespaceMode::Node,
-            _ => NamespaceMode::Pod,
-        },
-        ..NamespaceModes::default()
+/// The node's name of a runtime. containerd's own for the default one is none of it.
+pub(crate) fn handler(runtime: &str) -> &str {
+    match runtime {
+        "io.containerd.runc.v2" => "",
+        runtime => runtime,
     }
 }
 
@@ -76,10 +66,6 @@ fn namespaces(host: &HostConfig, network: NamespaceMode) -> NamespaceModes {
 /// As `check`.
 pub(crate) fn container(layout: &Layout, record: &Record, is_awaited: bool) -> Result<Config> {
     let host = &record.host_config;
-    let network = match host.network_mode.as_str() {
-        "host" => NamespaceMode::Node,
-        _ => NamespaceMode::Pod,
-    };
     let config = &record.config;
     let mut command = vec![record.path.clone()];
     command.extend(record.args.iter().cloned());
@@ -97,14 +83,18 @@ pub(crate) fn container(layout: &Layout, record: &Record, is_awaited: bool) -> R
         mounts: mounts::of(layout, record)?,
         devices: devices::of(host)?,
         cdi_devices: devices::cdi(host)?,
+        device_rules: devices::rules(host)?,
         annotations: host.annotations.clone().unwrap_or_default(),
         stop_signal: stop_signal(record),
         log_path: log_path(host),
         stdin: config.open_stdin,
         stdin_once: config.stdin_once,
         tty: config.tty,
-        resources: resources(host),
-        security: security::of(layout, record, namespaces(host, network))?,
+        tmpfs: mounts::in_memory(host)?,
+        ulimits: resources::ulimits(host),
+        init: host.init == Some(true) && namespaces::owns_processes(host),
+        resources: resources(host)?,
+        security: security::of(record, namespaces::modes(host))?,
         writable_layer: Some(directory.path().to_owned()),
         awaits_attach: is_awaited,
         ..Config::default()

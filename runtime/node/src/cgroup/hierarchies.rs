@@ -76,6 +76,11 @@ impl Hierarchies {
         CONTROLLERS.into_iter().filter(is_mounted).map(str::to_owned).collect()
     }
 
+    /// The directories of the cgroup `path` in the trees of `v1_names`, in their order.
+    pub fn v1_directories(&self, path: &str) -> Vec<PathBuf> {
+        self.v1_names().iter().map(|name| self.directory(name, path)).collect()
+    }
+
     /// The path of the cgroup of a container: `<parent>/<id>`, or with systemd
     /// `<slices>/berth-<id>.scope`. It has no leading slash, with which cgroups-rs would leave the
     /// tree and set no limits. The kubelet gives the parent as a path with either driver.

@@ -4,8 +4,7 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context, bail};
 use cgroups_rs::fs::{
-    Cgroup, MaxValue, cpu::CpuController, cpuset::CpuSetController, hierarchies,
-    memory::MemController, pid::PidController,
+    Cgroup, MaxValue, cpu::CpuController, cpuset::CpuSetController, hierarchies, pid::PidController,
 };
 
 use super::{
@@ -14,7 +13,11 @@ use super::{
 };
 
 /// The files that hold limits, with their controllers.
-const FILES_V1: [(&str, &str); 8] = [
+const FILES_V1: [(&str, &str); 13] = [
+    ("blkio", "blkio.bfq.weight"),
+    ("blkio", "blkio.weight"),
+    ("cpu", "cpu.rt_period_us"),
+    ("cpu", "cpu.rt_runtime_us"),
     ("cpu", "cpu.shares"),
     ("cpu", "cpu.cfs_period_us"),
     ("cpu", "cpu.cfs_quota_us"),
@@ -22,13 +25,17 @@ const FILES_V1: [(&str, &str); 8] = [
     ("cpuset", "cpuset.mems"),
     ("memory", "memory.limit_in_bytes"),
     ("memory", "memory.memsw.limit_in_bytes"),
+    ("memory", "memory.soft_limit_in_bytes"),
     ("pids", "pids.max"),
 ];
-const FILES_V2: [&str; 7] = [
+const FILES_V2: [&str; 10] = [
     "cpu.weight",
     "cpu.max",
     "cpuset.cpus",
     "cpuset.mems",
+    "io.bfq.weight",
+    "io.weight",
+    "memory.low",
     "memory.max",
     "memory.swap.max",
     "pids.max",
@@ -85,6 +92,8 @@ impl Hierarchies {
         self.limit_cpu(cgroup, path, resources)?;
         limit_cpuset(cgroup, path, resources)?;
         self.limit_memory(cgroup, path, resources)?;
+        self.limit_pids(path, resources)?;
+        self.limit_block_io(path, &resources.block_io)?;
         self.limit_huge_pages(path, resources)?;
         // Last, since it may name the same files, and is the more exact way to say something.
         self.write_unified(cgroup, path, resources)
@@ -105,31 +114,44 @@ impl Hierarchies {
         if resources.cpu_quota != 0 {
             cpu.set_cfs_quota(resources.cpu_quota).with_context(|| step("cpu quota", path))?;
         }
+        self.limit_realtime(path, resources)
+    }
+
+    fn limit_realtime(&self, path: &str, resources: &Resources) -> anyhow::Result<()> {
+        for (file, value) in [
+            ("cpu.rt_period_us", resources.cpu_realtime_period),
+            ("cpu.rt_runtime_us", resources.cpu_realtime_runtime),
+        ] {
+            if value == 0 {
+                continue;
+            }
+            if self.is_v2 {
+                bail!("cgroup v2 has no time for real-time tasks ({file})");
+            }
+            self.write("cpu", path, file, value)?;
+        }
         Ok(())
     }
 
-    fn limit_memory(
+    fn limit_pids(&self, path: &str, resources: &Resources) -> anyhow::Result<()> {
+        match resources.pids_limit {
+            0 => Ok(()),
+            limit @ 1.. => self.write("pids", path, "pids.max", limit),
+            _ => self.write("pids", path, "pids.max", "max"),
+        }
+    }
+
+    /// Writes a file of a cgroup that cgroups-rs does not know, or not in both versions.
+    pub(super) fn write(
         &self,
-        cgroup: &Cgroup,
+        controller: &str,
         path: &str,
-        resources: &Resources,
+        file: &str,
+        value: impl std::fmt::Display,
     ) -> anyhow::Result<()> {
-        let Some(memory) = cgroup.controller_of::<MemController>() else { return Ok(()) };
-        if resources.memory_limit == 0 {
-            return Ok(());
-        }
-        let swap = self.swap_limit(resources);
-        if memory.set_limit(resources.memory_limit).is_err() {
-            // v1 keeps the limit of memory below that of memory and swap together: to raise both,
-            // the sum goes first. If that fails too, the next line says so.
-            let _ = memory.set_memswap_limit(swap);
-            memory.set_limit(resources.memory_limit).with_context(|| step("memory", path))?;
-        }
-        match memory.set_memswap_limit(swap) {
-            // A kernel without swap accounting has no such file, and nobody asked for a limit.
-            Err(_) if resources.memory_swap_limit == 0 => Ok(()),
-            result => result.with_context(|| step("swap", path)),
-        }
+        let file = self.directory(controller, path).join(file);
+        fs::write(&file, value.to_string())
+            .with_context(|| format!("write {value} to {}", file.display()))
     }
 
     /// The kubelet names every page size of the node, mostly with 0. A host whose kernel does not
@@ -154,18 +176,6 @@ impl Hierarchies {
         let directory = self.directory("hugetlb", path);
         let limit = self.name("max", "limit_in_bytes");
         ["", "rsvd."].map(|kind| directory.join(format!("hugetlb.{size}.{kind}{limit}")))
-    }
-
-    /// The value of the swap limit's file: v1 counts memory and swap together, v2 swap alone. A
-    /// limit that is not given is no swap beyond the memory.
-    pub(super) fn swap_limit(&self, resources: &Resources) -> i64 {
-        match (resources.memory_swap_limit, self.is_v2) {
-            (-1, _) => -1,
-            (0, true) => 0,
-            (0, false) => resources.memory_limit,
-            (total, true) => (total - resources.memory_limit).max(0),
-            (total, false) => total,
-        }
     }
 
     /// Writes files of v2. On v1 one of them has a meaning too: the number of processes, for which
@@ -216,7 +226,7 @@ fn limit_cpuset(cgroup: &Cgroup, path: &str, resources: &Resources) -> anyhow::R
     Ok(())
 }
 
-fn step(what: &str, path: &str) -> String {
+pub(super) fn step(what: &str, path: &str) -> String {
     format!("limit {what} of cgroup {path}")
 }
 
@@ -229,28 +239,6 @@ fn restore(before: &[(PathBuf, String)]) {
                 // The caller gets the error that made this necessary.
                 let _ = fs::write(path, text.trim());
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn swap_is_total_on_v1_and_alone_on_v2() {
-        let limits = |memory_limit, memory_swap_limit| Resources {
-            memory_limit,
-            memory_swap_limit,
-            ..Default::default()
-        };
-        let host = |is_v2| Hierarchies {
-            is_v2,
-            ..Hierarchies::detect(berth_base::config::Driver::Cgroupfs)
-        };
-        for (memory, swap, v1, v2) in [(100, 0, 100, 0), (100, 150, 150, 50), (100, -1, -1, -1)] {
-            assert_eq!(host(false).swap_limit(&limits(memory, swap)), v1);
-            assert_eq!(host(true).swap_limit(&limits(memory, swap)), v2);
         }
     }
 }

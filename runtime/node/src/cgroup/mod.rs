@@ -4,6 +4,7 @@
 //! all on a path with a leading `/`, ignores `unified` keys on v2, and does not see the v2 tree of
 //! a hybrid host.
 
+mod block_io;
 mod details;
 mod devices;
 mod files;
@@ -11,6 +12,7 @@ mod freezer;
 mod hierarchies;
 mod kill;
 mod limits;
+mod memory;
 mod resources;
 mod sampler;
 mod scope;
@@ -25,6 +27,7 @@ use berth_shim::spec::Cgroups;
 use cgroups_rs::fs::Cgroup;
 
 pub use self::{
+    block_io::{BlockIo, DeviceLimit},
     details::{Details, DeviceIo, HugePages},
     devices::{DeviceRule, Devices},
     freezer::Frozen,

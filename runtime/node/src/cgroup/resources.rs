@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// `LinuxContainerResources`; 0 and empty mean: not given.
+use super::block_io::BlockIo;
+
+/// What a container may use. 0 and empty mean: not given. CRI's `LinuxContainerResources`, and what
+/// clients of the engine can say besides.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Resources {
@@ -19,6 +22,18 @@ pub struct Resources {
     pub memory_limit: i64,
     /// Bytes of memory and swap together; -1 is no limit.
     pub memory_swap_limit: i64,
+    /// Bytes that are taken from it last when memory is short.
+    pub memory_reservation: i64,
+    /// 0 to 100: how readily its memory is swapped out. Only v1 has it.
+    pub memory_swappiness: Option<u64>,
+    /// Whether its processes wait for memory and are not killed. Only v1 has it.
+    pub oom_kill_disable: bool,
+    /// Processes and threads; -1 is no limit.
+    pub pids_limit: i64,
+    /// Microseconds of real-time tasks, in each period. Only v1 has it, in some kernels.
+    pub cpu_realtime_period: i64,
+    pub cpu_realtime_runtime: i64,
+    pub block_io: BlockIo,
     pub oom_score_adj: i64,
     /// Page size, as in "2MB", and bytes.
     pub hugepage_limits: Vec<(String, u64)>,
@@ -41,6 +56,13 @@ impl Resources {
             cpuset_mems: text(change.cpuset_mems, &self.cpuset_mems),
             memory_limit: number(change.memory_limit, self.memory_limit),
             memory_swap_limit: number(change.memory_swap_limit, self.memory_swap_limit),
+            memory_reservation: number(change.memory_reservation, self.memory_reservation),
+            memory_swappiness: change.memory_swappiness.or(self.memory_swappiness),
+            oom_kill_disable: change.oom_kill_disable || self.oom_kill_disable,
+            pids_limit: number(change.pids_limit, self.pids_limit),
+            cpu_realtime_period: number(change.cpu_realtime_period, self.cpu_realtime_period),
+            cpu_realtime_runtime: number(change.cpu_realtime_runtime, self.cpu_realtime_runtime),
+            block_io: self.block_io.changed(change.block_io),
             oom_score_adj: number(change.oom_score_adj, self.oom_score_adj),
             hugepage_limits: if change.hugepage_limits.is_empty() {
                 self.hugepage_limits.clone()

@@ -7,7 +7,10 @@ use anyhow::{Context, bail};
 use futures_util::StreamExt;
 use zbus::zvariant::{OwnedObjectPath, Value};
 
-use super::resources::{Resources, cpu_weight};
+use super::{
+    block_io::io_weight,
+    resources::{Resources, cpu_weight},
+};
 
 /// How long systemd may take to make a scope.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -162,6 +165,15 @@ fn limits(resources: &Resources) -> Vec<(&'static str, Value<'static>)> {
     }
     if resources.memory_limit != 0 {
         set("MemoryMax", u64::try_from(resources.memory_limit).unwrap_or(u64::MAX));
+    }
+    if resources.memory_reservation > 0 {
+        set("MemoryLow", resources.memory_reservation as u64);
+    }
+    if resources.pids_limit != 0 {
+        set("TasksMax", u64::try_from(resources.pids_limit).unwrap_or(u64::MAX));
+    }
+    if resources.block_io.weight > 0 {
+        set("IOWeight", io_weight(resources.block_io.weight.into()));
     }
     for (file, value) in &resources.unified {
         let name = match file.as_str() {

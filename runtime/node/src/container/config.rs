@@ -77,6 +77,9 @@ pub struct Mount {
     pub selinux_relabel: bool,
     /// Show the files' owners through this mapping (an idmapped mount); it is that of the pod.
     pub mapping: Option<UserMapping>,
+    /// Whether what is mounted below the source is left out.
+    #[serde(default)]
+    pub non_recursive: bool,
     /// Checked options such as `noexec` (KEP 5855). Of two that contradict each other the later one
     /// counts.
     pub options: Vec<String>,
@@ -130,16 +133,18 @@ pub struct Security {
     pub group_names: Vec<String>,
     /// Whether its cgroup namespace is the host's.
     pub host_cgroup: bool,
+    /// Whether it may change its own cgroup, and make others below.
+    pub writable_cgroups: bool,
     pub apparmor: Profile,
     pub selinux: selinux::Options,
 }
 
 impl Security {
     /// Whether there is a seccomp filter. Privileged containers have none, whatever profile the
-    /// request names, as with containerd.
+    /// request names, as with containerd; but one that carries a profile of its own has that.
     pub(super) fn is_filtered(&self) -> bool {
-        let named = self.seccomp_profile.is_some() || self.seccomp != Seccomp::Unconfined;
-        named && !self.privileged
+        let named = self.seccomp != Seccomp::Unconfined && !self.privileged;
+        named || self.seccomp_profile.is_some()
     }
 }
 

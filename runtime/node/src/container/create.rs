@@ -25,7 +25,7 @@ use berth_shim::{
 use nix::sys::signal::Signal;
 
 use super::{
-    config::{Config, Meta, MountSource, Seccomp},
+    config::{Config, Meta, MountSource, Seccomp, Security},
     object::Container,
     seccomp::{self, Filter},
     spec::{self, Inputs},
@@ -35,7 +35,8 @@ use crate::{
     cdi,
     host::Host,
     mount_points,
-    sandbox::{self, Sandbox},
+    sandbox::{self, Origin, Sandbox},
+    security::apparmor::Profile,
 };
 
 /// Makes a container in `sandbox`.
@@ -70,6 +71,10 @@ pub fn create(
     })?;
     check_sub_paths(host, &config, &mounted)?;
     let handler = host.handlers.oci_runtime(&sandbox.meta.config.runtime_handler)?;
+    if config.init && handler.is_some() {
+        let what = "init: this runtime handler cannot put a process in front of the program";
+        return Err(Error::invalid(what));
+    }
     // Below the pod's cgroup, for whose limits all containers of the pod count.
     let cgroup = host
         .cgroups
@@ -235,10 +240,7 @@ fn build(host: &Host, sandbox: &Sandbox, meta: &Meta, found: Found<'_>) -> Resul
         cgroups: host.cgroups.directories(&meta.cgroup),
         devices,
         named,
-        apparmor: match meta.config.security.privileged {
-            true => None,
-            false => host.apparmor.choose(&meta.config.security.apparmor)?,
-        },
+        apparmor: apparmor(host, sandbox, &meta.config.security)?,
         oci_runtime,
         labels: sandbox
             .meta
@@ -247,7 +249,22 @@ fn build(host: &Host, sandbox: &Sandbox, meta: &Meta, found: Found<'_>) -> Resul
             .map(|pod| host.selinux.for_container(pod, &meta.config.security.selinux))
             .transpose()?,
         v1_names: host.cgroups.v1_names(),
+        own_v1: match meta.config.security.host_cgroup {
+            true => host.cgroups.v1_directories(&meta.cgroup),
+            false => Vec::new(),
+        },
     })
+}
+
+/// The profile of a container. A privileged one has none; but a client of the engine may name one
+/// for it.
+fn apparmor(host: &Host, sandbox: &Sandbox, security: &Security) -> Result<Option<String>> {
+    let is_named = matches!(security.apparmor, Profile::Localhost(_))
+        && sandbox.meta.config.origin == Origin::Engine;
+    match security.privileged && !is_named {
+        true => Ok(None),
+        false => host.apparmor.choose(&security.apparmor),
+    }
 }
 
 /// The container's seccomp filter. `None` for a privileged or unconfined one.

@@ -34,6 +34,7 @@ mod spec;
 mod state;
 pub mod stdio;
 mod stop;
+mod system_paths;
 mod update;
 mod usage;
 
@@ -46,5 +47,6 @@ pub use self::{
     remove::remove,
     spec::{ALL_CAPABILITIES, MOUNT_OPTIONS, capability_bit, parse_user},
     state::{State, Verdict, read as read_state, reason},
+    system_paths::{MASKED_PATHS, READONLY_PATHS},
     usage::{Sample, Stats, all as all_stats, refresh as refresh_disk_usage},
 };

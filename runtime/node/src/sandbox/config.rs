@@ -55,6 +55,8 @@ pub struct Config {
     pub join_ipc: Option<SandboxId>,
     /// The size of its /dev/shm in bytes; 0 for that of every pod.
     pub shm_size: u64,
+    /// Whether its containers have no /dev/shm.
+    pub without_shm: bool,
     /// The bridge that it is attached to, in the place of the pods' network.
     pub bridge: Option<Bridge>,
     /// The text of resolv.conf, in the place of one that is made of `dns`.

@@ -232,7 +232,7 @@ async fn pin(
         }),
         hostname: own_uts.then(|| meta.config.hostname.clone()).filter(|name| !name.is_empty()),
         sysctls,
-        shm: own_ipc.then_some((pins.shm, shm_size)),
+        shm: (own_ipc && !meta.config.without_shm).then_some((pins.shm, shm_size)),
         label: meta.labels.as_ref().map(Labels::files),
     };
     blocking(|| record::write(&directory.join(shim_layout::PIN), &pin))

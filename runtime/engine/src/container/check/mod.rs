@@ -167,8 +167,12 @@ fn security_option(option: &str) -> Result<()> {
     }
     let Some((name, value)) = option.split_once(['=', ':']) else { return refused(1) };
     match name {
-        "label" | "apparmor" | "seccomp" | "writable-cgroups" | "systempaths" => Ok(()),
-        "no-new-privileges" if ["true", "false", "1", "0"].contains(&value) => Ok(()),
+        "label" | "apparmor" | "seccomp" => Ok(()),
+        "no-new-privileges" | "writable-cgroups"
+            if ["true", "false", "1", "0"].contains(&value) =>
+        {
+            Ok(())
+        }
         _ => refused(2),
     }
 }

@@ -226,8 +226,8 @@ fn block_devices(
     if host.blkio_weight > 0 && !(10..=1000).contains(&host.blkio_weight) {
         return refuse("Range of blkio weight is from 10 to 1000");
     }
-    let is_given = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
-    if is_given(&host.blkio_weight_device) && !machine.blkio_weight_device {
+    let has_weights = host.blkio_weight_device.as_ref().is_some_and(|list| !list.is_empty());
+    if has_weights && !machine.blkio_weight_device {
         warnings.push(
             "Your kernel does not support Block I/O weight_device or the cgroup is not mounted. \
              Weight-device discarded."

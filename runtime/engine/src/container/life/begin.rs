@@ -85,9 +85,10 @@ async fn make(
 ) -> Result<Arc<node::Container>, Failed> {
     let record = container.record();
     let layout = &engine.node.host.layout;
-    blocking(|| run::prepare(layout, &record))?;
+    run::check_joins(engine, &record.host_config)?;
+    blocking(|| run::prepare(&record))?;
     let plan = plan::plan(engine, container)?;
-    let mut sandbox = run::sandbox(layout, &record)?;
+    let mut sandbox = run::sandbox(&engine.node.host, &record);
     plan.apply(&record, &mut sandbox);
     let waiting = container.take_waiting();
     let mut config = run::container(layout, &record, !waiting.is_empty())?;

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use berth_node::container::Device;
+use berth_node::{cgroup::DeviceRule, container::Device};
 use http::StatusCode;
 
 use crate::{
@@ -14,6 +14,8 @@ use crate::{
     http::error::{Failure, Result},
 };
 
+/// Stands for all numbers.
+const ANY: i64 = -1;
 /// How deep a directory of devices is searched.
 const MAX_DEPTH: usize = 8;
 
@@ -69,6 +71,49 @@ fn collect(path: &Path, target: &Path, permissions: &str, depth: usize, all: &mu
     }
 }
 
+/// `TYPE MAJOR:MINOR PERMISSIONS`, such as `c 188:* rwm`: devices that may be used, which are not
+/// there yet.
+///
+/// # Errors
+/// 500 for what does not read like that.
+pub(super) fn rules(host: &HostConfig) -> Result<Vec<DeviceRule>> {
+    let mut rules = Vec::new();
+    for text in host.device_cgroup_rules.iter().flatten() {
+        let parsed = parse_rule(text).ok_or_else(|| {
+            Failure::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("invalid device cgroup rule format: '{text}'"),
+            )
+        })?;
+        rules.extend(parsed);
+    }
+    Ok(rules)
+}
+
+fn parse_rule(text: &str) -> Option<Vec<DeviceRule>> {
+    let [kind, numbers, permissions] = text.split(' ').collect::<Vec<_>>()[..] else { return None };
+    let number = |text: &str| match text {
+        "*" => Some(ANY),
+        digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse().ok(),
+        _ => None,
+    };
+    let (major, minor) = numbers.split_once(':')?;
+    let (major, minor) = (number(major)?, number(minor)?);
+    if permissions.is_empty()
+        || permissions.len() > 3
+        || permissions.chars().any(|letter| !"rwm".contains(letter))
+    {
+        return None;
+    }
+    let rule = |block| DeviceRule { block, major, minor, permissions: permissions.to_owned() };
+    match kind {
+        "b" => Some(vec![rule(true)]),
+        "c" => Some(vec![rule(false)]),
+        "a" => Some(vec![rule(true), rule(false)]),
+        _ => None,
+    }
+}
+
 /// The qualified names of the devices that are asked for by driver (Container Device Interface).
 ///
 /// # Errors
@@ -118,6 +163,26 @@ pub(super) fn no_driver(request: &DeviceRequest) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rules_are_read_or_refused() {
+        let rules = |text: &str| {
+            let host = HostConfig {
+                device_cgroup_rules: Some(vec![text.into()]),
+                ..HostConfig::default()
+            };
+            rules(&host)
+        };
+        let rule = |block| DeviceRule { block, major: 188, minor: ANY, permissions: "rw".into() };
+        assert_eq!(rules("c 188:* rw").unwrap(), [rule(false)]);
+        assert_eq!(rules("a 188:* rw").unwrap(), [rule(true), rule(false)]);
+        for wrong in
+            ["", "x 1:1 r", "c 1 r", "c 1:1", "c 1:1 x", "c -1:1 r", "c 1:1 rwmr", "c 1:1 "]
+        {
+            let text = format!("invalid device cgroup rule format: '{wrong}'");
+            assert_eq!(rules(wrong).unwrap_err().message, text);
+        }
+    }
 
     #[test]
     fn requests_become_names() {

@@ -1,17 +1,17 @@
-//! The mounts of a run, and what has to be there before it.
+//! The mounts of a run, and the directories that have to be there before it.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-use berth_base::{blocking::blocking, layout::Layout};
-use berth_node::container::{Mount, MountSource};
-use berth_shim::{record as disk, spec::Propagation};
+use berth_base::layout::Layout;
+use berth_node::container::{Mount, MountSource, Tmpfs};
+use berth_shim::spec::Propagation;
 use http::StatusCode;
 
-use super::security;
 use crate::{
+    api::host_config::HostConfig,
     container::{
         mounts::{Kind, MountPoint, mount_points},
         record::Record,
@@ -19,12 +19,11 @@ use crate::{
     http::error::{Failure, Result},
 };
 
-/// Makes the directories of binds that are not there, as dockerd does at a start, and writes the
-/// seccomp profile that the request carried.
+/// Makes the directories of binds that are not there, as dockerd does at a start.
 ///
 /// # Errors
 /// 500 for what cannot be made.
-pub(crate) fn prepare(layout: &Layout, record: &Record) -> Result<()> {
+pub(crate) fn prepare(record: &Record) -> Result<()> {
     for point in mount_points(&record.host_config)? {
         if point.details.makes_source && fs::symlink_metadata(&point.source).is_err() {
             let source = &point.source;
@@ -35,15 +34,6 @@ pub(crate) fn prepare(layout: &Layout, record: &Record) -> Result<()> {
             })?;
         }
     }
-    if let Some(profile) = security::Options::of(&record.host_config).own_seccomp() {
-        let file = security::seccomp_file(layout, record);
-        if serde_json::from_str::<serde::de::IgnoredAny>(profile).is_err() {
-            let text = "Decoding seccomp profile failed: it is not JSON";
-            return Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, text));
-        }
-        blocking(|| disk::write_bytes(&file, profile.as_bytes()))
-            .map_err(|error| anyhow::Error::new(error).context("write the seccomp profile"))?;
-    }
     Ok(())
 }
 
@@ -52,6 +42,10 @@ pub(crate) fn prepare(layout: &Layout, record: &Record) -> Result<()> {
 /// # Errors
 /// 403 for the daemon's own directories, 501 for what is not there yet.
 pub(super) fn of(layout: &Layout, record: &Record) -> Result<Vec<Mount>> {
+    if record.host_config.volumes_from.as_ref().is_some_and(|others| !others.is_empty()) {
+        let text = "volumes of other containers are not implemented yet";
+        return Err(Failure::new(StatusCode::NOT_IMPLEMENTED, text));
+    }
     let points = mount_points(&record.host_config)?;
     let mut mounts = Vec::new();
     for point in points.iter().filter(|point| point.kind != Kind::Tmpfs) {
@@ -61,6 +55,24 @@ pub(super) fn of(layout: &Layout, record: &Record) -> Result<Vec<Mount>> {
         mounts.push(mount(point)?);
     }
     Ok(mounts)
+}
+
+/// File systems in memory, of both forms. Nobody needs programs or devices in one, unless they say
+/// so.
+pub(super) fn in_memory(host: &HostConfig) -> Result<Vec<Tmpfs>> {
+    let tmpfs = |target: &str, options: &mut dyn Iterator<Item = String>| {
+        let mut all: Vec<String> = ["noexec", "nosuid", "nodev"].map(str::to_owned).into();
+        all.extend(options);
+        Tmpfs { container_path: PathBuf::from(target), options: all }
+    };
+    let mut all = Vec::new();
+    for (target, options) in host.tmpfs.iter().flatten() {
+        all.push(tmpfs(target, &mut options.split(',').map(str::to_owned)));
+    }
+    for point in mount_points(host)?.into_iter().filter(|point| point.kind == Kind::Tmpfs) {
+        all.push(tmpfs(&point.destination, &mut point.details.options.into_iter()));
+    }
+    Ok(all)
 }
 
 /// Who can write there is root on this machine.
@@ -82,7 +94,7 @@ fn mount(point: &MountPoint) -> Result<Mount> {
         Kind::Bind => MountSource::Host(PathBuf::from(&point.source)),
         Kind::Image => MountSource::Image {
             image: point.source.clone(),
-            sub_path: PathBuf::new(),
+            sub_path: PathBuf::from(&point.details.sub_path),
             image_ref: String::new(),
         },
         Kind::Volume | Kind::Tmpfs => {
@@ -108,6 +120,7 @@ fn mount(point: &MountPoint) -> Result<Mount> {
         propagation,
         selinux_relabel: point.details.relabels,
         mapping: None,
+        non_recursive: point.details.is_single,
         options: Vec::new(),
     })
 }

@@ -2,31 +2,32 @@
 
 use std::path::PathBuf;
 
-use berth_base::layout::Layout;
 use berth_node::{
-    container::{Seccomp, Security},
+    container::{Seccomp, Security, capability_bit},
     sandbox::NamespaceModes,
     security::{apparmor::Profile, selinux},
 };
+use http::StatusCode;
 
 use crate::{
     api::host_config::HostConfig,
-    container::record::{Directory, Record},
-    http::error::Result,
+    container::record::Record,
+    http::error::{Failure, Result},
 };
 
 /// The options of `--security-opt`, read.
 #[derive(Debug, Default)]
-pub(super) struct Options<'a> {
-    /// A profile's JSON.
-    pub seccomp: Option<&'a str>,
+struct Options<'a> {
+    /// A profile's JSON, or the name of a built-in one.
+    seccomp: Option<&'a str>,
     apparmor: Option<&'a str>,
     labels: Vec<&'a str>,
     no_new_privileges: bool,
+    writable_cgroups: bool,
 }
 
 impl<'a> Options<'a> {
-    pub(super) fn of(host: &'a HostConfig) -> Self {
+    fn of(host: &'a HostConfig) -> Self {
         let mut options = Self::default();
         for option in host.security_opt.iter().flatten() {
             // Old clients write a colon.
@@ -36,53 +37,64 @@ impl<'a> Options<'a> {
                 "apparmor" => options.apparmor = Some(value),
                 "label" => options.labels.push(value),
                 "no-new-privileges" => options.no_new_privileges = ["true", "1"].contains(&value),
+                "writable-cgroups" => options.writable_cgroups = ["true", "1"].contains(&value),
+                "disable" => options.labels.push("disable"),
                 _ => {}
             }
         }
         options
     }
 
-    /// The profile of its own, which is written where a run finds it.
-    pub(super) fn own_seccomp(&self) -> Option<&'a str> {
+    /// Refuses a profile that is none.
+    fn check(&self) -> Result<()> {
+        let error = self
+            .own_seccomp()
+            .and_then(|profile| serde_json::from_str::<serde::de::IgnoredAny>(profile).err());
+        match error {
+            None => Ok(()),
+            Some(error) => Err(Failure::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("Decoding seccomp profile failed: {error}"),
+            )),
+        }
+    }
+
+    /// The profile of its own.
+    fn own_seccomp(&self) -> Option<&'a str> {
         self.seccomp.filter(|profile| !["unconfined", "builtin", ""].contains(profile))
     }
 }
 
-/// The file of a container's own seccomp profile.
-pub(super) fn seccomp_file(layout: &Layout, record: &Record) -> PathBuf {
-    Directory::of(&layout.root, &record.id).path().join("seccomp.json")
-}
-
-pub(super) fn of(layout: &Layout, record: &Record, namespaces: NamespaceModes) -> Result<Security> {
+pub(super) fn of(record: &Record, namespaces: NamespaceModes) -> Result<Security> {
     let host = &record.host_config;
     let options = Options::of(host);
-    let paths = |paths: &Option<Vec<String>>| paths.iter().flatten().map(PathBuf::from).collect();
-    let (user, group) = record.config.user.split_once(':').unwrap_or((&record.config.user, ""));
-    let number = user.parse::<i64>().ok();
+    options.check()?;
+    let paths = |paths: &Option<Vec<String>>| match host.privileged {
+        true => Vec::new(),
+        false => paths.iter().flatten().map(PathBuf::from).collect(),
+    };
+    let groups = host.group_add.iter().flatten();
+    let (numbers, names): (Vec<&String>, Vec<&String>) =
+        groups.partition(|group| group.parse::<i64>().is_ok());
     Ok(Security {
         privileged: host.privileged,
         namespaces,
         add_capabilities: host.cap_add.clone().unwrap_or_default(),
-        drop_capabilities: host.cap_drop.clone().unwrap_or_default(),
-        run_as_user: number,
-        run_as_username: if number.is_some() { String::new() } else { user.to_owned() },
-        run_as_group: group.parse().ok(),
-        supplemental_groups: host
-            .group_add
-            .iter()
-            .flatten()
-            .filter_map(|id| id.parse().ok())
-            .collect(),
+        drop_capabilities: dropped(host),
+        user: Some(record.config.user.clone()),
+        supplemental_groups: numbers.iter().filter_map(|group| group.parse().ok()).collect(),
+        group_names: names.into_iter().cloned().collect(),
         readonly_rootfs: host.readonly_rootfs,
         no_new_privs: options.no_new_privileges,
         masked_paths: paths(&host.masked_paths),
         readonly_paths: paths(&host.readonly_paths),
         seccomp: match options.seccomp {
-            _ if host.privileged => Seccomp::Unconfined,
             Some("unconfined") => Seccomp::Unconfined,
-            None | Some("builtin" | "") => Seccomp::RuntimeDefault,
-            Some(_) => Seccomp::Localhost(seccomp_file(layout, record)),
+            _ => Seccomp::RuntimeDefault,
         },
+        seccomp_profile: options.own_seccomp().map(str::to_owned),
+        host_cgroup: host.cgroupns_mode == "host",
+        writable_cgroups: options.writable_cgroups,
         apparmor: match options.apparmor {
             None | Some("" | "docker-default") => Profile::RuntimeDefault,
             Some("unconfined") => Profile::Unconfined,
@@ -91,6 +103,14 @@ pub(super) fn of(layout: &Layout, record: &Record, namespaces: NamespaceModes) -
         selinux: selinux(&options.labels),
         ..Security::default()
     })
+}
+
+/// What is taken away. A capability that is also asked for stays.
+fn dropped(host: &HostConfig) -> Vec<String> {
+    let added = host.cap_add.iter().flatten().filter_map(|name| capability_bit(name).ok());
+    let added = added.fold(0, |set, bit| set | bit);
+    let stays = |name: &String| capability_bit(name).is_ok_and(|bit| added & bit != 0);
+    host.cap_drop.iter().flatten().filter(|name| !stays(name)).cloned().collect()
 }
 
 /// `user:U`, `role:R`, `type:T`, `level:L`, or `disable`.

@@ -42,9 +42,12 @@ pub(in crate::routes) async fn update(call: Call, name: &str) -> Result<Answer> 
         )));
     }
     let mut changed = record.host_config.clone();
+    // In the kernel 0 and less take a limit away; the record has none then.
+    let pids_limit = asked.pids_limit.map(|limit| if limit > 0 { limit } else { -1 });
     change(&mut changed, asked)?;
     if container.state().is_running() {
-        let resources = run::resources(&changed);
+        let mut resources = run::resources(&changed)?;
+        resources.pids_limit = pids_limit.unwrap_or(resources.pids_limit);
         engine.node.update_container(&container.id, resources).await.map_err(|error| {
             Failure::new(
                 http::StatusCode::INTERNAL_SERVER_ERROR,

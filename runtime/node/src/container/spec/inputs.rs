@@ -39,4 +39,7 @@ pub(in crate::container) struct Inputs<'a> {
     pub labels: Option<Labels>,
     /// The v1 hierarchies to show at /sys/fs/cgroup; empty with cgroup v2.
     pub v1_names: Vec<String>,
+    /// The container's own directory in each of them, which is what it sees if its cgroup namespace
+    /// is the host's; else empty.
+    pub own_v1: Vec<PathBuf>,
 }

@@ -70,6 +70,7 @@ fn own(inputs: &Inputs<'_>) -> Vec<Mount> {
     // /sys and the cgroups are read-only except to privileged containers: most of /sys is the
     // host's.
     let hidden = !config.security.privileged;
+    let cgroup = MountKind::Cgroup { v1: inputs.v1_names.clone(), own: inputs.own_v1.clone() };
     let shm = sandbox.ipc_pins(inputs.layout).map_or_else(|| "/dev/shm".into(), |pins| pins.shm);
     let sys = match (sandbox.config.namespaces.user, sandbox.config.namespaces.network) {
         // The kernel lets a user namespace mount sysfs only if it owns the network namespace. So
@@ -83,11 +84,13 @@ fn own(inputs: &Inputs<'_>) -> Vec<Mount> {
         // Its devices must work, which nodev would prevent, and be mappable with PROT_EXEC, which
         // noexec would prevent (mmap(2)).
         Mount { nodev: false, noexec: false, ..kernel("/dev", MountKind::Dev, false) },
-        kernel("/dev/shm", bind(shm, false), false),
         kernel("/dev/mqueue", MountKind::Mqueue, false),
         sys,
-        kernel("/sys/fs/cgroup", MountKind::Cgroup { v1: inputs.v1_names.clone() }, hidden),
+        kernel("/sys/fs/cgroup", cgroup, hidden && !config.security.writable_cgroups),
     ];
+    if !sandbox.config.without_shm {
+        mounts.push(kernel("/dev/shm", bind(shm, false), false));
+    }
     let directory = inputs.layout.sandbox(&sandbox.id);
     let files = [
         ("/etc/hosts", layout::sandbox::HOSTS),
@@ -116,6 +119,7 @@ fn bind(source: PathBuf, idmap: bool) -> MountKind {
         create: false,
         idmap,
         relabel: false,
+        non_recursive: false,
     }
 }
 
@@ -195,6 +199,7 @@ fn request(inputs: &Inputs<'_>, mount: &config::Mount) -> Result<Mount> {
             create: true,
             idmap: mount.mapping.is_some(),
             relabel: mount.selinux_relabel,
+            non_recursive: mount.non_recursive,
         },
         MountSource::Image { image, sub_path, .. } => {
             let layers = inputs.mounted.get(image).cloned().unwrap_or_default();
@@ -213,7 +218,7 @@ const TMPFS_OPTIONS: [&str; 6] = ["size", "nr_blocks", "nr_inodes", "uid", "gid"
 fn of_memory(tmpfs: &config::Tmpfs) -> Result<Mount> {
     let target = normal(&tmpfs.container_path)?;
     let mut readonly = false;
-    let (mut mode, mut options) = (0o1777, Vec::new());
+    let (mut mode, mut options) = (0, Vec::new());
     let mut built = plain(target, MountKind::Mqueue);
     for option in tmpfs.options.iter().filter(|option| !option.is_empty()) {
         let wrong = || Error::invalid(format!("Invalid tmpfs option {option:?}"));
