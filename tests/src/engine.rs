@@ -42,21 +42,38 @@ impl Engine {
 
     /// Sends a request, and returns the status with the JSON of the answer: `Null` for an empty
     /// one, and a string for what is no JSON.
+    ///
+    /// # Panics
+    /// Nobody answers.
     pub async fn request(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        let answered = self.try_request(method, path, body).await;
+        answered.unwrap_or_else(|error| panic!("{path}: {error:?}"))
+    }
+
+    /// As `request`.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub async fn try_request(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+    ) -> reqwest::Result<(u16, Value)> {
         let method = method.parse().expect("a method");
         let request = self.client.request(method, format!("http://docker{path}"));
         let request = match body {
             Some(body) => request.json(&body),
             None => request,
         };
-        let answer = request.send().await.unwrap_or_else(|error| panic!("{path}: {error:?}"));
+        let answer = request.send().await?;
         let status = answer.status().as_u16();
-        let text = answer.text().await.unwrap_or_default();
+        let text = answer.text().await?;
         let value = match text.is_empty() {
             true => Value::Null,
             false => serde_json::from_str(&text).unwrap_or(Value::String(text)),
         };
-        (status, value)
+        Ok((status, value))
     }
 
     /// A GET that succeeds.

@@ -9,6 +9,7 @@ mod logs;
 mod networks;
 mod pause;
 mod restarts;
+mod steps;
 
 use berth_tests::{Cri, Daemon, Engine, Machine, engine, ready_with};
 

@@ -3,7 +3,14 @@
 use std::{fs, os::unix::fs::DirBuilderExt, sync::Arc};
 
 use anyhow::Context;
-use berth_base::{blocking::blocking, clock::now, config::Driver, error::Kind, id};
+use berth_base::{
+    blocking::blocking,
+    clock::now,
+    config::Driver,
+    error::Kind,
+    id,
+    observe::{step_blocking, steps::docker_create},
+};
 use berth_image::Image;
 use berth_shim::record as disk;
 use http::StatusCode;
@@ -75,7 +82,8 @@ pub(crate) fn create(
     let name = engine.name(name, &id)?;
     let record = Record { name: name.clone(), ..record };
     let directory = Directory::of(&engine.node.host.layout.root, &id);
-    if let Err(error) = blocking(|| write(&directory, &record)) {
+    let written = step_blocking(docker_create::RECORD, || blocking(|| write(&directory, &record)));
+    if let Err(error) = written {
         engine.containers.release(&name);
         return Err(error.into());
     }

@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::Context;
-use berth_base::accept::Acceptor;
+use berth_base::{
+    accept::Acceptor,
+    observe::{self, steps::docker_rpc},
+};
 use http::{HeaderValue, Request, header};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -99,6 +102,9 @@ async fn respond(engine: Arc<Engine>, request: Request<Incoming>) -> Answer {
             "berthd failed: see its log",
         ))
     });
+    if let Err(error) = observe::before(docker_rpc::RESPONSE) {
+        answer = super::body::failed(&error.into());
+    }
     let headers = answer.headers_mut();
     for (name, value) in
         [("api-version", NEWEST.to_string()), ("min-api-version", OLDEST.to_string())]

@@ -7,6 +7,7 @@ use berth_base::{
     clock::now,
     error::Error,
     id::{ContainerId, SandboxId},
+    observe::{self, step_blocking, steps::docker_start},
 };
 use berth_node::container as node;
 use http::StatusCode;
@@ -58,9 +59,11 @@ pub(super) async fn begin(
     container: &Arc<Container>,
     change: impl FnOnce(&mut Last),
 ) -> Result<Arc<node::Container>> {
-    container.change_last(|last| {
-        change(last);
-        last.wanted = true;
+    step_blocking(docker_start::STATE, || {
+        container.change_last(|last| {
+            change(last);
+            last.wanted = true;
+        })
     })?;
     match make(engine, container).await {
         Ok(run) => Ok(run),
@@ -83,6 +86,7 @@ async fn make(
     engine: &Arc<Engine>,
     container: &Arc<Container>,
 ) -> Result<Arc<node::Container>, Failed> {
+    observe::before(docker_start::MAKE).map_err(Failure::from)?;
     let record = container.record();
     let layout = &engine.node.host.layout;
     run::check_joins(engine, &record.host_config)?;
@@ -109,7 +113,7 @@ async fn make(
             tracing::debug!(container = container.id, "join a client: {error:#}");
         }
     }
-    began(engine, container, &run).map_err(Failure::from)?;
+    step_blocking(docker_start::BEGUN, || began(engine, container, &run)).map_err(Failure::from)?;
     Ok(run)
 }
 

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use berth_base::observe::{self, step_blocking, steps::docker_end};
 use berth_shim::record::{End, Exited};
 use serde_json::json;
 
@@ -40,9 +41,7 @@ pub(crate) async fn end(
         end => end.code(),
     };
     let policy = policy(container);
-    let mut decision = Decision::Stay;
-    // Before the run's own record goes: until then, the next daemon does all of this again.
-    let recorded = container.change_last(|last| {
+    let change = |last: &mut Last| {
         last.wanted = false;
         last.finished_at = exited.at;
         last.exit_code = code;
@@ -50,19 +49,28 @@ pub(crate) async fn end(
         if let Some(health) = &mut last.health {
             health.suspend();
         }
-        decision = match seen {
+        let decision = match seen {
             Seen::Live => policy.decide(&ended(last)),
             Seen::Later => at_daemon_start(policy, last),
         };
         if seen == Seen::Live && decision != Decision::Stay {
             count_restart(last);
         }
-    });
+        decision
+    };
+    let mut decision = Decision::Stay;
+    // Before the run's own record goes: until then, the next daemon does all of this again.
+    let recorded =
+        step_blocking(docker_end::STATE, || container.change_last(|last| decision = change(last)));
     if let Err(error) = recorded {
         tracing::error!(container = container.id, "its end cannot be recorded: {error:#}");
+        container.enter(|state| decision = change(&mut state.last));
     }
     if exited.oom {
         engine.publish(container, "oom", json!({}));
+    }
+    if let Err(error) = observe::before(docker_end::UNDO) {
+        tracing::warn!(container = container.id, "{error}");
     }
     undo(engine, container).await;
     engine.publish_network(container, "disconnect");

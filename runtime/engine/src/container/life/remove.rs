@@ -2,7 +2,12 @@
 
 use std::sync::Arc;
 
-use berth_base::{blocking::blocking, trash};
+use anyhow::Context;
+use berth_base::{
+    blocking::blocking,
+    observe::{step, step_blocking, steps::docker_remove},
+    trash,
+};
 use http::StatusCode;
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -50,7 +55,7 @@ pub(crate) async fn remove(
     if container.is_removed() {
         return Ok(());
     }
-    container.change_last(|last| last.removing = true)?;
+    step_blocking(docker_remove::STATE, || container.change_last(|last| last.removing = true))?;
     container.set_phase(Phase::Removing);
     discard(engine, container).await?;
     container.set_phase(Phase::Removed);
@@ -63,11 +68,13 @@ pub(crate) async fn remove(
 /// # Errors
 /// Something of it cannot be removed yet.
 pub(crate) async fn discard(engine: &Arc<Engine>, container: &Container) -> Result<()> {
-    engine.node.remove_sandbox(&container.id).await?;
+    step(docker_remove::RUN, engine.node.remove_sandbox(&container.id)).await?;
     container.take_waiting();
     let layout = &engine.node.host.layout;
-    blocking(|| trash::discard(layout, container.directory.path()))
-        .map_err(|error| anyhow::Error::new(error).context("remove its directory"))?;
+    step_blocking(docker_remove::DISCARD, || {
+        blocking(|| trash::discard(layout, container.directory.path()))
+            .context("remove its directory")
+    })?;
     engine.containers.remove(container);
     engine.node.host.images.collect();
     Ok(())

@@ -1,0 +1,198 @@
+//! Every named step of docker's verbs: the daemon is killed there, or the step fails. Then the same
+//! question is asked again, the answer is one of those that it may have, and in the end nothing is
+//! left.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use berth_tests::{
+    Capability, Daemon, Engine, Image, Machine, engine, eventually, faulty_programs, skip_without,
+};
+use serde_json::{Value, json};
+
+/// A question to the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verb {
+    Create,
+    Start,
+    Stop,
+    Remove,
+}
+
+/// The verbs that come to a step of the daemon; those of the node's steps that a run comes to as
+/// well, since the engine gives them an order of its own.
+fn verbs_of(step: &str) -> &'static [Verb] {
+    match step.split_once('.').expect("OPERATION.STEP") {
+        ("docker_create", _) => &[Verb::Create],
+        // There is no pause process where each container has a PID namespace of its own.
+        ("run_sandbox" | "stop_sandbox", "pause") => &[],
+        ("docker_start" | "run_sandbox" | "attach" | "create_container", _) => &[Verb::Start],
+        // No other container's namespaces are joined.
+        ("start_container", "target") => &[],
+        ("start_container", _) => &[Verb::Start],
+        ("docker_end" | "stop_sandbox" | "remove_sandbox", _) => &[Verb::Stop],
+        ("stop_container", "record" | "signal") => &[Verb::Stop],
+        ("docker_remove", _) => &[Verb::Remove],
+        // All is done, and the answer is lost.
+        ("docker_rpc", _) => &[Verb::Create, Verb::Start, Verb::Stop, Verb::Remove],
+        _ => &[],
+    }
+}
+
+fn steps() -> Vec<(String, Verb)> {
+    let output = Command::new(faulty_programs().join("berthd"))
+        .env("BERTH_FAULTS", "list")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let names = String::from_utf8(output.stdout).unwrap();
+    let steps =
+        names.lines().flat_map(|step| verbs_of(step).iter().map(|verb| (step.to_owned(), *verb)));
+    let steps: Vec<_> = steps.collect();
+    assert!(steps.iter().filter(|(step, _)| step.starts_with("docker_")).count() > 10, "{steps:?}");
+    steps
+}
+
+/// A machine whose programs can be made to fail.
+struct Node {
+    machine: Machine,
+    daemon: Option<Daemon>,
+    engine: Engine,
+    image: String,
+}
+
+impl Node {
+    async fn start() -> Self {
+        let mut machine = Machine::new();
+        machine.programs = Some(faulty_programs());
+        machine.config = engine::config();
+        fs::write(machine.path("faults"), "").unwrap();
+        let faults = machine.path("faults").display().to_string();
+        machine.environment.push(("BERTH_FAULTS".to_owned(), faults));
+        let daemon = machine.start().await;
+        let image = daemon.cri().pull_image(&machine, Image::busybox()).await;
+        let engine = Engine::of(&machine);
+        Self { machine, daemon: Some(daemon), engine, image }
+    }
+
+    fn faults(&self) -> PathBuf {
+        self.machine.path("faults")
+    }
+
+    /// Asks for an action at a step. Written in place: the programs have the file open.
+    fn arm(&self, step: &str, action: &str) {
+        fs::write(self.faults(), format!("{step} {action}")).unwrap();
+    }
+
+    async fn reached(&self, step: &str) {
+        eventually(&format!("{step} reached"), async || {
+            fs::read(self.faults()).unwrap().is_empty()
+        })
+        .await;
+    }
+
+    /// Makes what a verb needs.
+    async fn prepare(&self, verb: Verb) {
+        if verb != Verb::Create {
+            assert_eq!(self.ask(Verb::Create).await.unwrap().0, 201);
+        }
+        if verb == Verb::Stop {
+            assert_eq!(self.ask(Verb::Start).await.unwrap().0, 204);
+        }
+    }
+
+    /// The status and the answer; `None` if the connection broke.
+    async fn ask(&self, verb: Verb) -> Option<(u16, Value)> {
+        let script = "trap 'exit 3' TERM; sleep 1000 & wait";
+        let body = json!({ "Image": self.image, "Cmd": ["sh", "-c", script] });
+        let (method, path, body) = match verb {
+            Verb::Create => ("POST", "/containers/create?name=main", Some(body)),
+            Verb::Start => ("POST", "/containers/main/start", None),
+            Verb::Stop => ("POST", "/containers/main/stop", None),
+            Verb::Remove => ("DELETE", "/containers/main", None),
+        };
+        self.engine.try_request(method, path, body).await.ok()
+    }
+
+    /// Asks again: it is done, or was done already.
+    async fn ask_again(&self, verb: Verb, step: &str) {
+        let (status, answer) = self.ask(verb).await.expect("an answer");
+        let may = match verb {
+            Verb::Create => [201, 409],
+            Verb::Start | Verb::Stop => [204, 304],
+            Verb::Remove => [204, 404],
+        };
+        assert!(may.contains(&status), "{step}: asked again: {status} {answer}");
+        let (status, seen) = self.engine.request("GET", "/containers/main/json", None).await;
+        let expected = match verb {
+            Verb::Create => "created",
+            Verb::Start => "running",
+            Verb::Stop => "exited",
+            Verb::Remove => {
+                assert_eq!(status, 404, "{step}: {seen}");
+                return;
+            }
+        };
+        assert_eq!(seen["State"]["Status"], expected, "{step}: {seen}");
+        if verb == Verb::Stop {
+            let code = seen["State"]["ExitCode"].as_i64().unwrap();
+            assert!([3, 137].contains(&code), "{step}: exit code {code}");
+        }
+    }
+
+    /// Removes all that is listed. Then nothing may be left.
+    async fn clean_up(&self, step: &str) {
+        for container in self.engine.get("/containers/json?all=1").await.as_array().unwrap() {
+            self.engine.remove(container["Id"].as_str().unwrap()).await;
+        }
+        self.machine.assert_clean().await;
+        let directory = self.machine.path("root/engine/containers");
+        let left: Vec<_> = fs::read_dir(directory).unwrap().flatten().collect();
+        assert!(left.is_empty(), "{step}: {left:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_daemon_killed_at_any_step_of_a_verb_of_docker() {
+    if skip_without(Capability::Faults) {
+        return;
+    }
+    let mut node = Node::start().await;
+    for (step, verb) in steps() {
+        node.prepare(verb).await;
+        node.arm(&step, "kill");
+        let first = node.ask(verb).await;
+        node.reached(&step).await;
+        assert!(first.is_none(), "{step}: an answer by a daemon that is dead: {first:?}");
+        node.daemon.take().unwrap().wait();
+        node.daemon = Some(node.machine.start().await);
+        node.ask_again(verb, &step).await;
+        node.clean_up(&step).await;
+    }
+}
+
+#[tokio::test]
+async fn a_step_that_fails_is_an_error_in_dockers_form_and_leaves_nothing() {
+    if skip_without(Capability::Faults) {
+        return;
+    }
+    let node = Node::start().await;
+    for (step, verb) in steps() {
+        node.prepare(verb).await;
+        node.arm(&step, "fail");
+        let (status, answer) = node.ask(verb).await.expect("an answer");
+        node.reached(&step).await;
+        if status >= 300 {
+            let message = answer["message"].as_str().unwrap_or_default();
+            assert!(message.contains(&format!("a test lets {step} fail")), "{step}: {answer}");
+        } else {
+            // What follows an end is nobody's answer: it is in the log, and tried again.
+            assert_eq!(verb, Verb::Stop, "{step} failed, and the verb did not: {answer}");
+        }
+        node.ask_again(verb, &step).await;
+        node.clean_up(&step).await;
+    }
+}
