@@ -4,11 +4,14 @@
 mod attach;
 mod exec;
 mod health;
+mod host_config;
 mod life;
 mod logs;
+mod namespaces;
 mod networks;
 mod pause;
 mod restarts;
+mod security;
 mod steps;
 
 use berth_tests::{Cri, Daemon, Engine, Machine, engine, ready_with};
@@ -25,4 +28,28 @@ async fn ready_with_cri() -> (Machine, Daemon, Engine, Cri, String) {
     let (machine, daemon, engine, image) = ready().await;
     let cri = daemon.cri();
     (machine, daemon, engine, cri, image)
+}
+
+/// What a shell script prints in a container that `docker run --rm OPTIONS` makes, and ends well.
+fn run(machine: &Machine, options: &[&str], image: &str, script: &str) -> String {
+    let mut arguments = vec!["run", "--rm"];
+    arguments.extend(options);
+    arguments.extend([image, "sh", "-c", script]);
+    succeed(machine, &arguments)
+}
+
+/// What the docker CLI prints, without the end of its line.
+fn succeed(machine: &Machine, arguments: &[&str]) -> String {
+    let output = machine.docker(arguments);
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "docker {arguments:?}: {out}{err}");
+    out.trim_end().to_owned()
+}
+
+/// What the docker CLI says when it fails.
+fn fail(machine: &Machine, arguments: &[&str]) -> String {
+    let output = machine.docker(arguments);
+    assert!(!output.status.success(), "docker {arguments:?} succeeds");
+    String::from_utf8_lossy(&output.stderr).trim_end().to_owned()
 }

@@ -1,5 +1,8 @@
 //! Pause and unpause, and what else comes to a paused container.
 
+use std::{fs, path::Path};
+
+use berth_tests::{Engine, Image, Machine, engine, has_unified_cgroups};
 use serde_json::json;
 
 use crate::ready;
@@ -65,5 +68,40 @@ async fn a_paused_container_can_be_stopped_and_killed_and_sees_signals_later() {
         assert!(events.contains(&"unpause".to_owned()), "{events:?}");
         engine.remove(name).await;
     }
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn where_there_is_no_v2_tree_the_freezer_of_v1_does_it() {
+    const UNIFIED: &str = "/sys/fs/cgroup/unified";
+    let freezer = Path::new("/sys/fs/cgroup/freezer");
+    if has_unified_cgroups() || !freezer.join("cgroup.procs").exists() {
+        return;
+    }
+    let mut machine = Machine::new();
+    machine.config = engine::config();
+    if Path::new(UNIFIED).join("cgroup.procs").exists() {
+        machine.output("umount", &[UNIFIED]);
+    }
+    let daemon = machine.start().await;
+    let image = daemon.cri().pull_image(&machine, Image::busybox()).await;
+    let engine = Engine::of(&machine);
+    let host = json!({ "CgroupParent": machine.cgroup_parent });
+    let asked = json!({ "Image": image, "Cmd": ["sleep", "1000"], "HostConfig": host });
+    let id = engine.create("c1", asked).await;
+    let file = freezer.join(&machine.cgroup_parent).join(id).join("freezer.state");
+    let state = || fs::read_to_string(&file).unwrap();
+    engine.start("c1").await;
+    engine.post("/containers/c1/pause", json!(null)).await;
+    assert_eq!(state(), "FROZEN\n");
+    daemon.kill();
+    let _daemon = machine.start().await;
+    assert_eq!(engine.inspect("c1").await["State"]["Status"], "paused");
+    engine.post("/containers/c1/unpause", json!(null)).await;
+    assert_eq!(state(), "THAWED\n");
+    engine.post("/containers/c1/pause", json!(null)).await;
+    engine.post("/containers/c1/kill", json!(null)).await;
+    assert_eq!(engine.wait("c1").await, 137);
+    engine.remove("c1").await;
     machine.assert_clean().await;
 }
