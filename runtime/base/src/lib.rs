@@ -8,6 +8,7 @@ pub mod error;
 pub mod id;
 pub mod layout;
 pub mod observe;
+pub mod open_in_root;
 pub mod reserve;
 pub mod singleflight;
 pub mod trash;

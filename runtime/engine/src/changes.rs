@@ -69,11 +69,17 @@ enum Found {
 
 impl Overlay<'_> {
     /// All changes, sorted by path. A directory counts as changed if something in it is. `ignored`
-    /// are paths such as `etc/hosts` that the runtime has made, relative to the root. Blocks.
+    /// are paths such as `etc/hosts` that the runtime has made, relative to the root, and `places`
+    /// those on which it has mounted something: the container has them, wherever they were made.
+    /// Blocks.
     ///
     /// # Errors
     /// Errors of the filesystem. What vanishes while it is read is left out.
-    pub fn changes(&self, ignored: &BTreeSet<PathBuf>) -> io::Result<Vec<Change>> {
+    pub fn changes(
+        &self,
+        ignored: &BTreeSet<PathBuf>,
+        places: &[PathBuf],
+    ) -> io::Result<Vec<Change>> {
         let mut changes = BTreeMap::new();
         let mut left = vec![PathBuf::new()];
         while let Some(directory) = left.pop() {
@@ -97,6 +103,12 @@ impl Overlay<'_> {
                     }
                     left.push(path);
                 }
+            }
+        }
+        for place in places.iter().flat_map(|place| place.ancestors()) {
+            let is_there = place.as_os_str().is_empty() || self.find_below(place)?.is_some();
+            if !is_there {
+                note(&mut changes, place, Kind::Added);
             }
         }
         let absolute = |path: PathBuf| Path::new("/").join(path);
@@ -279,12 +291,23 @@ mod tests {
     }
 
     fn play(upper: &Layer, lower: &[&Layer], ignored: &[&str]) -> Vec<String> {
+        play_mounted(upper, lower, ignored, &[])
+    }
+
+    fn play_mounted(
+        upper: &Layer,
+        lower: &[&Layer],
+        ignored: &[&str],
+        places: &[&str],
+    ) -> Vec<String> {
         let upper = File::open(upper.0.path()).unwrap();
         let lower: Vec<File> =
             lower.iter().map(|layer| File::open(layer.0.path()).unwrap()).collect();
         let lower: Vec<BorrowedFd<'_>> = lower.iter().map(AsFd::as_fd).collect();
         let overlay = Overlay { upper: upper.as_fd(), lower: &lower };
-        let changes = overlay.changes(&ignored.iter().map(PathBuf::from).collect()).unwrap();
+        let ignored = ignored.iter().map(PathBuf::from).collect();
+        let places: Vec<PathBuf> = places.iter().map(PathBuf::from).collect();
+        let changes = overlay.changes(&ignored, &places).unwrap();
         let letter = |kind| match kind {
             Kind::Changed => 'C',
             Kind::Added => 'A',
@@ -309,6 +332,16 @@ mod tests {
         assert_eq!(
             play(&upper, &[&image], &["etc/group", "etc/passwd"]),
             ["C /etc", "A /etc/test.conf"]
+        );
+    }
+
+    #[test]
+    fn the_place_of_a_mount_is_added_unless_the_image_has_it() {
+        let image = Layer::new(&["var/lib/x/", "tmp/"]);
+        let upper = Layer::new(&[]);
+        assert_eq!(
+            play_mounted(&upper, &[&image], &[], &["var/lib/x", "var/lib/y", "new/place", "tmp"]),
+            ["A /new", "A /new/place", "C /var", "C /var/lib", "A /var/lib/y"]
         );
     }
 

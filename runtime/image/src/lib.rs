@@ -31,7 +31,6 @@ mod layer_key;
 mod lookup;
 mod manifest;
 mod observer;
-mod open_in_root;
 mod options;
 mod pull;
 mod reference;

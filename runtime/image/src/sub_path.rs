@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use berth_base::open_in_root::open_in_root;
 use rustix::{
     fs::{CWD, Mode, OFlags, openat},
     io::Errno,
@@ -13,8 +14,6 @@ use rustix::{
         fsopen,
     },
 };
-
-use crate::open_in_root::open_in_root;
 
 /// Whether `path` exists in the merged tree of the directories `layers`, topmost first. Symbolic
 /// links are followed and do not lead out of the image.

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics fails")]
 
 mod attach;
+mod changes;
+mod copy;
 mod exec;
 mod health;
 mod host_config;

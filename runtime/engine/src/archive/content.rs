@@ -50,20 +50,25 @@ fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
 pub(super) struct Bounded<R> {
     from: R,
     budget: Rc<Cell<u64>>,
+    ended: Rc<Cell<bool>>,
 }
 
 impl<R> Bounded<R> {
-    /// `budget` is how many bytes may still be read.
-    pub(super) fn new(from: R, budget: Rc<Cell<u64>>) -> Self {
-        Self { from, budget }
+    /// `budget` is how many bytes may still be read, and `ended` becomes true at the end.
+    pub(super) fn new(from: R, budget: Rc<Cell<u64>>, ended: Rc<Cell<bool>>) -> Self {
+        Self { from, budget, ended }
     }
 }
 
 impl<R: Read> Read for Bounded<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.from.read(buffer)?;
+        if length == 0 && !buffer.is_empty() {
+            self.ended.set(true);
+        }
         let left = self.budget.get().checked_sub(length as u64);
-        self.budget.set(left.ok_or_else(|| io::Error::other("a header of more than 1 MiB"))?);
+        self.budget.set(left.unwrap_or(0));
+        left.ok_or_else(|| io::Error::other("a header of more than 1 MiB"))?;
         Ok(length)
     }
 }

@@ -11,7 +11,10 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
-use berth_base::error::{Error, Result};
+use berth_base::{
+    error::{Error, Kind, Result},
+    open_in_root::open_in_root,
+};
 use rustix::{
     fs::{
         AtFlags, FileType, Mode, OFlags, fstat, futimens, linkat, makedev, mkdirat, mknodat,
@@ -26,7 +29,7 @@ use super::{
     content::{Bounded, copy_with_holes},
     metadata::Metadata,
     node,
-    path::{ContainerPath, evaluate, open_in_root},
+    path::{ContainerPath, evaluate},
 };
 
 /// Bytes of the headers of one entry, so that a tar cannot fill the memory with a name.
@@ -65,16 +68,27 @@ impl ContainerFiles<'_> {
     /// `Internal`, with the entry.
     pub fn extract(&self, path: &str, from: impl Read, options: ExtractOptions) -> Result<()> {
         let directory = self.open_point(path)?;
+        let shown = evaluate(self.root, &ContainerPath::new(path).relative)
+            .map_err(|errno| self.unreachable(path, errno))?;
         let budget = Rc::new(Cell::new(MAX_HEADER));
-        let mut archive = Archive::new(Bounded::new(from, budget.clone()));
-        let mut writer = Writer { directory, shown: path, options, times: Vec::new() };
-        for entry in archive.entries().context("read tar").map_err(Error::from)? {
-            let mut entry = entry.context("read tar").map_err(Error::from)?;
+        let ended = Rc::new(Cell::new(false));
+        let mut archive = Archive::new(Bounded::new(from, budget.clone(), ended.clone()));
+        let mut writer = Writer { directory, shown, options, times: Vec::new() };
+        let malformed = |error: io::Error| match (ended.get(), budget.get()) {
+            (true, _) => Error::new(Kind::Internal, "unexpected EOF"),
+            (false, 0) => Error::from(anyhow::Error::from(error).context("read tar")),
+            (false, _) => Error::new(Kind::Internal, "archive/tar: invalid tar header"),
+        };
+        for entry in archive.entries().map_err(malformed)? {
+            let mut entry = entry.map_err(malformed)?;
             // The content may be as long as the disk is large.
             budget.set(u64::MAX);
             let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-            writer.add(&mut entry).map_err(|error| Error::from(error).during(name))?;
-            io::copy(&mut entry, &mut io::sink()).context("read tar").map_err(Error::from)?;
+            writer.add(&mut entry).map_err(|error| match error.downcast::<Error>() {
+                Ok(refusal) => refusal,
+                Err(error) => Error::from(error).during(name),
+            })?;
+            io::copy(&mut entry, &mut io::sink()).map_err(malformed)?;
             budget.set(MAX_HEADER);
         }
         writer.set_times().map_err(Error::from)
@@ -92,22 +106,22 @@ impl ContainerFiles<'_> {
     }
 }
 
-struct Writer<'a> {
+struct Writer {
     directory: OwnedFd,
     /// The path of the directory, for errors.
-    shown: &'a str,
+    shown: PathBuf,
     options: ExtractOptions,
     /// Directories and their times, which are set when everything in them is made.
     times: Vec<(PathBuf, Metadata)>,
 }
 
-impl Writer<'_> {
+impl Writer {
     fn add<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> anyhow::Result<()> {
         // `git archive` writes one with the id of the commit. It is not a file.
         if entry.header().entry_type() == EntryType::XGlobalHeader {
             return Ok(());
         }
-        let path = local(&entry.path_bytes())?;
+        let path = self.local(&entry.path_bytes())?;
         let Some(name) = path.file_name() else { return Ok(()) };
         let is_directory = entry.header().entry_type() == EntryType::Directory;
         let metadata = Metadata::read(entry, self.options.owner)?;
@@ -149,6 +163,25 @@ impl Writer<'_> {
                 node::finish_other(&parent, name, &metadata)
             }
         }
+    }
+
+    /// The name of an entry as a path that only leads downwards. Empty for the directory itself.
+    fn local(&self, name: &[u8]) -> anyhow::Result<PathBuf> {
+        let mut path = PathBuf::new();
+        for component in Path::new(OsStr::from_bytes(name)).components() {
+            match component {
+                Component::Normal(part) => path.push(part),
+                // The parent of the root is the root.
+                Component::ParentDir if path.pop() || self.shown == Path::new("/") => {}
+                Component::ParentDir => {
+                    let (name, place) = (String::from_utf8_lossy(name), self.shown.display());
+                    let text = format!("\"{name}\" is outside of \"{place}\"");
+                    bail!(Error::new(Kind::Internal, text));
+                }
+                Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+            }
+        }
+        Ok(path)
     }
 
     /// Opens the directory in which `path` is to be made. Directories that are missing are made.
@@ -194,8 +227,14 @@ impl Writer<'_> {
                 true => ["directory", "non-directory"],
                 false => ["non-directory", "directory"],
             };
-            let (path, place) = (path.display(), self.shown);
-            bail!("cannot overwrite {} \"{path}\" with {} \"{place}\"", kinds[0], kinds[1]);
+            let (path, place) = (self.shown.join(path), self.shown.display());
+            let text = format!(
+                "cannot overwrite {} \"{}\" with {} \"{place}\"",
+                kinds[0],
+                path.display(),
+                kinds[1]
+            );
+            bail!(Error::new(Kind::Internal, text));
         }
         node::remove(parent, name).context("replace")
     }
@@ -207,7 +246,7 @@ impl Writer<'_> {
         name: &OsStr,
         metadata: &Metadata,
     ) -> anyhow::Result<()> {
-        let target = local(&entry.link_name_bytes().context("a link without a target")?)?;
+        let target = self.local(&entry.link_name_bytes().context("a link without a target")?)?;
         let target_name = target.file_name().context("a hard link to the root")?;
         let directory = target.parent().unwrap_or(Path::new(""));
         let directory = open_in_root(&self.directory, directory, OFlags::PATH | OFlags::DIRECTORY);
@@ -254,20 +293,4 @@ fn make_node<R: Read>(
         ),
     };
     mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, device).context("make node")
-}
-
-/// The name of an entry as a path that only leads downwards. Empty for the directory itself.
-fn local(name: &[u8]) -> anyhow::Result<PathBuf> {
-    let mut path = PathBuf::new();
-    for component in Path::new(OsStr::from_bytes(name)).components() {
-        match component {
-            Component::Normal(part) => path.push(part),
-            Component::ParentDir if path.pop() => {}
-            Component::ParentDir => {
-                bail!("invalid entry name \"{}\"", String::from_utf8_lossy(name))
-            }
-            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
-        }
-    }
-    Ok(path)
 }

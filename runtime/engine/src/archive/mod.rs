@@ -1,4 +1,4 @@
-//! `docker cp`: paths of a container as tars, and tars into its directories.
+//! `docker cp` and `docker export`: paths of a container as tars, and tars into its directories.
 //!
 //! A container's files are as hostile as the tars that go into them, and it may run meanwhile. These
 //! are the classes of vulnerabilities that other runtimes had here, and what prevents them:
@@ -27,8 +27,8 @@ mod tests;
 
 use std::os::fd::BorrowedFd;
 
-use berth_base::error::Error;
-use rustix::io::Errno;
+use berth_base::error::{Error, Kind};
+use nix::errno::Errno;
 
 pub use self::{extract::ExtractOptions, stat::PathStat};
 
@@ -47,13 +47,17 @@ impl<'a> ContainerFiles<'a> {
     }
 
     /// The error for a path that cannot be opened, in the words of dockerd.
-    fn unreachable(&self, path: &str, errno: Errno) -> Error {
+    fn unreachable(&self, path: &str, errno: rustix::io::Errno) -> Error {
         match errno {
-            Errno::NOENT => Error::not_found(format!(
+            rustix::io::Errno::NOENT => Error::not_found(format!(
                 "Could not find the file {path} in container {}",
                 self.name
             )),
-            errno => anyhow::Error::from(errno).context(format!("open {path}")).into(),
+            errno => {
+                let slash = if path.starts_with('/') { "" } else { "/" };
+                let why = Errno::from_raw(errno.raw_os_error()).desc().to_lowercase();
+                Error::new(Kind::Internal, format!("lstat {slash}{path}: {why}"))
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A path of a container as a tar, as `GET /containers/X/archive` gives it.
+//! A path of a container as a tar, as `GET /containers/X/archive` and `/export` give it.
 
 use std::{
     collections::HashMap,
@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use berth_base::error::Result;
+use berth_base::{error::Result, open_in_root::open_in_root};
 use rustix::{
     fs::{CWD, Dir, FileType, Mode, OFlags, Stat, fstat, major, minor, openat, readlinkat},
     io::Errno,
@@ -20,12 +20,7 @@ use rustix::{
 use tar::{Builder, EntryType, Header};
 use tracing::debug;
 
-use super::{
-    ContainerFiles,
-    holes::Segments,
-    metadata::read_xattrs,
-    path::{ContainerPath, open_in_root},
-};
+use super::{ContainerFiles, holes::Segments, metadata::read_xattrs, path::ContainerPath};
 
 /// Bytes of a name that fit into a header.
 const SHORT_NAME: usize = 100;
@@ -50,12 +45,54 @@ impl ContainerFiles<'_> {
             b"/" => Vec::new(),
             base => base.to_vec(),
         };
-        let mut packer = Packer { to: Builder::new(to), seen: HashMap::new() };
-        packer
-            .walk(file, found, base)
-            .and_then(|()| packer.to.finish())
-            .map_err(anyhow::Error::from)?;
-        Ok(())
+        write_tree(file, found, &Names::Below(base), to)
+    }
+
+    /// Writes all files to `to` as a tar, with names relative to the root.
+    ///
+    /// # Errors
+    /// As `pack`.
+    pub fn export(&self, to: impl Write) -> Result<()> {
+        let fault = |errno| self.unreachable("/", errno);
+        let root = self.root.try_clone_to_owned().map_err(anyhow::Error::from)?;
+        let found = fstat(&root).map_err(fault)?;
+        write_tree(root, found, &Names::OfRoot, to)
+    }
+}
+
+fn write_tree(top: OwnedFd, found: Stat, names: &Names, to: impl Write) -> Result<()> {
+    let mut packer = Packer { to: Builder::new(to), seen: HashMap::new() };
+    packer
+        .walk(top, found, names)
+        .and_then(|()| packer.to.finish())
+        .map_err(anyhow::Error::from)?;
+    Ok(())
+}
+
+/// How the files of a tree are called in the tar.
+enum Names {
+    /// By their paths below this name.
+    Below(Vec<u8>),
+    /// By their paths. The top has none, and is left out.
+    OfRoot,
+}
+
+impl Names {
+    /// The name of the file at `path`, relative to the top.
+    fn of(&self, path: &Path) -> Option<Vec<u8>> {
+        match self {
+            Self::Below(base) => {
+                let mut name = base.clone();
+                if !path.as_os_str().is_empty() {
+                    name.push(b'/');
+                    name.extend_from_slice(path.as_os_str().as_bytes());
+                }
+                Some(name)
+            }
+            Self::OfRoot => {
+                Some(path.as_os_str().as_bytes().to_vec()).filter(|name| !name.is_empty())
+            }
+        }
     }
 }
 
@@ -84,17 +121,17 @@ impl From<io::Error> for Fault {
 }
 
 impl<W: Write> Packer<W> {
-    /// Adds `top` as `base`, and what is below it. The paths that are still to be visited are kept
+    /// Adds `top`, and what is below it. The paths that are still to be visited are kept
     /// and not their descriptors, so that a deep tree does not use them up; a path that is longer
     /// than the kernel takes is left out.
-    fn walk(&mut self, top: OwnedFd, found: Stat, base: Vec<u8>) -> io::Result<()> {
+    fn walk(&mut self, top: OwnedFd, found: Stat, names: &Names) -> io::Result<()> {
         let is_directory = FileType::from_raw_mode(found.st_mode) == FileType::Directory;
         let mut left = vec![PathBuf::new()];
         while let Some(path) = left.pop() {
-            let name = joined(&base, &path);
-            let added = match path.as_os_str().is_empty() {
-                true => self.add(&top, &found, name),
-                false => self.open_and_add(&top, &path, name),
+            let added = match names.of(&path) {
+                Some(name) if path.as_os_str().is_empty() => self.add(&top, &found, name),
+                Some(name) => self.open_and_add(&top, &path, name),
+                None => Ok(true),
             };
             match added {
                 Ok(true) if is_directory => left.extend(children(&top, &path)),
@@ -255,15 +292,6 @@ fn header(found: &Stat) -> Header {
     header.set_gid(found.st_gid.into());
     header.set_mtime(u64::try_from(found.st_mtime).unwrap_or(0));
     header
-}
-
-fn joined(base: &[u8], path: &Path) -> Vec<u8> {
-    let mut name = base.to_vec();
-    if !path.as_os_str().is_empty() {
-        name.push(b'/');
-        name.extend_from_slice(path.as_os_str().as_bytes());
-    }
-    name
 }
 
 /// Opens for reading what `file` refers to, which is a regular file or a directory: exactly that

@@ -3,20 +3,18 @@
 use std::{
     ffi::{OsStr, OsString},
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
     path::{Component, Path, PathBuf},
-    time::{Duration, Instant},
 };
 
+use berth_base::open_in_root::open_in_root;
 use rustix::{
-    fs::{Mode, OFlags, ResolveFlags, openat2, readlinkat},
+    fs::{OFlags, readlinkat},
     io::Errno,
 };
 
-/// How long to retry. One attempt takes microseconds.
-const PATIENCE: Duration = Duration::from_secs(1);
 /// The most links in one path. The kernel itself follows 40.
 const MAX_LINKS: usize = 255;
 
@@ -80,30 +78,6 @@ impl ContainerPath {
     }
 }
 
-/// openat2(2) with RESOLVE_IN_ROOT: neither links nor `..` lead out of `root`, at any time. The
-/// descriptor is closed on exec.
-///
-/// # Errors
-/// The kernel's own.
-pub(super) fn open_in_root(
-    root: impl AsFd,
-    path: &Path,
-    flags: OFlags,
-) -> rustix::io::Result<OwnedFd> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    // No magic links: one in /proc of the container must not reach a descriptor of the daemon.
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let begun = Instant::now();
-    loop {
-        match openat2(&root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
-            // A rename or a mount anywhere on the machine made the kernel unsure. It says nothing
-            // about this path, and openat2(2) advises to retry.
-            Err(Errno::AGAIN) if begun.elapsed() < PATIENCE => {}
-            result => return result,
-        }
-    }
-}
-
 /// The path that `path` leads to when all its links are followed, as text. What does not exist is
 /// taken as it is written. Only for showing and comparing: it may be another one a moment later.
 ///
@@ -160,7 +134,10 @@ fn read_link(root: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<Option<Vec
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::symlink};
+    use std::{
+        fs,
+        os::{fd::AsFd, unix::fs::symlink},
+    };
 
     use super::*;
 

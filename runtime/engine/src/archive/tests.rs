@@ -253,11 +253,11 @@ fn directories_are_kept_if_asked_for() {
     let file = tar(&[(Regular, "sub", "new")]);
     let directory = tar(&[(Directory, "file", "")]);
     for (tar, message) in [
-        (&file, "sub: cannot overwrite directory \"sub\" with non-directory \"/dir\""),
-        (&directory, "file/: cannot overwrite non-directory \"file\" with directory \"/dir\""),
+        (&file, "cannot overwrite directory \"/dir/sub\" with non-directory \"/dir\""),
+        (&directory, "cannot overwrite non-directory \"/dir/file\" with directory \"/dir\""),
     ] {
         let error = machine.extract_with("/dir", tar, keep).unwrap_err();
-        assert_eq!(error.message.replace("file:", "file/:"), message);
+        assert_eq!(error.message, message);
     }
     fs::write(machine.path("dir/sub/below"), "").unwrap();
     machine.extract("/dir", &file).unwrap();
@@ -283,6 +283,24 @@ fn the_owner_is_the_tars_unless_another_is_given() {
         assert_eq!((found.uid(), found.gid()), expected);
         assert_eq!(found.mode() & 0o7777, 0o4755);
     }
+}
+
+#[test]
+fn what_is_no_tar_is_refused_in_dockerds_words() {
+    let machine = Machine::new();
+    let whole = tar(&[(Regular, "file", &"x".repeat(2000))]);
+    for (bytes, message) in [
+        (&b"not a tar"[..], "unexpected EOF"),
+        (&[b'x'; 1024], "archive/tar: invalid tar header"),
+        (&whole[..1024], "unexpected EOF"),
+    ] {
+        assert_eq!(machine.extract("/dir", bytes).unwrap_err().message, message);
+    }
+    let outside = machine.extract("/dir", &tar(&[(Regular, "../../x", "x")])).unwrap_err();
+    assert_eq!(outside.message, "\"../../x\" is outside of \"/dir\"");
+    machine.extract("/", &tar(&[(Regular, "../../x", "x")])).unwrap();
+    assert!(machine.path("x").exists());
+    machine.extract("/dir", b"").unwrap();
 }
 
 #[test]
@@ -320,6 +338,10 @@ fn a_path_is_packed_under_its_last_name() {
     assert_eq!(machine.pack("/dir/"), expected);
     assert!(machine.pack("/dir/.").contains_key("./sub/"));
     assert!(machine.pack("/").contains_key("/dir/file"));
+    let mut all = Vec::new();
+    machine.with(|files| files.export(&mut all)).unwrap();
+    let names: Vec<String> = unpacked(&all).into_keys().collect();
+    assert_eq!(names[..3], ["dir/", "dir/file", "dir/link"]);
     assert_eq!(machine.pack("dir/file"), BTreeMap::from([("file".to_owned(), file)]));
     assert_eq!(machine.pack("/dir/link"), BTreeMap::from([("link".to_owned(), link)]));
     assert_eq!(machine.pack("/dir/link/"), BTreeMap::from([("link/".to_owned(), directory)]));

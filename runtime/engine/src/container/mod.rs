@@ -9,6 +9,7 @@
 pub(crate) mod check;
 pub(crate) mod create;
 mod defaults;
+pub(crate) mod files;
 pub(crate) mod life;
 pub(crate) mod links;
 pub(crate) mod merge;

@@ -40,6 +40,8 @@ pub(crate) struct Container {
     writing: Mutex<()>,
     /// Held by whatever begins, ends or removes it.
     pub life: tokio::sync::Mutex<()>,
+    /// Held by whoever has its files mounted (`files`), and by whoever makes a run.
+    pub files: Arc<tokio::sync::RwLock<()>>,
     /// Clients that attached before the start.
     waiting: Mutex<Vec<Streams>>,
     /// Keeps its layers.
@@ -60,6 +62,7 @@ impl Container {
             state: watch::Sender::new(State::at_rest(last)),
             writing: Mutex::default(),
             life: tokio::sync::Mutex::default(),
+            files: Arc::default(),
             waiting: Mutex::default(),
             _layers: layers,
         })

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use berth_image::LayerKey;
+use berth_shim::layout;
 use serde::{Deserialize, Serialize};
 
 use crate::api::{
@@ -61,6 +62,16 @@ impl Directory {
 
     pub(crate) fn state(&self) -> PathBuf {
         self.0.join("state.json")
+    }
+
+    /// What the container has written over its image.
+    pub(crate) fn upper(&self) -> PathBuf {
+        self.0.join(layout::UPPER)
+    }
+
+    /// What overlayfs needs beside it.
+    pub(crate) fn work(&self) -> PathBuf {
+        self.0.join(layout::WORK)
     }
 
     pub(crate) fn log(&self) -> PathBuf {

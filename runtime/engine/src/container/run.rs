@@ -15,7 +15,11 @@ use berth_node::{
     sandbox::{self, Origin},
 };
 
-pub(crate) use self::{mounts::prepare, namespaces::check_joins, resources::resources};
+pub(crate) use self::{
+    mounts::{of as mounts, prepare},
+    namespaces::check_joins,
+    resources::resources,
+};
 
 use super::record::{Directory, LOG, Record};
 use crate::{api::host_config::HostConfig, http::error::Result};

@@ -1,12 +1,14 @@
-//! Whether a running container knows a user, by its own /etc/passwd and /etc/group.
+//! Users and groups of a container, by its own /etc/passwd and /etc/group.
 
 use std::{
     fs::File,
     io::{self, Read},
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
 };
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2};
+use berth_base::open_in_root::open_in_root;
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 
 use crate::http::error::{Failure, Result};
 
@@ -18,62 +20,99 @@ const MAX_FILE: u64 = 10 << 20;
 /// # Errors
 /// 400 in dockerd's words.
 pub(crate) fn check(pid: u32, user: &str) -> Result<()> {
-    let (user, group) = user.split_once(':').unwrap_or((user, ""));
-    for (what, name) in [("passwd", user), ("group", group)] {
-        let is_known = name.is_empty()
-            || name.parse::<u32>().is_ok()
-            || has_entry(&read(pid, what).unwrap_or_default(), name);
-        if !is_known {
-            let noun = if what == "passwd" { "user" } else { "group" };
-            return Err(Failure::bad_request(format!(
-                "unable to find {noun} {name}: no matching entries in {what} file"
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn has_entry(text: &str, name: &str) -> bool {
-    text.lines().any(|line| line.split_once(':').is_some_and(|(first, _)| first == name))
-}
-
-/// Reads a file of the container's /etc. The container has written it, so that it may be anything:
-/// links stay in the container, and only a regular file is read.
-fn read(pid: u32, name: &str) -> io::Result<String> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root: OwnedFd = open(format!("/proc/{pid}/root"), flags, Mode::empty())?;
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = openat2(&root, format!("etc/{name}"), flags, Mode::empty(), resolve)?;
-    if !FileType::from_raw_mode(fstat(&file)?.st_mode).is_file() {
-        return Err(io::ErrorKind::InvalidData.into());
+    match openat(CWD, format!("/proc/{pid}/root"), flags, Mode::empty()) {
+        Ok(root) => find(root.as_fd(), user).map(drop),
+        // It has ended, which the start of an exec tells better.
+        Err(_) => Ok(()),
     }
-    let mut text = Vec::new();
-    File::from(file).take(MAX_FILE).read_to_end(&mut text)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// The user and the group of `USER[:GROUP]`, each a name or a number, in the container whose root
+/// directory this is.
+///
+/// # Errors
+/// 400 in dockerd's words.
+pub(crate) fn find(root: BorrowedFd<'_>, user: &str) -> Result<(u32, u32)> {
+    let (user, group) = user.split_once(':').unwrap_or((user, ""));
+    let passwd = read(root, "etc/passwd");
+    let known = entry(&passwd, user);
+    let id = |fields: &[&str], at: usize| fields.get(at).and_then(|field| field.parse().ok());
+    let uid = match (user.parse(), &known) {
+        (Ok(number), _) => number,
+        (Err(_), Some(fields)) => id(fields, 2).unwrap_or(0),
+        (Err(_), None) if user.is_empty() => 0,
+        (Err(_), None) => return Err(unknown("user", user, "passwd")),
+    };
+    let primary = known.as_ref().and_then(|fields| id(fields, 3)).unwrap_or(0);
+    let gid = match group.parse() {
+        Ok(number) => number,
+        Err(_) if group.is_empty() => primary,
+        Err(_) => entry(&read(root, "etc/group"), group)
+            .and_then(|fields| id(&fields, 2))
+            .ok_or_else(|| unknown("group", group, "group"))?,
+    };
+    Ok((uid, gid))
+}
+
+fn unknown(noun: &str, name: &str, file: &str) -> Failure {
+    let text = format!("unable to find {noun} {name}: no matching entries in {file} file");
+    Failure::bad_request(text)
+}
+
+/// The fields of the line for a user or group: by its name, or by its number, as its third field.
+fn entry<'a>(text: &'a str, wanted: &str) -> Option<Vec<&'a str>> {
+    let mut lines = text.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    lines.find(|fields| {
+        fields.first().is_some_and(|name| !wanted.is_empty() && *name == wanted)
+            || wanted.parse::<u32>().is_ok() && fields.get(2) == Some(&wanted)
+    })
+}
+
+/// Reads a file of the container; empty if it cannot be read. The container has written it, so that
+/// it may be anything: links stay in the container, and only a regular file is read.
+fn read(root: BorrowedFd<'_>, path: &str) -> String {
+    let open = || -> io::Result<Vec<u8>> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file: OwnedFd = open_in_root(root, Path::new(path), flags)?;
+        if !FileType::from_raw_mode(fstat(&file)?.st_mode).is_file() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let mut text = Vec::new();
+        File::from(file).take(MAX_FILE).read_to_end(&mut text)?;
+        Ok(text)
+    };
+    String::from_utf8_lossy(&open().unwrap_or_default()).into_owned()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
     fn names_are_found_and_numbers_need_no_entry() {
-        let own = std::process::id();
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("etc")).unwrap();
+        fs::write(root.path().join("etc/passwd"), "root:x:0:0::/:/bin/sh\nweb:x:7:8::/:\n")
+            .unwrap();
+        fs::write(root.path().join("etc/group"), "root:x:0:\nstaff:x:9:web\n").unwrap();
+        let directory = File::open(root.path()).unwrap();
         for (user, expected) in [
-            ("root", None),
-            ("4000000:root", None),
-            (
-                "nobody-here",
-                Some("unable to find user nobody-here: no matching entries in passwd file"),
-            ),
-            (
-                "0:none-such",
-                Some("unable to find group none-such: no matching entries in group file"),
-            ),
+            ("", Ok((0, 0))),
+            ("root", Ok((0, 0))),
+            ("web", Ok((7, 8))),
+            ("7", Ok((7, 8))),
+            ("web:staff", Ok((7, 9))),
+            ("web:5", Ok((7, 5))),
+            ("4000000:root", Ok((4_000_000, 0))),
+            ("4000000", Ok((4_000_000, 0))),
+            ("none", Err("unable to find user none: no matching entries in passwd file")),
+            ("0:none", Err("unable to find group none: no matching entries in group file")),
         ] {
-            let message = check(own, user).err().map(|failure| failure.message);
-            assert_eq!(message.as_deref(), expected, "{user}");
+            let found = find(directory.as_fd(), user).map_err(|failure| failure.message);
+            assert_eq!(found, expected.map_err(str::to_owned), "{user}");
         }
     }
 }

@@ -4,6 +4,7 @@ pub(crate) mod body;
 pub(crate) mod client;
 pub(crate) mod error;
 pub(crate) mod server;
+pub(crate) mod transfer;
 pub(crate) mod upgrade;
 pub(crate) mod version;
 pub(crate) mod websocket;

@@ -14,8 +14,11 @@ use crate::{
     },
 };
 
+mod archive;
 mod attach;
+mod changes;
 mod create;
+mod export;
 mod inspect;
 mod list;
 mod logs;
@@ -27,8 +30,11 @@ mod update;
 mod wait;
 
 pub(super) use self::{
+    archive::{archive, extract},
     attach::{attach, attach_websocket},
+    changes::changes,
     create::create,
+    export::export,
     inspect::inspect,
     list::{all_with_sizes, list},
     logs::logs,

@@ -87,6 +87,12 @@ async fn route(engine: Arc<Engine>, request: Request<Incoming>) -> Result<Answer
         ["containers", name, "attach", "ws"] if read => {
             containers::attach_websocket(call, name).await
         }
+        ["containers", name, "archive"] if read => containers::archive(&call, name).await,
+        ["containers", name, "archive"] if method == Method::PUT => {
+            containers::extract(call, name).await
+        }
+        ["containers", name, "changes"] if read => containers::changes(&call, name).await,
+        ["containers", name, "export"] if read => containers::export(&call, name).await,
         ["containers", name, "exec"] if method == post => exec::create(call, name).await,
         ["exec", id, "start"] if method == post => exec::start(call, id).await,
         ["exec", id, "resize"] if method == post => exec::resize(&call, id),

@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use berth_base::open_in_root::open_in_root;
 use rustix::{
     fs::{
         AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, futimens, linkat, mkdirat, mknodat,
@@ -29,10 +30,7 @@ use super::{
     tar_split::TarSplit,
     whiteout::{self, Whiteout},
 };
-use crate::{
-    open_in_root::open_in_root,
-    usage::{BLOCK, Usage, occupied},
-};
+use crate::usage::{BLOCK, Usage, occupied};
 
 /// Limits for one layer. Real images stay far below them, and a node survives them.
 const MAX_BYTES: u64 = 64 << 30;

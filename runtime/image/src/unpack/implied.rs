@@ -8,12 +8,11 @@ use std::{
 };
 
 use anyhow::Context;
+use berth_base::open_in_root::open_in_root;
 use rustix::fs::{
     AtFlags, CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid, fchmod, fchown, futimens, openat,
     statat,
 };
-
-use crate::open_in_root::open_in_root;
 
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::RDONLY).union(OFlags::CLOEXEC);
 

@@ -10,14 +10,12 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use berth_base::open_in_root::open_in_root;
 use berth_shim::record::{self, Found};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 
 use super::tar_split::{FILE, RAW, SEGMENT};
-use crate::{
-    layer_dir::{FILES, TAR_SPLIT},
-    open_in_root::open_in_root,
-};
+use crate::layer_dir::{FILES, TAR_SPLIT};
 
 /// Linux does not accept longer paths, so a longer one means a damaged record, and nothing should
 /// be allocated for it.

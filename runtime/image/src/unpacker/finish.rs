@@ -6,6 +6,7 @@
 use std::{os::fd::OwnedFd, path::Path};
 
 use anyhow::Context;
+use berth_base::open_in_root::open_in_root;
 use rustix::{
     fs::{
         AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
@@ -17,7 +18,6 @@ use rustix::{
 
 use crate::{
     layer_dir::FILES,
-    open_in_root::open_in_root,
     unpack::{Device, DeviceKind, Extracted},
 };
 

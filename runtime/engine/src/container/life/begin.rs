@@ -65,6 +65,8 @@ pub(super) async fn begin(
             last.wanted = true;
         })
     })?;
+    // Whoever reads its files has them mounted, and an overlay cannot be mounted twice.
+    let _files = container.files.write().await;
     match make(engine, container).await {
         Ok(run) => Ok(run),
         Err(Failed { code, failure }) => {

@@ -41,7 +41,7 @@ pub(crate) fn prepare(record: &Record) -> Result<()> {
 ///
 /// # Errors
 /// 403 for the daemon's own directories, 501 for what is not there yet.
-pub(super) fn of(layout: &Layout, record: &Record) -> Result<Vec<Mount>> {
+pub(crate) fn of(layout: &Layout, record: &Record) -> Result<Vec<Mount>> {
     if record.host_config.volumes_from.as_ref().is_some_and(|others| !others.is_empty()) {
         let text = "volumes of other containers are not implemented yet";
         return Err(Failure::new(StatusCode::NOT_IMPLEMENTED, text));

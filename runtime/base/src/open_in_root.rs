@@ -1,5 +1,6 @@
-//! Opens paths below a directory that an image has filled, as if that directory were the whole
-//! filesystem: no symbolic link and no `..` leads out of it (CVE-2021-32760, CVE-2025-47290).
+//! Opens paths below a directory that an image or a container has filled, as if that directory were
+//! the whole filesystem: no symbolic link and no `..` leads out of it, at any time (CVE-2018-15664,
+//! CVE-2021-32760, CVE-2025-47290).
 
 use std::{
     os::fd::{AsFd, OwnedFd},
@@ -15,15 +16,13 @@ use rustix::{
 /// How long to retry. One attempt takes microseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// openat2(2) with RESOLVE_IN_ROOT. The descriptor is closed on exec.
+/// openat2(2) with RESOLVE_IN_ROOT. An empty path is the root itself. The descriptor is closed on
+/// exec.
 ///
 /// # Errors
 /// The kernel's own.
-pub(super) fn open_in_root(
-    root: impl AsFd,
-    path: &Path,
-    flags: OFlags,
-) -> rustix::io::Result<OwnedFd> {
+pub fn open_in_root(root: impl AsFd, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     // No magic links: a link to /proc/self/fd/N must not reach a descriptor of the daemon.
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let begun = Instant::now();
