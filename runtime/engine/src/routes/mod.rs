@@ -1,5 +1,6 @@
 //! Which request is answered by what.
 
+mod absent;
 mod containers;
 mod events;
 mod exec;
@@ -11,7 +12,7 @@ mod system;
 
 use std::sync::Arc;
 
-use http::{Method, Request, StatusCode};
+use http::{Method, Request};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 
@@ -20,7 +21,7 @@ use crate::{
     engine::Engine,
     http::{
         body::{self, Answer},
-        error::{Failure, Result},
+        error::Result,
         version::{self, Version},
     },
 };
@@ -50,7 +51,7 @@ async fn route(engine: Arc<Engine>, request: Request<Incoming>) -> Result<Answer
     let (version, path) = version::split(&full)?;
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let segments: Vec<String> = path
-        .trim_matches('/')
+        .trim_start_matches('/')
         .split('/')
         .map(|segment| percent_decode_str(segment).decode_utf8_lossy().into_owned())
         .collect();
@@ -101,17 +102,6 @@ async fn route(engine: Arc<Engine>, request: Request<Incoming>) -> Result<Answer
         ["networks", name, "disconnect"] if method == post => {
             networks::disconnect(call, name).await
         }
-        ["plugins"] if read => Ok(body::ok(&[(); 0])),
-        ["swarm", ..]
-        | ["nodes", ..]
-        | ["services", ..]
-        | ["tasks", ..]
-        | ["secrets", ..]
-        | ["configs", ..] => Err(Failure::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" \
-             to connect this node to swarm and try again.",
-        )),
-        _ => Err(Failure::not_found("page not found")),
+        segments => absent::respond(&call, &method, segments),
     }
 }

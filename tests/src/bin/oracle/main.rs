@@ -122,7 +122,8 @@ async fn run(options: &Options) -> Result<bool> {
 fn recorded(path: &Path, scenarios: &[Scenario]) -> Result<Answers> {
     let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
     let mut answers: Answers = serde_json::from_str(&text)?;
-    let asked = |place: &str| scenarios.iter().any(|it| place.starts_with(&format!("{}: ", it.name)));
+    let asked =
+        |place: &str| scenarios.iter().any(|it| place.starts_with(&format!("{}: ", it.name)));
     answers.retain(|(place, _)| asked(place));
     Ok(answers)
 }
