@@ -3,6 +3,7 @@
 
 mod attach;
 mod exec;
+mod images;
 mod life;
 mod logs;
 mod networks;

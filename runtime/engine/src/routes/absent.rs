@@ -4,13 +4,10 @@
 use http::{Method, StatusCode};
 use serde_json::json;
 
-use super::Call;
-use crate::{
-    http::{
-        body::{self, Answer},
-        error::{Failure, Result},
-    },
-    image_name,
+use super::{Call, images};
+use crate::http::{
+    body::{self, Answer},
+    error::{Failure, Result},
 };
 
 const NO_MANAGER: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker \
@@ -74,13 +71,8 @@ fn not_made(what: &str) -> Result<Answer> {
 }
 
 fn of_image(call: &Call, name: &str, what: &str) -> Result<Answer> {
-    match call.engine.node.host.images.find(name).ok().flatten() {
-        Some(_) => not_made(what),
-        None => {
-            let name = image_name::with_tag(name);
-            Err(Failure::not_found(format!("No such image: {name}")))
-        }
-    }
+    images::find(&call.engine, name)?;
+    not_made(what)
 }
 
 fn swarm(text: &str) -> Result<Answer> {

@@ -93,6 +93,7 @@ async fn route(engine: Arc<Engine>, request: Request<Incoming>) -> Result<Answer
         ["images", "json"] if read => images::list(&call).await,
         ["images", "create"] if method == post => images::pull(call).await,
         ["images", name @ .., "json"] if read => images::inspect(&call, &name.join("/")).await,
+        ["images", name @ .., "history"] if read => images::history(&call, &name.join("/")),
         ["networks"] if read => networks::list(&call),
         ["networks", "create"] if method == post => networks::create(call).await,
         ["networks", "prune"] if method == post => networks::prune(&call),
