@@ -24,6 +24,7 @@ use crate::{
     layer_key::LayerKey,
     manifest::LayerDescriptor,
     observer::Observer,
+    progress::LayerStep,
     registry::{CHUNKS, Download, Limits, Repository},
     source::Source,
     store::{Layers, Lease, PartialBlob, ResumeStates},
@@ -44,6 +45,13 @@ pub(super) enum BlobSource {
 }
 
 impl BlobSource {
+    /// Tells one who watches the pull.
+    fn report(&self, layer: &LayerDescriptor, step: LayerStep) {
+        if let Self::Registry(repository) = self {
+            repository.progress.watched.report(&layer.blob, step);
+        }
+    }
+
     /// A small blob, verified.
     ///
     /// # Errors
@@ -115,13 +123,18 @@ impl LayerFetcher {
             .find_map(|key| self.layers.lease(std::slice::from_ref(key)));
         if let Some(lease) = present {
             (self.observer.layer_reused)();
+            source.report(layer, LayerStep::Present);
             return Ok(Arc::new(lease));
         }
         (self.observer.layer_pulled)();
+        source.report(layer, LayerStep::Waiting);
         let prepared = self.layers.prepare()?;
         let work = self.fetch_into(&prepared, source, layer, below);
         match step(pull_image::LAYER, work).await {
-            Ok(lease) => Ok(Arc::new(lease)),
+            Ok(lease) => {
+                source.report(layer, LayerStep::Complete);
+                Ok(Arc::new(lease))
+            }
             Err(error) => {
                 Layers::abandon(&prepared).await;
                 Err(error.during(format!("layer {}", layer.blob)))
@@ -199,6 +212,7 @@ impl LayerFetcher {
             blob: layer.blob.clone(),
             size: layer.size,
             limits: self.limits.clone(),
+            received: start.into(),
         };
         let (sender, receiver) = mpsc::channel(CHUNKS);
         let chunks = Chunks { partial, receiver };

@@ -32,6 +32,7 @@ mod lookup;
 mod manifest;
 mod observer;
 mod options;
+mod progress;
 mod pull;
 mod reference;
 mod registry;
@@ -69,6 +70,7 @@ pub use self::{
     lookup::normalize,
     observer::Observer,
     options::Options,
+    progress::{LayerProgress, LayerStep, Watched, watch},
     store::{Disk, Holder, Image, Lease, Names, StoreLayout},
     sub_path::contains_path,
     unpacker::unpack_if_asked,
@@ -136,9 +138,22 @@ impl Images {
     /// `InvalidArgument` if the name or the credentials cannot be parsed; otherwise see
     /// `Puller::pull`.
     pub async fn pull(&self, name: &str, auth: AuthConfig) -> Result<Digest> {
+        self.pull_watched(name, auth, Watched::default()).await
+    }
+
+    /// As `pull`, with reports of its layers.
+    ///
+    /// # Errors
+    /// Those of `pull`.
+    pub async fn pull_watched(
+        &self,
+        name: &str,
+        auth: AuthConfig,
+        watched: Watched,
+    ) -> Result<Digest> {
         let reference = Reference::parse(name)?;
         let credentials = self.credentials.credentials(auth, &reference).await?;
-        self.puller.pull(reference, credentials).await
+        self.puller.pull(reference, credentials, watched).await
     }
 
     /// Adds the images in the archive at `path`. An image that has no name in the archive gets
@@ -261,6 +276,13 @@ impl Images {
 
     pub fn names(&self, image: &Image) -> Names {
         self.store.names(&image.id)
+    }
+
+    /// The bytes on disk of each layer of its config, bottom first; 0 for one that is damaged.
+    pub fn layer_sizes(&self, image: &Image) -> Vec<u64> {
+        let layers = image.layers_by_diff_id().unwrap_or_default();
+        let size = |key: &LayerKey| self.store.layers.bytes(key).unwrap_or_default();
+        layers.iter().map(|(_, key)| size(key)).collect()
     }
 
     /// The config of an image as it was made, which has more than the OCI specification names.

@@ -29,6 +29,7 @@ use crate::{
     manifest::{Manifest, choose_from_index, digest_of},
     observer::Observer,
     options::Options,
+    progress::Watched,
     reference::Reference,
     registry::{Clients, Repository},
     signature,
@@ -72,7 +73,7 @@ impl Puller {
     }
 
     /// Pulls `reference` and returns the image's id. The pull goes on if the caller disconnects,
-    /// and a caller that asks again joins it.
+    /// and a caller that asks again joins it; reports are for the first one only.
     ///
     /// # Errors
     /// `NotFound`, `Unauthenticated` and `PermissionDenied` as the registry says;
@@ -82,12 +83,13 @@ impl Puller {
         &self,
         reference: Reference,
         credentials: Credentials,
+        watched: Watched,
     ) -> Result<Digest> {
         let key = (reference.to_string(), credentials.clone());
         let own = self.clone();
         let pull = async move {
             let begun = Instant::now();
-            let pulled = own.pull_once(&reference, credentials).await;
+            let pulled = own.pull_once(&reference, credentials, watched).await;
             (own.observer.pull_ended)(begun.elapsed(), pulled.is_ok());
             // A tag that moved may have left an image without a name, and a failed pull layers that
             // belong to no image.
@@ -97,9 +99,16 @@ impl Puller {
         self.pulls.join(key, pull).await
     }
 
-    async fn pull_once(&self, reference: &Reference, credentials: Credentials) -> Result<Digest> {
+    async fn pull_once(
+        &self,
+        reference: &Reference,
+        credentials: Credentials,
+        watched: Watched,
+    ) -> Result<Digest> {
         let begun = Instant::now();
-        let repository = Arc::new(self.open_repository(reference, credentials).await?);
+        let mut repository = self.open_repository(reference, credentials).await?;
+        repository.progress.watched = watched;
+        let repository = Arc::new(repository);
         if let Some(image) = self.unchanged(&repository, reference).await? {
             image.layers.iter().for_each(|_| (self.observer.layer_reused)());
             tracing::info!(

@@ -29,10 +29,16 @@ impl fmt::Display for Difference {
 /// All differences between the answers of dockerd and of berth, in the order of the scenarios.
 pub fn differences(theirs: &Answers, ours: &Answers) -> Vec<Difference> {
     let mut found = Vec::new();
-    for ((place, theirs), (_, ours)) in theirs.iter().zip(ours) {
-        compare(&format!("{place}: "), Some(theirs), Some(ours), &mut found);
+    // One that awaits something in vain answers more than the other.
+    let more = theirs.iter().filter(|(place, _)| answer(ours, place).is_none());
+    for (place, _) in ours.iter().chain(more) {
+        compare(&format!("{place}: "), answer(theirs, place), answer(ours, place), &mut found);
     }
     found
+}
+
+fn answer<'a>(answers: &'a Answers, place: &str) -> Option<&'a Value> {
+    answers.iter().find(|(answered, _)| answered == place).map(|(_, answer)| answer)
 }
 
 fn compare(place: &str, theirs: Option<&Value>, ours: Option<&Value>, found: &mut Vec<Difference>) {

@@ -284,6 +284,8 @@ fn is_mac(run: &str) -> bool {
 fn ages(line: &str) -> String {
     let words: Vec<&str> = line.split(' ').collect();
     let units = ["second", "seconds", "minute", "minutes", "hour", "hours"];
+    let months =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let mut normal: Vec<&str> = Vec::new();
     let mut at = 0;
     while at < words.len() {
@@ -297,6 +299,16 @@ fn ages(line: &str) -> String {
             [number, word, ..] if number.parse::<u32>().is_ok() && unit(word) => {
                 normal.push("<age>");
                 2
+            }
+            // As ls(1) has it.
+            [month, day, time, ..]
+                if months.contains(month)
+                    && day.parse::<u8>().is_ok()
+                    && time.len() == 5
+                    && time.contains(':') =>
+            {
+                normal.push("<time>");
+                3
             }
             [word, ..] => {
                 normal.push(word);
@@ -330,6 +342,7 @@ mod tests {
             (format!("/x/{id}-json.log"), "/x/<id>-json.log".into()),
             ("since 1796036705.662225661".to_owned(), "since <time>".into()),
             ("0001-01-01T00:00:00Z".to_owned(), "0001-01-01T00:00:00Z".into()),
+            ("0 Nov 30 11:09 fd".to_owned(), "0 <time> fd".into()),
             ("a\n  b\n".to_owned(), "a\n  b\n".into()),
         ];
         for (given, expected) in cases {

@@ -106,7 +106,8 @@ impl Side {
                 Ok(None) => continue,
                 Err(error) => (format!("{step:?}"), json!({ "failed": format!("{error:#}") })),
             };
-            number += 1;
+            // What is awaited in vain has no number: the other side numbers what follows alike.
+            number += usize::from(!matches!(step, Step::Until { .. }));
             answers.push((format!("{}: {number} {place}", scenario.name), answer));
         }
         self.clear().await;

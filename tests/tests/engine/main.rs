@@ -7,6 +7,7 @@ mod copy;
 mod exec;
 mod health;
 mod host_config;
+mod images;
 mod life;
 mod logs;
 mod namespaces;

@@ -66,6 +66,11 @@ impl Platform {
         }
     }
 
+    /// Whether it is this machine's.
+    pub(crate) fn is_own(&self) -> bool {
+        (self.os.as_str(), self.architecture.as_str()) == ("linux", own_architecture())
+    }
+
     pub(crate) fn is_of(&self, image: &Image) -> bool {
         let own = Self::of(image);
         (&self.os, &self.architecture) == (&own.os, &own.architecture)

@@ -96,7 +96,14 @@ pub(crate) fn text(status: StatusCode, text: &'static str) -> Answer {
 }
 
 pub(crate) fn failed(failure: &Failure) -> Answer {
-    json(failure.status, &json!({ "message": failure.message }))
+    match failure.is_plain {
+        true => answer(
+            failure.status,
+            "text/plain; charset=utf-8",
+            full(format!("{}\n", failure.message)),
+        ),
+        false => json(failure.status, &json!({ "message": failure.message })),
+    }
 }
 
 /// A failure as an attach answers it: a line of text.

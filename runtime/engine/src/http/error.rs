@@ -8,13 +8,15 @@ use http::StatusCode;
 pub(crate) struct Failure {
     pub status: StatusCode,
     pub message: String,
+    /// Whether it is answered as text, and not as JSON.
+    pub is_plain: bool,
 }
 
 pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
 
 impl Failure {
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self { status, message: message.into(), is_plain: false }
     }
 
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {

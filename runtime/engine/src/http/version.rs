@@ -39,10 +39,11 @@ pub(crate) fn split(path: &str) -> Result<(Version, &str)> {
         )));
     }
     if (major, minor) < (1, OLDEST.0) {
-        return Err(Failure::bad_request(format!(
+        let refusal = Failure::bad_request(format!(
             "client version {text} is too old. Minimum supported API version is {OLDEST}, please \
              upgrade your client to a newer version"
-        )));
+        ));
+        return Err(Failure { is_plain: true, ..refusal });
     }
     Ok((Version(minor), rest))
 }

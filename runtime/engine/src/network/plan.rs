@@ -224,14 +224,14 @@ fn mac(record: &Record) -> Option<String> {
     of_endpoint.or_else(|| record.config.mac_address.clone().filter(|mac| !mac.is_empty()))
 }
 
-/// The exposed ports of a container: those of its config, and those that are bound.
+/// The exposed ports of a container, of the protocols that can be published.
 pub(crate) fn exposed(record: &Record) -> BTreeSet<Port> {
-    let of_config = record.config.exposed_ports.iter().flat_map(|ports| ports.keys());
-    let bound = record.host_config.port_bindings.iter().flat_map(|ports| ports.keys());
-    crate::ports::exposed(of_config.chain(bound).map(String::as_str)).unwrap_or_default()
+    let keys = record.config.exposed_ports.iter().flat_map(|ports| ports.keys());
+    keys.filter_map(|key| crate::ports::exposed([key.as_str()]).ok()).flatten().collect()
 }
 
-/// The ports of the host that a container wants.
+/// The ports of the host that a container wants. As with dockerd, a binding counts only if its port
+/// is exposed: the CLI and the SDKs expose what they bind.
 ///
 /// # Errors
 /// 400 in dockerd's words for what is no port.

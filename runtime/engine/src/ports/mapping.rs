@@ -9,7 +9,7 @@ use std::{
 use berth_base::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Port, invalid, parse_range};
+use super::{Port, Protocol, invalid, parse_range};
 
 /// `HostConfig.PortBindings`.
 pub type PortBindings = BTreeMap<String, Option<Vec<Option<PortBinding>>>>;
@@ -46,9 +46,9 @@ pub struct Mapping {
     pub host_port: HostPort,
 }
 
-/// The mappings that a container asks for: its `bindings`, and with `publish_all` any free port for
-/// each exposed one that has none. Those with a fixed port of the host come first, so that no other
-/// takes it.
+/// The mappings that a container asks for: the `bindings` of its exposed ports, and with
+/// `publish_all` any free port for each exposed one that has none. Those with a fixed port of the
+/// host come first, so that no other takes it.
 ///
 /// # Errors
 /// `InvalidArgument` in the words of dockerd.
@@ -60,16 +60,14 @@ pub fn mappings(
     let mut mappings = Vec::new();
     let mut unbound = exposed.clone();
     for (key, bindings) in bindings {
-        let port = single(key)?;
+        let Some(port) = single(key)? else { continue };
         let bindings = bindings.as_deref().unwrap_or_default();
-        // A port with an empty list counts as exposed.
-        if bindings.is_empty() {
-            unbound.insert(port);
-        } else {
+        let wanted = bindings.iter().map(|one| mapping(port, &one.clone().unwrap_or_default()));
+        let wanted = wanted.collect::<Result<Vec<_>>>()?;
+        // One that is bound without being exposed is checked, and has no effect.
+        if exposed.contains(&port) && !wanted.is_empty() {
             unbound.remove(&port);
-        }
-        for binding in bindings {
-            mappings.push(mapping(port, &binding.clone().unwrap_or_default())?);
+            mappings.extend(wanted);
         }
     }
     if publish_all {
@@ -83,11 +81,14 @@ pub fn mappings(
     Ok(mappings)
 }
 
-/// A key of the bindings, which is one port and not 0.
-fn single(key: &str) -> Result<Port> {
-    let mut ports = Port::parse_range(key).map_err(|_| invalid(key))?;
-    match (ports.next(), ports.next()) {
-        (Some(port), None) if port.number != 0 => Ok(port),
+/// A key of the bindings, which is one port and not 0. `None` for a protocol that cannot be
+/// published, which is no error.
+fn single(key: &str) -> Result<Option<Port>> {
+    let (numbers, protocol) = key.split_once('/').unwrap_or((key, ""));
+    match parse_range(numbers).map_err(|_| invalid(key))?.into_inner() {
+        (number, last) if number == last && number != 0 => {
+            Ok(Protocol::parse(protocol).map(|protocol| Port { number, protocol }))
+        }
         _ => Err(invalid(key)),
     }
 }
@@ -137,17 +138,15 @@ impl Mapping {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::{Protocol, exposed},
-        *,
-    };
+    use super::{super::exposed, *};
 
     fn bindings(json: &str) -> PortBindings {
         serde_json::from_str(json).unwrap()
     }
 
     fn checked(json: &str) -> Result<Vec<Mapping>, String> {
-        mappings(&bindings(json), &BTreeSet::new(), false).map_err(|error| error.message)
+        let exposed = exposed(["80/tcp", "53/udp", "7/sctp"]).unwrap();
+        mappings(&bindings(json), &exposed, false).map_err(|error| error.message)
     }
 
     fn tcp(number: u16) -> Port {
@@ -167,6 +166,8 @@ mod tests {
             (r#"{"80/tcp":[{"HostIp":null,"HostPort":"0"}]}"#, vec![plain.clone()]),
             (r#"{"80/tcp":null}"#, vec![]),
             (r#"{"80/tcp":[]}"#, vec![]),
+            // Nobody exposes these.
+            (r#"{"81/tcp":[{"HostPort":"81"}],"80/icmp":[{}]}"#, vec![]),
             (
                 r#"{"80/tcp":[{"HostPort":"8080-8090"}]}"#,
                 vec![Mapping { host_port: HostPort::Range(8080..=8090), ..plain.clone() }],
@@ -200,7 +201,6 @@ mod tests {
             (r#"{"0/tcp":null}"#, wrong("0/tcp")),
             (r#"{"x/tcp":null}"#, wrong("x/tcp")),
             (r#"{"":null}"#, wrong("")),
-            (r#"{"80/icmp":null}"#, wrong("80/icmp")),
             (r#"{"80-81/tcp":null}"#, wrong("80-81/tcp")),
             (r#"{"65536/tcp":null}"#, wrong("65536/tcp")),
             (r#"{"80/tcp":[{"HostPort":"http"}]}"#, wrong("http")),
@@ -225,7 +225,7 @@ mod tests {
             mappings.iter().map(|mapping| mapping.port.to_string()).collect::<Vec<_>>()
         };
         assert_eq!(ports(false), ["80/tcp"]);
-        assert_eq!(ports(true), ["80/tcp", "9/tcp", "443/tcp", "8000/udp", "8001/udp"]);
+        assert_eq!(ports(true), ["80/tcp", "443/tcp", "8000/udp", "8001/udp"]);
     }
 
     #[test]

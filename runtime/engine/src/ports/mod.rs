@@ -39,6 +39,16 @@ pub struct Port {
 }
 
 impl Protocol {
+    /// In any case; tcp if none is named. `None` for one whose ports cannot be published.
+    fn parse(text: &str) -> Option<Self> {
+        match text.to_ascii_lowercase().as_str() {
+            "" | "tcp" => Some(Self::Tcp),
+            "udp" => Some(Self::Udp),
+            "sctp" => Some(Self::Sctp),
+            _ => None,
+        }
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -65,12 +75,8 @@ impl Port {
         }
         let (numbers, protocol) = text.split_once('/').unwrap_or((text, ""));
         let range = parse_range(numbers)?;
-        let protocol = match protocol.to_ascii_lowercase().as_str() {
-            "" | "tcp" => Protocol::Tcp,
-            "udp" => Protocol::Udp,
-            "sctp" => Protocol::Sctp,
-            other => return Err(format!("invalid protocol: {other}")),
-        };
+        let protocol =
+            Protocol::parse(protocol).ok_or_else(|| format!("invalid protocol: {protocol}"))?;
         Ok(range.map(move |number| Self { number, protocol }))
     }
 }

@@ -1,11 +1,12 @@
-//! `/images`, as far as containers need them: pulled, listed, inspected.
+//! `/images`, as far as containers need them: pulled, listed, inspected, with their history.
 
-use std::collections::BTreeMap;
+mod history;
+mod pull;
+
+use std::{collections::BTreeMap, sync::Arc};
 
 use berth_base::blocking::{blocking, spawn_blocking};
 use berth_image::{Image, Names};
-use bytes::Bytes;
-use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -18,10 +19,13 @@ use crate::{
     http::{
         body::{self, Answer},
         error::{Failure, Result},
+        version::Version,
     },
     image_name::{self, familiar},
     time::{NEVER, parse_rfc3339},
 };
+
+pub(super) use self::{history::history, pull::pull};
 
 /// An image of the list, with its fields in dockerd's order.
 #[derive(Debug, Serialize)]
@@ -32,7 +36,7 @@ pub(super) struct Entry {
     id: String,
     labels: Option<BTreeMap<String, String>>,
     parent_id: &'static str,
-    repo_digests: Vec<String>,
+    repo_digests: Option<Vec<String>>,
     repo_tags: Vec<String>,
     shared_size: i64,
     size: u64,
@@ -67,10 +71,11 @@ struct Inspected {
     repo_digests: Vec<String>,
     parent: &'static str,
     comment: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
     created: String,
     docker_version: String,
     author: String,
-    config: ContainerConfig,
+    config: Value,
     architecture: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     variant: String,
@@ -113,7 +118,7 @@ static NONE: BTreeMap<String, String> = BTreeMap::new();
 /// By the pattern of a repository, or of a repository with a tag.
 fn is_referred(filters: &Filters, image: &Entry) -> bool {
     !filters.contains("reference")
-        || image.repo_tags.iter().chain(&image.repo_digests).any(|name| {
+        || image.repo_tags.iter().chain(image.repo_digests.iter().flatten()).any(|name| {
             let repository = name.rsplit_once([':', '@']).map_or(name.as_str(), |(r, _)| r);
             let repository = repository.strip_suffix("@sha256").unwrap_or(repository);
             filters
@@ -147,12 +152,13 @@ pub(super) fn entries(engine: &Engine, counts: bool) -> Vec<Entry> {
             let id = image.id.to_string();
             let used = containers.iter().filter(|container| container.record().image_id == id);
             Entry {
-                containers: if counts { used.count() as i64 } else { -1 },
+                containers: used.count() as i64,
                 created: parse_rfc3339(&document.created).unwrap_or(0) / 1_000_000_000,
                 id,
                 labels: config.labels,
                 parent_id: "",
-                repo_digests,
+                // In the table of what is used, none are null.
+                repo_digests: Some(repo_digests).filter(|all| !counts || !all.is_empty()),
                 repo_tags,
                 shared_size: if counts { 0 } else { -1 },
                 size: image.size,
@@ -163,15 +169,42 @@ pub(super) fn entries(engine: &Engine, counts: bool) -> Vec<Entry> {
     entries
 }
 
+/// # Errors
+/// 404. What cannot be a name is not there either.
+pub(super) fn find(engine: &Engine, name: &str) -> Result<Arc<Image>> {
+    let found = engine.node.host.images.find(name).ok().flatten();
+    found
+        .ok_or_else(|| Failure::not_found(format!("No such image: {}", image_name::with_tag(name))))
+}
+
+/// Fields that only containers have; older clients get them of images, too.
+const OF_CONTAINERS: [&str; 9] = [
+    "Hostname",
+    "Domainname",
+    "AttachStdin",
+    "AttachStdout",
+    "AttachStderr",
+    "Tty",
+    "OpenStdin",
+    "StdinOnce",
+    "Image",
+];
+
+/// The config of an image, which names no other image.
+fn shown_config(config: ContainerConfig, version: Version) -> Value {
+    let config = ContainerConfig { image: String::new(), ..config };
+    let mut shown = serde_json::to_value(&config).unwrap_or_default();
+    if let Some(fields) = shown.as_object_mut().filter(|_| version >= Version(50)) {
+        fields.retain(|name, _| !OF_CONTAINERS.contains(&name.as_str()));
+    }
+    shown
+}
+
 pub(super) async fn inspect(call: &Call, name: &str) -> Result<Answer> {
     let engine = &call.engine;
     let images = &engine.node.host.images;
-    let unknown = || Failure::not_found(format!("No such image: {}", image_name::with_tag(name)));
-    // What cannot be a name is not there either.
-    let image = images.find(name).ok().flatten().ok_or_else(unknown)?;
-    let (document, mut config) = blocking(|| document(engine, &image));
-    // An image names none.
-    config.image = String::new();
+    let image = find(engine, name)?;
+    let (document, config) = blocking(|| document(engine, &image));
     let (repo_tags, repo_digests) = shown(images.names(&image));
     let layers = engine.node.host.layout.layers();
     let paths: Vec<String> = image
@@ -185,10 +218,10 @@ pub(super) async fn inspect(call: &Call, name: &str) -> Result<Answer> {
         repo_digests,
         parent: "",
         comment: document.comment,
-        created: if document.created.is_empty() { NEVER.to_owned() } else { document.created },
+        created: document.created,
         docker_version: document.docker_version,
         author: document.author,
-        config,
+        config: shown_config(config, call.version),
         architecture: document.architecture,
         variant: document.variant,
         os: document.os,
@@ -203,22 +236,6 @@ pub(super) async fn inspect(call: &Call, name: &str) -> Result<Answer> {
         root_fs: json!({ "Type": "layers", "Layers": document.rootfs.diff_ids }),
         metadata: json!({ "LastTagTime": NEVER }),
     }))
-}
-
-pub(super) async fn pull(call: Call) -> Result<Answer> {
-    let (name, tag) = (call.query.get("fromImage"), call.query.get("tag"));
-    let reference = match tag {
-        "" => name.to_owned(),
-        digest if digest.contains(':') => format!("{name}@{digest}"),
-        tag => format!("{name}:{tag}"),
-    };
-    let images = call.engine.node.host.images.clone();
-    images.pull(&reference, berth_image::AuthConfig::default()).await?;
-    let status = format!(
-        "{}\r\n",
-        json!({ "status": format!("Status: Downloaded newer image for {reference}") })
-    );
-    Ok(body::streaming("application/json", stream::once(async { Ok(Bytes::from(status)) })))
 }
 
 #[cfg(test)]

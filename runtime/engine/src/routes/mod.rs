@@ -1,5 +1,6 @@
 //! Which request is answered by what.
 
+mod absent;
 mod containers;
 mod events;
 mod exec;
@@ -11,7 +12,7 @@ mod system;
 
 use std::sync::Arc;
 
-use http::{Method, Request, StatusCode};
+use http::{Method, Request};
 use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 
@@ -20,7 +21,7 @@ use crate::{
     engine::Engine,
     http::{
         body::{self, Answer},
-        error::{Failure, Result},
+        error::Result,
         version::{self, Version},
     },
 };
@@ -50,7 +51,7 @@ async fn route(engine: Arc<Engine>, request: Request<Incoming>) -> Result<Answer
     let (version, path) = version::split(&full)?;
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let segments: Vec<String> = path
-        .trim_matches('/')
+        .trim_start_matches('/')
         .split('/')
         .map(|segment| percent_decode_str(segment).decode_utf8_lossy().into_owned())
         .collect();
@@ -100,6 +101,7 @@ async fn route(engine: Arc<Engine>, request: Request<Incoming>) -> Result<Answer
         ["images", "json"] if read => images::list(&call).await,
         ["images", "create"] if method == post => images::pull(call).await,
         ["images", name @ .., "json"] if read => images::inspect(&call, &name.join("/")).await,
+        ["images", name @ .., "history"] if read => images::history(&call, &name.join("/")),
         ["networks"] if read => networks::list(&call),
         ["networks", "create"] if method == post => networks::create(call).await,
         ["networks", "prune"] if method == post => networks::prune(&call),
@@ -109,17 +111,6 @@ async fn route(engine: Arc<Engine>, request: Request<Incoming>) -> Result<Answer
         ["networks", name, "disconnect"] if method == post => {
             networks::disconnect(call, name).await
         }
-        ["plugins"] if read => Ok(body::ok(&[(); 0])),
-        ["swarm", ..]
-        | ["nodes", ..]
-        | ["services", ..]
-        | ["tasks", ..]
-        | ["secrets", ..]
-        | ["configs", ..] => Err(Failure::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" \
-             to connect this node to swarm and try again.",
-        )),
-        _ => Err(Failure::not_found("page not found")),
+        segments => absent::respond(&call, &method, segments),
     }
 }

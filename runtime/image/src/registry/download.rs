@@ -10,7 +10,10 @@ use std::{
     collections::VecDeque,
     ops::Range,
     pin::pin,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -24,7 +27,7 @@ use super::{
     repository::{BlobResponse, Repository},
     response::{root_cause, unavailable},
 };
-use crate::{digest::Digest, observer::Observer};
+use crate::{digest::Digest, observer::Observer, progress::LayerStep};
 
 /// Capacity of the channel between the network and the thread that feeds the process which unpacks.
 /// Most of what is under way is in the pipe to that, which costs the daemon no memory.
@@ -80,6 +83,8 @@ pub(crate) struct Download {
     /// Size of the blob in bytes, according to its descriptor.
     pub size: u64,
     pub limits: Arc<Limits>,
+    /// The bytes that are here, for reports.
+    pub received: AtomicU64,
 }
 
 /// Where the bytes go.
@@ -187,6 +192,8 @@ impl Download {
         if let Err(error) = self.run(start, &sender).await {
             // If the receiver is gone, it has failed itself, and reports its own error.
             let _ = sender.send(Err(error)).await;
+        } else {
+            self.repository.progress.watched.report(&self.blob, LayerStep::Downloaded);
         }
     }
 
@@ -353,7 +360,10 @@ impl Download {
     }
 
     fn count(&self, bytes: u64) {
-        self.repository.progress.received.fetch_add(bytes, Ordering::Relaxed);
+        let progress = &self.repository.progress;
+        progress.received.fetch_add(bytes, Ordering::Relaxed);
+        let before = self.received.fetch_add(bytes, Ordering::Relaxed);
+        progress.watched.downloaded(&self.blob, self.size, before, bytes);
         (self.limits.observer.bytes_received)(bytes);
     }
 

@@ -21,7 +21,7 @@ use super::{
     response::{is_transient, read_document, retry_after, status_error, unavailable},
     server::{Request, Server},
 };
-use crate::{credentials::Credentials, digest::Digest, reference::Reference};
+use crate::{credentials::Credentials, digest::Digest, progress::Watched, reference::Reference};
 
 /// All media types of manifests. If one is missing here, a registry may convert the manifest to an
 /// older type, or respond with 404.
@@ -55,6 +55,7 @@ pub(crate) struct Progress {
     pub received: AtomicU64,
     /// The sizes of the layers whose download has begun.
     pub expected: AtomicU64,
+    pub watched: Watched,
 }
 
 /// The response to a request for a range of a blob.

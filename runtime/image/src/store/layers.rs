@@ -345,7 +345,7 @@ impl Layers {
     }
 
     /// Bytes on disk of a layer. `None` if it is missing or known to be damaged.
-    pub(super) fn bytes(&self, key: &LayerKey) -> Option<u64> {
+    pub(crate) fn bytes(&self, key: &LayerKey) -> Option<u64> {
         self.state().layers.get(key).filter(|layer| !layer.damaged).map(|layer| layer.record.bytes)
     }
 

@@ -12,6 +12,7 @@ use crate::{
     http::{
         body::{self, Answer},
         error::Result,
+        version::Version,
     },
     sysinfo::SysInfo,
     time::rfc3339_nano,
@@ -89,17 +90,29 @@ struct Info {
     security_options: Vec<String>,
     #[serde(rename = "CDISpecDirs")]
     cdi_spec_dirs: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    firewall_backend: Option<Value>,
     warnings: Option<Vec<String>>,
+    #[serde(flatten)]
+    of_old_clients: BTreeMap<&'static str, bool>,
 }
+
+/// From this version on the firewall is named.
+const NAMES_FIREWALL: Version = Version(49);
+/// Below these versions there is what later ones have left out.
+const HAS_KERNEL_MEMORY: Version = Version(42);
+const HAS_BRIDGE_FILTERS: Version = Version(50);
+const HAS_NONDISTRIBUTABLE: Version = Version(49);
 
 pub(in crate::routes) async fn info(call: &Call) -> Result<Answer> {
     let engine = call.engine.clone();
-    let info = spawn_blocking(move || read(&engine)).await;
+    let version = call.version;
+    let info = spawn_blocking(move || read(&engine, version)).await;
     let info = info.map_err(|error| anyhow::Error::new(error).context("read the machine"))?;
     Ok(body::ok(&info))
 }
 
-fn read(engine: &Engine) -> Info {
+fn read(engine: &Engine, version: Version) -> Info {
     let machine = SysInfo::read();
     let host = &engine.node.host;
     let states: Vec<_> =
@@ -153,15 +166,7 @@ fn read(engine: &Engine) -> Info {
         os_type: "linux",
         architecture: std::env::consts::ARCH,
         index_server_address: "https://index.docker.io/v1/",
-        registry_config: json!({
-            "IndexConfigs": {
-                "docker.io": {
-                    "Mirrors": [], "Name": "docker.io", "Official": true, "Secure": true,
-                },
-            },
-            "InsecureRegistryCIDRs": ["::1/128", "127.0.0.0/8"],
-            "Mirrors": null,
-        }),
+        registry_config: registry_config(version),
         cpus: machine.cpus,
         mem_total: machine.memory,
         generic_resources: None,
@@ -195,8 +200,36 @@ fn read(engine: &Engine) -> Info {
             .iter()
             .map(|path| path.to_string_lossy().into_owned())
             .collect(),
+        firewall_backend: (version >= NAMES_FIREWALL).then(|| json!({ "Driver": "nftables" })),
         warnings: warnings(&machine),
+        of_old_clients: of_old_clients(version),
     }
+}
+
+fn registry_config(version: Version) -> Value {
+    let mut config = json!({
+        "IndexConfigs": {
+            "docker.io": { "Mirrors": [], "Name": "docker.io", "Official": true, "Secure": true },
+        },
+        "InsecureRegistryCIDRs": ["::1/128", "127.0.0.0/8"],
+        "Mirrors": null,
+    });
+    if version < HAS_NONDISTRIBUTABLE {
+        config["AllowNondistributableArtifactsCIDRs"] = Value::Null;
+        config["AllowNondistributableArtifactsHostnames"] = Value::Null;
+    }
+    config
+}
+
+fn of_old_clients(version: Version) -> BTreeMap<&'static str, bool> {
+    let mut fields = BTreeMap::new();
+    if version < HAS_BRIDGE_FILTERS {
+        fields.extend([("BridgeNfIptables", false), ("BridgeNfIp6tables", false)]);
+    }
+    if version < HAS_KERNEL_MEMORY {
+        fields.insert("KernelMemory", true);
+    }
+    fields
 }
 
 fn is_running(status: &str) -> bool {

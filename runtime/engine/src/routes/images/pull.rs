@@ -1,0 +1,282 @@
+//! `POST /images/create`: a pull, with a line of JSON for each step of a layer.
+
+use std::{collections::BTreeSet, io, sync::Arc};
+
+use base64::{
+    Engine as _, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+use berth_base::error::Error;
+use berth_image::{AuthConfig, Digest, LayerProgress, LayerStep, normalize, watch};
+use bytes::Bytes;
+use futures_util::stream;
+use http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use crate::{
+    container::platform::Platform,
+    engine::Engine,
+    http::{
+        body::{self, Answer},
+        error::{Failure, Result},
+    },
+    image_name,
+    routes::Call,
+};
+
+/// How many lines wait for a client.
+const WAITING: usize = 64;
+/// Clients send base64 for URLs, some without padding.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::URL_SAFE,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
+/// The header `X-Registry-Auth`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct RegistryAuth {
+    username: String,
+    password: String,
+    auth: String,
+    serveraddress: String,
+    identitytoken: String,
+    registrytoken: String,
+}
+
+/// A pull that runs, and the reports of its layers.
+struct Pull {
+    engine: Arc<Engine>,
+    reference: Reference,
+    ended: JoinHandle<Result<Digest, Error>>,
+    layers: mpsc::Receiver<LayerProgress>,
+    /// What the name meant before.
+    before: Option<Digest>,
+}
+
+/// A full name, `docker.io/library/busybox:latest`, taken apart.
+#[derive(Debug, PartialEq, Eq)]
+struct Reference {
+    /// `docker.io/library/busybox`
+    repository: String,
+    /// A tag or a digest.
+    target: String,
+}
+
+impl Reference {
+    fn parse(full: &str) -> Self {
+        let (repository, target) = match full.split_once('@') {
+            Some((repository, digest)) => (repository, digest),
+            None => full.rsplit_once(':').unwrap_or((full, "latest")),
+        };
+        Self { repository: repository.to_owned(), target: target.to_owned() }
+    }
+
+    fn joined(&self) -> String {
+        let mark = if self.target.contains(':') { '@' } else { ':' };
+        format!("{}{mark}{}", self.repository, self.target)
+    }
+
+    /// Without the host.
+    fn path(&self) -> &str {
+        self.repository.split_once('/').map_or(&self.repository, |(_, path)| path)
+    }
+}
+
+/// Pulls an image. The pull goes on if the client goes away.
+///
+/// # Errors
+/// 400 for what is no name; what the registry says, if no layer was reported before.
+pub(in crate::routes) async fn pull(call: Call) -> Result<Answer> {
+    if !call.query.get("fromSrc").is_empty() {
+        let text = "importing images is not implemented yet";
+        return Err(Failure::new(StatusCode::NOT_IMPLEMENTED, text));
+    }
+    if let Some(platform) = Platform::parse(call.query.get("platform"))?
+        && !platform.is_own()
+    {
+        let text = format!("only images for this machine can be pulled, and none for {platform}");
+        return Err(Failure::bad_request(text));
+    }
+    let reference = reference(call.query.get("fromImage"), call.query.get("tag"))?;
+    let auth = auth(call.request.headers());
+    let images = call.engine.node.host.images.clone();
+    let name = reference.joined();
+    let before = images.find(&name).ok().flatten().map(|image| image.id.clone());
+    let (watched, mut layers) = watch();
+    let pulling = async move { images.pull_watched(&name, auth, watched).await };
+    let mut ended = tokio::spawn(pulling);
+    let (lines, receiver) = mpsc::channel(WAITING);
+    // A pull that fails before it has begun has its status; later, the answer is on its way.
+    let (first, result) = tokio::select! {
+        biased;
+        Some(layer) = layers.recv() => (Some(layer), None),
+        result = &mut ended => (None, Some(joined(result)?)),
+    };
+    let pull = Pull { engine: call.engine, reference, ended, layers, before };
+    tokio::spawn(pull.tell(first, result, lines));
+    let lines = stream::unfold(receiver, |mut receiver| async {
+        let line: Value = receiver.recv().await?;
+        Some((Ok::<_, io::Error>(Bytes::from(format!("{line}\r\n"))), receiver))
+    });
+    Ok(body::streaming("application/json", lines))
+}
+
+fn joined(result: Result<Result<Digest, Error>, tokio::task::JoinError>) -> Result<Digest> {
+    match result {
+        Ok(pulled) => Ok(pulled?),
+        Err(error) => Err(anyhow::Error::new(error).context("pull an image").into()),
+    }
+}
+
+impl Pull {
+    /// Sends a line for every report, and the end. A client that is gone changes nothing.
+    async fn tell(
+        mut self,
+        first: Option<LayerProgress>,
+        result: Option<Digest>,
+        lines: mpsc::Sender<Value>,
+    ) {
+        let reference = &self.reference;
+        let status = format!("Pulling from {}", reference.path());
+        let _ = lines.send(json!({ "status": status, "id": reference.target })).await;
+        let mut is_new = false;
+        let mut seen = BTreeSet::new();
+        let mut next = first;
+        while let Some(layer) = next {
+            is_new |= layer.step == LayerStep::Waiting;
+            // An image may have a layer twice.
+            if seen.insert((layer.blob.to_string(), format!("{:?}", layer.step))) {
+                let _ = lines.send(layer_line(&layer)).await;
+            }
+            next = self.layers.recv().await;
+        }
+        let result = match result {
+            Some(pulled) => Ok(pulled),
+            None => joined((&mut self.ended).await),
+        };
+        match result {
+            Ok(id) => {
+                let is_new = is_new || self.before.as_ref() != Some(&id);
+                for line in self.last_lines(&id, is_new) {
+                    let _ = lines.send(line).await;
+                }
+            }
+            Err(Failure { message, .. }) => {
+                let detail = json!({ "message": message });
+                let _ = lines.send(json!({ "errorDetail": detail, "error": message })).await;
+            }
+        }
+    }
+
+    /// What it came to, which is an event as well.
+    fn last_lines(&self, id: &Digest, is_new: bool) -> Vec<Value> {
+        let joined = self.reference.joined();
+        let shown = image_name::familiar(&joined);
+        let mut attributes = Map::new();
+        attributes
+            .insert("name".to_owned(), image_name::familiar(&self.reference.repository).into());
+        self.engine.events.publish("image", "pull", shown, attributes);
+        let status = match is_new {
+            true => format!("Status: Downloaded newer image for {shown}"),
+            false => format!("Status: Image is up to date for {shown}"),
+        };
+        let digest = self.digest(id);
+        let digest = digest.map(|digest| json!({ "status": format!("Digest: {digest}") }));
+        digest.into_iter().chain([json!({ "status": status })]).collect()
+    }
+
+    /// The digest that the registry has for it.
+    fn digest(&self, id: &Digest) -> Option<String> {
+        let images = &self.engine.node.host.images;
+        let image = images.find(id.as_str()).ok().flatten()?;
+        let prefix = format!("{}@", self.reference.repository);
+        let names = images.names(&image).digests;
+        names.iter().find_map(|name| name.strip_prefix(&prefix)).map(str::to_owned)
+    }
+}
+
+fn layer_line(layer: &LayerProgress) -> Value {
+    let (status, detail) = match layer.step {
+        LayerStep::Present => ("Already exists", json!({})),
+        LayerStep::Waiting => ("Pulling fs layer", json!({})),
+        LayerStep::Downloading { received, size } => {
+            ("Downloading", json!({ "current": received, "total": size }))
+        }
+        LayerStep::Downloaded => ("Download complete", json!({})),
+        LayerStep::Complete => ("Pull complete", json!({})),
+    };
+    let short = layer.blob.as_str().rsplit(':').next().unwrap_or_default().get(..12);
+    json!({ "status": status, "progressDetail": detail, "id": short })
+}
+
+fn reference(name: &str, tag: &str) -> Result<Reference> {
+    let text = match tag {
+        "" => name.to_owned(),
+        digest if digest.contains(':') => format!("{name}@{digest}"),
+        tag => format!("{name}:{tag}"),
+    };
+    let full = normalize(&text).ok_or_else(|| {
+        let refusal = image_name::refusal(&text);
+        Failure::bad_request(refusal.unwrap_or_else(|| "invalid reference format".to_owned()))
+    })?;
+    Ok(Reference::parse(&full))
+}
+
+/// The credentials of a request. As with dockerd, what cannot be read counts as none.
+fn auth(headers: &HeaderMap) -> AuthConfig {
+    let header = headers.get("x-registry-auth").map(http::HeaderValue::as_bytes);
+    let document = BASE64.decode(header.unwrap_or_default()).unwrap_or_default();
+    let auth: RegistryAuth = serde_json::from_slice(&document).unwrap_or_default();
+    AuthConfig {
+        username: auth.username,
+        password: auth.password,
+        auth: auth.auth,
+        registry_token: auth.registrytoken,
+        identity_token: auth.identitytoken,
+        server_address: auth.serveraddress,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_taken_apart() {
+        for (name, tag, repository, target, path) in [
+            ("busybox", "", "docker.io/library/busybox", "latest", "library/busybox"),
+            ("localhost:5000/a/b", "1", "localhost:5000/a/b", "1", "a/b"),
+            ("docker.io/x/y:2", "", "docker.io/x/y", "2", "x/y"),
+        ] {
+            let reference = reference(name, tag).unwrap();
+            assert_eq!((&*reference.repository, &*reference.target), (repository, target));
+            assert_eq!(reference.path(), path);
+        }
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let by_digest = reference("busybox", &digest).unwrap();
+        assert_eq!(by_digest.joined(), format!("docker.io/library/busybox@{digest}"));
+        assert!(reference("UPPER", "").unwrap_err().message.ends_with("must be lowercase"));
+        assert_eq!(reference("", "").unwrap_err().message, "invalid reference format");
+    }
+
+    #[test]
+    fn credentials_are_read_with_and_without_padding() {
+        let of = |text: &'static str| {
+            auth(&HeaderMap::from_iter([(
+                http::HeaderName::from_static("x-registry-auth"),
+                http::HeaderValue::from_static(text),
+            )]))
+        };
+        for text in [
+            "eyJ1c2VybmFtZSI6InUiLCJwYXNzd29yZCI6InAifQ==",
+            "eyJ1c2VybmFtZSI6InUiLCJwYXNzd29yZCI6InAifQ",
+        ] {
+            assert_eq!((of(text).username, of(text).password), ("u".to_owned(), "p".to_owned()));
+        }
+        assert!(of("nonsense").username.is_empty());
+        assert!(auth(&HeaderMap::new()).username.is_empty());
+    }
+}
