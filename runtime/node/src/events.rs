@@ -55,6 +55,12 @@ impl Events {
         Pod { sandbox, sender: self.sender.clone() }
     }
 
+    /// Drops the events of this node, those to come as well: nobody will read them, and the queue
+    /// would grow for as long as the process runs.
+    pub fn discard(&self) {
+        drop(self.receiver());
+    }
+
     /// The other end, for the one reader who passes events on to clients. `None` the second time.
     pub fn receiver(&self) -> Option<UnboundedReceiver<Event>> {
         // The lock guards against two takers only; it is never held for long.
@@ -72,7 +78,19 @@ pub struct Pod {
 impl Pod {
     /// Publishes that something happened to the container with this id, or to the sandbox itself.
     pub fn publish(&self, kind: Kind, id: &str) {
-        // It fails if the reader is gone, which means that the process is about to end.
+        // It fails if the reader is gone, or if nobody is to read them.
         let _ = self.sender.send(Event { kind, sandbox: self.sandbox.clone(), id: id.to_owned() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_that_nobody_reads_are_not_kept() {
+        let events = Events::new();
+        events.discard();
+        assert!(events.sender.is_closed() && events.receiver().is_none());
     }
 }

@@ -70,6 +70,8 @@ impl Nodes {
 pub async fn recover(host: Arc<Host>) -> anyhow::Result<Nodes> {
     let begun = Instant::now();
     let nodes = Nodes { kubernetes: Node::new(host.clone()), engine: Node::new(host.clone()) };
+    // The engine publishes events of its own objects. Those of its runs nobody reads.
+    nodes.engine.events.discard();
     let tasks = blocking(|| read_disk(&nodes, &host))?;
     // Not earlier: only now do all containers hold their layers, and the others can be deleted.
     host.images.collect();

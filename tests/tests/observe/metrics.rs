@@ -8,7 +8,9 @@ use std::{
 };
 
 use berth_proto::v1;
-use berth_tests::{Capability, Cri, Machine, container, eventually, pod, ready_with, skip_without};
+use berth_tests::{
+    Capability, Cri, Engine, Machine, container, engine, eventually, pod, ready_with, skip_without,
+};
 use serde_json::Value;
 
 const ADDRESS: &str = "127.0.0.1:9325";
@@ -222,5 +224,29 @@ async fn prometheus_scrapes_it_and_every_query_of_the_dashboard_has_an_answer() 
         count += 1;
     }
     assert!(count >= 20, "{count}");
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn requests_of_the_engine_are_counted_by_their_route() {
+    let config = format!("{}\n[metrics]\nlisten = \"{ADDRESS}\"\n", engine::config());
+    let (machine, _daemon, _cri, _image) = ready_with(&config).await;
+    let engine = Engine::of(&machine);
+    engine.get("/v1.44/containers/json").await;
+    engine.get("/containers/json?all=1").await;
+    engine.request("GET", "/containers/nope/json", None).await;
+    engine.request("POST", "/x/y", None).await;
+    let samples = scrape(&machine);
+    for (labels, count) in [
+        (r#"method="GET",route="/containers/json",code="200""#, 2.0),
+        (r#"method="GET",route="/containers/{name}/json",code="404""#, 1.0),
+        (r#"method="POST",route="unknown",code="404""#, 1.0),
+    ] {
+        let name = format!("berth_engine_requests_total{{{labels}}}");
+        assert_eq!(samples.get(&name).copied(), Some(count), "{name} in {samples:#?}");
+    }
+    let labels = r#"method="GET",route="/containers/json""#;
+    let timed = samples[&format!("berth_engine_request_seconds_count{{{labels}}}")];
+    assert_eq!(timed, 2.0);
     machine.assert_clean().await;
 }

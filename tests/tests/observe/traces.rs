@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fs, net::TcpListener};
 
 use berth_proto::v1;
-use berth_tests::{Image, Machine, certificate, container, eventually, pod};
+use berth_tests::{Engine, Image, Machine, certificate, container, engine, eventually, pod};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -235,4 +235,26 @@ async fn a_protocol_that_is_not_spoken_is_said_at_the_start() {
     let (daemon, _) = machine.launch(&[]);
     eventually("its words", async || daemon.log().contains("OTEL_EXPORTER_OTLP_PROTOCOL")).await;
     assert!(!daemon.wait().success());
+}
+
+#[tokio::test]
+async fn a_request_of_the_engine_is_a_span_of_its_callers_trace() {
+    let mut machine = Machine::new();
+    machine.config = engine::config();
+    let (port, mut spans) = collector(&machine, None);
+    let endpoint = format!("http://127.0.0.1:{port}");
+    set(
+        &mut machine,
+        [("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint), ("OTEL_BSP_SCHEDULE_DELAY", "100")],
+    );
+    let _daemon = machine.start().await;
+    let socket = Engine::of(&machine).socket;
+    let client = reqwest::Client::builder().unix_socket(socket).build().unwrap();
+    let request = client.post("http://docker/v1.51/containers/nope/start");
+    let request = request.header("traceparent", format!("00-{TRACE}-{CALLER}-01"));
+    assert_eq!(request.send().await.unwrap().status(), 404);
+    let is_it =
+        |span: &Span| span.name == "POST /containers/{name}/start" && hex(&span.trace_id) == TRACE;
+    eventually("its span", async || spans.try_recv().is_ok_and(|(_, span)| is_it(&span))).await;
+    machine.assert_clean().await;
 }

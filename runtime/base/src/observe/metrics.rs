@@ -42,6 +42,21 @@ struct RpcEnd {
     grpc_code: &'static str,
 }
 
+/// A request of the engine, with the names that OpenTelemetry gives its attributes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct HttpRequest {
+    pub method: &'static str,
+    /// The path, with `{name}` for what clients choose.
+    pub route: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HttpEnd {
+    method: &'static str,
+    route: String,
+    code: u16,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StepLabels {
     operation: &'static str,
@@ -74,6 +89,8 @@ struct ContainerEnd {
 pub struct Metrics {
     rpcs: Family<RpcEnd, Counter>,
     rpc_seconds: Histograms<Rpc>,
+    engine_requests: Family<HttpEnd, Counter>,
+    engine_request_seconds: Histograms<HttpRequest>,
     steps: Histograms<StepLabels>,
     plugin_seconds: Histograms<Plugin>,
     plugin_errors: Family<Plugin, Counter>,
@@ -97,6 +114,8 @@ impl Default for Metrics {
         Self {
             rpcs: Family::default(),
             rpc_seconds: Family::new_with_constructor(quick),
+            engine_requests: Family::default(),
+            engine_request_seconds: Family::new_with_constructor(quick),
             steps: Family::new_with_constructor(quick),
             plugin_seconds: Family::new_with_constructor(quick),
             plugin_errors: Family::default(),
@@ -120,6 +139,13 @@ impl Metrics {
         self.rpc_seconds.get_or_create(&rpc).observe(took.as_secs_f64());
         let Rpc { grpc_service, grpc_method } = rpc;
         self.rpcs.get_or_create(&RpcEnd { grpc_service, grpc_method, grpc_code: code }).inc();
+    }
+
+    /// Counts a request of the engine that was answered with this status.
+    pub fn engine_request(&self, request: HttpRequest, code: u16, took: Duration) {
+        self.engine_request_seconds.get_or_create(&request).observe(took.as_secs_f64());
+        let HttpRequest { method, route } = request;
+        self.engine_requests.get_or_create(&HttpEnd { method, route, code }).inc();
     }
 
     /// Counts the run of a CNI plugin.
@@ -169,6 +195,16 @@ impl Metrics {
             self.rpc_seconds.clone(),
         );
         let registry = registry.sub_registry_with_prefix("berth");
+        registry.register(
+            "engine_requests",
+            "Requests of the Docker Engine API that were answered, by status",
+            self.engine_requests.clone(),
+        );
+        registry.register(
+            "engine_request_seconds",
+            "How long requests of the Docker Engine API took, streams to their beginning",
+            self.engine_request_seconds.clone(),
+        );
         registry.register(
             "step_seconds",
             "How long the steps of an operation took",

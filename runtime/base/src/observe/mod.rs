@@ -1,5 +1,6 @@
 //! What the daemon counts and times for its metrics, and the spans of its steps for traces.
 
+mod caller;
 mod metrics;
 pub mod steps;
 
@@ -8,7 +9,8 @@ use std::{sync::OnceLock, time::Instant};
 use tracing::{Instrument, Span};
 
 pub use self::{
-    metrics::{METRICS, Open, Rpc},
+    caller::join_caller,
+    metrics::{HttpRequest, METRICS, Open, Rpc},
     steps::Step,
 };
 

@@ -15,6 +15,9 @@ use super::error::{Failure, Result};
 /// The longest JSON of a request, in bytes. Real ones have some kilobytes.
 const MAX_JSON: usize = 4 << 20;
 
+/// How much is read of a body that nobody wants, in bytes: an image in a tar, but not for ever.
+const MAX_DISCARDED: usize = 256 << 20;
+
 pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
 pub(crate) type Answer = Response<Body>;
 
@@ -27,6 +30,18 @@ pub(crate) async fn read(body: Incoming) -> Result<Bytes> {
     let collected =
         collected.map_err(|error| Failure::bad_request(format!("read body: {error}")))?;
     Ok(collected.to_bytes())
+}
+
+/// Reads a body that nobody wants, so that its client comes to read the answer: most of them write
+/// all of it first. One that is very long is cut off.
+pub(crate) async fn discard(mut body: Incoming) {
+    let mut left = MAX_DISCARDED;
+    while let Some(Ok(frame)) = body.frame().await {
+        left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+        if left == 0 {
+            return;
+        }
+    }
 }
 
 /// Refuses a body that does not say that it is JSON. An empty one may say nothing.

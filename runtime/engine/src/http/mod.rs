@@ -3,6 +3,7 @@
 pub(crate) mod body;
 pub(crate) mod client;
 pub(crate) mod error;
+pub(crate) mod observe;
 pub(crate) mod server;
 pub(crate) mod transfer;
 pub(crate) mod upgrade;

@@ -17,7 +17,13 @@ const NO_MANAGER: &str = "This node is not a swarm manager. Use \"docker swarm i
 ///
 /// # Errors
 /// In nearly all cases: 404 for what is not there, 501 for what is not made yet, 503 of a swarm.
-pub(super) fn respond(call: &Call, method: &Method, segments: &[&str]) -> Result<Answer> {
+pub(super) async fn respond(call: Call, method: &Method, segments: &[&str]) -> Result<Answer> {
+    let answer = answer(&call, method, segments);
+    body::discard(call.request.into_body()).await;
+    answer
+}
+
+fn answer(call: &Call, method: &Method, segments: &[&str]) -> Result<Answer> {
     let read = method == Method::GET || method == Method::HEAD;
     let post = method == Method::POST;
     match segments {
@@ -46,7 +52,11 @@ pub(super) fn respond(call: &Call, method: &Method, segments: &[&str]) -> Result
         ["images", "get"] if read => not_made("saving images"),
         ["images", name @ .., "get"] if read => of_image(call, &name.join("/"), "saving images"),
         ["images", name @ .., "tag"] if post => of_image(call, &name.join("/"), "tagging images"),
-        ["images", name @ .., "push"] if post => of_image(call, &name.join("/"), "pushing images"),
+        ["images", name @ .., "push"] if post => {
+            let tag = Some(call.query.get("tag")).filter(|tag| !tag.is_empty());
+            let name = format!("{}:{}", name.join("/"), tag.unwrap_or("latest"));
+            of_image(call, &name, "pushing images")
+        }
         ["images", name @ ..] if method == Method::DELETE && !name.is_empty() => {
             of_image(call, &name.join("/"), "removing images")
         }

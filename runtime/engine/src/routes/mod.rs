@@ -22,6 +22,7 @@ use crate::{
     http::{
         body::{self, Answer},
         error::Result,
+        observe::Observed,
         version::{self, Version},
     },
 };
@@ -37,11 +38,13 @@ pub(crate) struct Call {
 pub(crate) async fn respond(engine: Arc<Engine>, request: Request<Incoming>) -> Answer {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
-    let answer = route(engine, request).await.unwrap_or_else(|failure| {
+    let observed = Observed::begin(&request);
+    let answer = observed.around(route(engine, request)).await.unwrap_or_else(|failure| {
         tracing::debug!(%method, path, status = %failure.status, "{}", failure.message);
         body::failed(&failure)
     });
     tracing::trace!(%method, path, status = %answer.status(), "answered");
+    observed.end(answer.status());
     answer
 }
 
@@ -111,6 +114,6 @@ async fn route(engine: Arc<Engine>, request: Request<Incoming>) -> Result<Answer
         ["networks", name, "disconnect"] if method == post => {
             networks::disconnect(call, name).await
         }
-        segments => absent::respond(&call, &method, segments),
+        segments => absent::respond(call, &method, segments).await,
     }
 }
