@@ -28,7 +28,13 @@ fn served(machine: &Machine, address: &str) -> String {
 /// A container that answers with its name on port 80.
 fn server(image: &str, name: &str, host_config: Value) -> Value {
     let script = format!("exec nc -ll -p 80 -e echo {name}");
-    json!({ "Image": image, "Cmd": ["sh", "-c", script], "HostConfig": host_config })
+    json!({
+        "Image": image,
+        "Cmd": ["sh", "-c", script],
+        // Only what is exposed is published, as with dockerd.
+        "ExposedPorts": { "80/tcp": {} },
+        "HostConfig": host_config,
+    })
 }
 
 /// Runs a script in a container of its own, and returns what it writes.
