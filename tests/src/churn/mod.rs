@@ -9,6 +9,7 @@
 mod belief;
 mod board;
 mod client;
+pub mod docker;
 mod events;
 mod images;
 mod kills;

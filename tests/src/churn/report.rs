@@ -44,12 +44,15 @@ impl Report {
     }
 
     pub(super) fn verb(&self, name: &'static str, answer: Answer, time: Duration) {
+        self.answered(name, word(answer), (answer != Answer::Interrupted).then_some(time));
+    }
+
+    /// As `verb`, of another API; without a time if there was no answer.
+    pub(super) fn answered(&self, name: &'static str, word: String, time: Option<Duration>) {
         let mut counts = self.counts();
         let verb = counts.verbs.entry(name).or_default();
-        *verb.answers.entry(word(answer)).or_default() += 1;
-        if answer != Answer::Interrupted {
-            verb.times.push(time);
-        }
+        *verb.answers.entry(word).or_default() += 1;
+        verb.times.extend(time);
     }
 
     pub(super) fn kill(&self, what: &'static str) {

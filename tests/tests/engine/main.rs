@@ -3,6 +3,7 @@
 
 mod attach;
 mod changes;
+mod churn;
 mod copy;
 mod exec;
 mod health;

@@ -3,7 +3,10 @@
 //! The kernel remembers it, so that a daemon that starts finds it there. A stop or a signal thaws
 //! the container first: frozen processes handle none.
 
-use std::sync::{MutexGuard, PoisonError};
+use std::{
+    io,
+    sync::{MutexGuard, PoisonError},
+};
 
 use berth_base::{
     blocking::{blocking, spawn_blocking},
@@ -31,7 +34,13 @@ impl Container {
         let freeze = spawn_blocking(move || cgroups.freeze(&path)).await;
         let frozen = freeze
             .map_err(|error| Error::new(Kind::Internal, error.to_string()))?
-            .map_err(|error| Error::from(error).during(format!("pause {}", self.meta.id)))?;
+            .map_err(|error| match error.downcast_ref::<io::Error>().map(io::Error::kind) {
+                // Its cgroup is gone, of which its shim has not told yet.
+                Some(io::ErrorKind::NotFound) => {
+                    Error::precondition(format!("container {} is not running", self.meta.id))
+                }
+                _ => Error::from(error).during(format!("pause {}", self.meta.id)),
+            })?;
         *self.frozen() = Some(frozen);
         Ok(())
     }

@@ -6,15 +6,17 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use berth_tests::churn::{self, Plan};
+use berth_tests::churn::{self, Plan, Report};
 
 const USAGE: &str = "\
 Makes random verbs on many pods, kills the daemon, shims, pins and network plugins meanwhile, and compares every answer,
-every event and what is left behind with a model of what CRI allows.
+every event and what is left behind with a model of what CRI allows; with --docker, on containers of the Docker Engine
+API, half of them with the restart policy `always`.
 
-usage: hack/churn MINUTES [--seed N] [--clients N] [--pods N]
+usage: hack/churn MINUTES [--docker] [--seed N] [--clients N] [--pods N]
 
   MINUTES       how long, as in 10 or 0.5; the comparison at the end comes on top
+  --docker      docker's verbs instead of CRI's
   --seed N      makes the same verbs again (default: another one each time)
   --clients N   how many clients there are at the same time (default 16)
   --pods N      how many pods they have together (default 60)
@@ -24,13 +26,16 @@ The same seed makes the same verbs with the same number of clients and pods; who
 
 Examples:
   hack/churn 10
+  hack/churn 5 --docker
   hack/churn 0.5 --seed 42 --clients 4 --pods 12
 ";
 
-fn options() -> Result<Option<Plan>, String> {
+/// Whose verbs, and how many.
+fn options() -> Result<Option<(bool, Plan)>, String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let seed = u64::from(now.subsec_nanos()) ^ now.as_secs() << 20;
     let mut plan = Plan { seed, clients: 16, pods: 60, duration: Duration::ZERO };
+    let mut is_docker = false;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let value = |value: Option<String>| value.ok_or(format!("{argument} needs a value"));
@@ -41,6 +46,7 @@ fn options() -> Result<Option<Plan>, String> {
             "--seed" => plan.seed = number(value(arguments.next())?)?,
             "--clients" => plan.clients = number(value(arguments.next())?)? as usize,
             "--pods" => plan.pods = number(value(arguments.next())?)? as usize,
+            "--docker" => is_docker = true,
             "--help" | "-h" => return Ok(None),
             minutes => {
                 let minutes: f64 =
@@ -53,7 +59,7 @@ fn options() -> Result<Option<Plan>, String> {
     if plan.duration.is_zero() {
         return Err("for how many minutes? See --help".to_owned());
     }
-    Ok(Some(plan))
+    Ok(Some((is_docker, plan)))
 }
 
 #[allow(clippy::print_stdout, reason = "a program for people")]
@@ -63,8 +69,8 @@ fn say(text: &str) {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let plan = match options() {
-        Ok(Some(plan)) => plan,
+    let (is_docker, plan) = match options() {
+        Ok(Some(options)) => options,
         Ok(None) => {
             say(USAGE.trim_end());
             return ExitCode::SUCCESS;
@@ -75,7 +81,12 @@ async fn main() -> ExitCode {
         }
     };
     say(&format!("seed {}, {} clients, {} pods", plan.seed, plan.clients, plan.pods));
-    match churn::run(plan, |report| say(&report.progress())).await {
+    let progress = |report: &Report| say(&report.progress());
+    let churned = match is_docker {
+        true => churn::docker::run(plan, progress).await,
+        false => churn::run(plan, progress).await,
+    };
+    match churned {
         Ok(report) => {
             say(&format!("\n{report}\nno wrong answer, and nothing left behind"));
             ExitCode::SUCCESS

@@ -9,7 +9,11 @@ use serde_json::json;
 
 use super::{pause::unpause, running};
 use crate::{
-    container::{object::Container, run, state::State},
+    container::{
+        object::Container,
+        run,
+        state::{Phase, State},
+    },
     engine::Engine,
     http::error::{Failure, Result},
     restart,
@@ -42,7 +46,23 @@ pub(crate) async fn stop(
     let grace = grace.or(container.record().config.stop_timeout).unwrap_or(GRACE);
     let grace =
         u64::try_from(grace).map_or(Duration::from_secs(u64::from(u32::MAX)), Duration::from_secs);
-    let ended = container.state().ended;
+    while container.state().is_active() {
+        if give_up_restart(container).await {
+            engine.publish(container, "stop", json!({}));
+        } else if container.state().is_running() {
+            stop_run(engine, container, signal, grace).await?;
+        }
+    }
+    Ok(true)
+}
+
+/// Stops the run that is under way.
+async fn stop_run(
+    engine: &Engine,
+    container: &Container,
+    signal: Option<i32>,
+    grace: Duration,
+) -> Result<()> {
     container.enter(|state| state.stopping = state.is_running());
     if let Some(run) = running(engine, container) {
         let own = run.meta.stop_signal;
@@ -64,17 +84,21 @@ pub(crate) async fn stop(
         }
         engine.node.stop_container(&container.id, Duration::ZERO).await?;
     }
-    let is_over = |state: &State| state.ended > ended || !state.is_running();
-    if !wait(container, is_over).await {
-        container.enter(|state| state.stopping = false);
-        let what = "its network or mounts cannot be taken down: see berthd's log";
-        return Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, what));
+    if wait(container, |state| !state.is_running()).await {
+        return Ok(());
     }
-    // Its policy may have decided before it knew of the stop.
-    if container.stop_restarting() {
-        engine.publish(container, "stop", json!({}));
+    container.enter(|state| state.stopping = false);
+    let what = "its network or mounts cannot be taken down: see berthd's log";
+    Err(Failure::new(StatusCode::INTERNAL_SERVER_ERROR, what))
+}
+
+/// Ends the wait for a restart. Whether there was one: it may have begun already, and is over then.
+async fn give_up_restart(container: &Container) -> bool {
+    if container.state().phase != Phase::Restarting {
+        return false;
     }
-    Ok(true)
+    let _life = container.life.lock().await;
+    container.stop_restarting()
 }
 
 /// Sends a signal to the first process.
@@ -82,33 +106,35 @@ pub(crate) async fn stop(
 /// # Errors
 /// 409 if it does not run.
 pub(crate) async fn kill(engine: &Engine, container: &Container, signal: i32) -> Result<()> {
-    let not_running = || {
-        let id = &container.id;
-        Failure::conflict(format!("cannot kill container: {id}: container {id} is not running"))
-    };
     if !container.state().is_active() {
-        return Err(not_running());
+        let id = &container.id;
+        return Err(Failure::conflict(format!(
+            "cannot kill container: {id}: container {id} is not running"
+        )));
     }
     let is_end = restart::ends_restarts(signal, run::stop_signal(&container.record()));
     container.change_last(|last| {
         last.manually_stopped = true;
         last.restarts_cancelled |= is_end;
     })?;
-    if container.stop_restarting() {
+    if give_up_restart(container).await {
         return Ok(());
     }
-    let run = running(engine, container).ok_or_else(not_running)?;
     if is_end {
         go_on(engine, container).await;
     }
-    run.kill(signal).await.map_err(|error| match error.kind {
-        Kind::FailedPrecondition => not_running(),
-        _ => error.into(),
-    })?;
+    if let Some(run) = running(engine, container)
+        && let Err(error) = run.kill(signal).await
+        // It has just ended, and nobody knows of it yet.
+        && error.kind != Kind::FailedPrecondition
+    {
+        return Err(error.into());
+    }
     publish_signal(engine, container, signal);
     if signal == SIGKILL {
         wait(container, |state| !state.is_running()).await;
-        container.stop_restarting();
+        // Its policy may have decided before it knew of this.
+        give_up_restart(container).await;
     }
     Ok(())
 }
