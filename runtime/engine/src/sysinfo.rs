@@ -53,7 +53,7 @@ impl SysInfo {
             memory_nodes: text(&format!("{ROOT}/cpuset.mems.effective")),
             memory_limit: has("memory"),
             memory_reservation: has("memory"),
-            swap_limit: has("memory"),
+            swap_limit: has("memory") && has_swap_limit(),
             cpu_shares: has("cpu"),
             cpu_cfs: has("cpu"),
             cpuset: has("cpuset"),
@@ -86,6 +86,14 @@ impl SysInfo {
             ..self
         }
     }
+}
+
+/// Whether a cgroup of v2 can limit swap. The root has no limits, so that this looks at the daemon's
+/// own cgroup.
+fn has_swap_limit() -> bool {
+    let own = text("/proc/self/cgroup");
+    let path = own.lines().find_map(|line| line.strip_prefix("0::/"));
+    path.is_some_and(|path| Path::new(ROOT).join(path).join("memory.swap.max").exists())
 }
 
 fn text(path: &str) -> String {

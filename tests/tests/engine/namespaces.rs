@@ -3,6 +3,7 @@
 use std::fs;
 
 use berth_tests::{Capability, has_unified_cgroups, skip_without};
+use serde_json::json;
 
 use crate::{fail, ready, run, succeed};
 
@@ -16,7 +17,7 @@ async fn namespaces_of_the_host() {
     if skip_without(Capability::DockerCli) {
         return;
     }
-    let (machine, _daemon, _engine, image) = ready().await;
+    let (machine, _daemon, engine, image) = ready().await;
     let kinds = ["pid", "ipc", "uts", "cgroup"];
     let script = "for kind in pid ipc uts cgroup; do readlink /proc/self/ns/$kind; done";
     let options = ["--pid=host", "--ipc=host", "--uts=host", "--cgroupns=host", "--userns=host"];
@@ -35,6 +36,11 @@ async fn namespaces_of_the_host() {
     assert!(namespace != own("uts") && name == host.trim_end(), "{shown}");
     let named = run(&machine, &["--network=host", "--hostname=mine"], &image, "hostname");
     assert_eq!(named, "mine");
+    // Only by the API.
+    let asked = json!({ "Image": image, "Cmd": ["ls", "/sys/class/net"], "NetworkDisabled": true });
+    engine.create("c1", asked).await;
+    assert_eq!(succeed(&machine, &["start", "--attach", "c1"]), "lo");
+    engine.remove("c1").await;
     machine.assert_clean().await;
 }
 

@@ -86,6 +86,8 @@ async fn new_privileges_and_labels() {
         let shown = run(&machine, &[option], &image, "grep NoNewPrivs /proc/self/status");
         assert_eq!(shown, format!("NoNewPrivs:\t{expected}"), "{option}");
     }
+    let error = fail(&machine, &["run", "--rm", "--security-opt=label=x", &image, "true"]);
+    assert!(error.contains("Bad label option"), "{error}");
     let error = fail(&machine, &["create", "--security-opt=nope=1", &image]);
     assert!(error.contains("invalid --security-opt 2: \"nope=1\""), "{error}");
     machine.assert_clean().await;

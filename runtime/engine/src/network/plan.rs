@@ -61,9 +61,13 @@ fn failed(what: &str) -> Failure {
 pub(crate) fn plan(engine: &Engine, container: &Container) -> Result<Plan> {
     let record = container.record();
     let host = &record.host_config;
+    let mode = match record.config.network_disabled {
+        Some(true) => "none",
+        _ => &host.network_mode,
+    };
     let Some(network) = engine
         .networks
-        .of_mode(&host.network_mode)
+        .of_mode(mode)
         .map_err(|failure| Failure { message: failed(&failure.message).message, ..failure })?
     else {
         return joined(engine, &record);

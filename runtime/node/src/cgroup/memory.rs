@@ -49,7 +49,7 @@ impl Hierarchies {
         }
         match memory.set_memswap_limit(swap) {
             // A kernel without swap accounting has no such file, and nobody asked for a limit.
-            Err(_) if resources.memory_swap_limit == 0 => Ok(()),
+            Err(_) if resources.memory_swap_limit <= 0 => Ok(()),
             result => result.with_context(|| step("swap", path)),
         }
     }

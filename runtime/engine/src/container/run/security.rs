@@ -45,8 +45,21 @@ impl<'a> Options<'a> {
         options
     }
 
-    /// Refuses a profile that is none.
+    /// Refuses a profile that is none, and labels that would have no effect.
     fn check(&self) -> Result<()> {
+        let is_known = |label: &&str| {
+            *label == "disable"
+                || matches!(label.split_once(':'), Some(("user" | "role" | "type" | "level", _)))
+        };
+        if let Some(unknown) = self.labels.iter().find(|label| !is_known(label)) {
+            return Err(Failure::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!(
+                    "Bad label option \"{unknown}\", valid options 'disable' or 'user, role, level, \
+                     type' followed by ':' and a value"
+                ),
+            ));
+        }
         let error = self
             .own_seccomp()
             .and_then(|profile| serde_json::from_str::<serde::de::IgnoredAny>(profile).err());
