@@ -14,6 +14,7 @@ pub(crate) mod life;
 pub(crate) mod links;
 pub(crate) mod merge;
 pub(crate) mod mounts;
+pub(crate) mod not_started;
 pub(crate) mod object;
 pub(crate) mod platform;
 pub(crate) mod record;
