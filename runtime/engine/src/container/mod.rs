@@ -12,6 +12,7 @@ mod defaults;
 pub(crate) mod files;
 pub(crate) mod life;
 pub(crate) mod links;
+pub(crate) mod logging;
 pub(crate) mod merge;
 pub(crate) mod mounts;
 pub(crate) mod not_started;
