@@ -46,6 +46,7 @@ pub mod layout;
 pub mod protocol;
 pub mod record;
 pub mod spec;
+pub mod timestamp;
 pub mod version;
 
 #[cfg(test)]

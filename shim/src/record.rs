@@ -143,6 +143,12 @@ pub struct Failure {
     pub fault: Fault,
 }
 
+/// The step in which a process becomes its program, whose name is the failure's path. An error
+/// number of EISDIR says that it is a directory, for which execve(2) itself has EACCES.
+pub const EXECUTE: &str = "execve";
+/// The step in which a process enters its working directory, which is the failure's path.
+pub const ENTER_DIRECTORY: &str = "chdir to";
+
 /// What has to change before a failed step can succeed. The daemon derives the gRPC code from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

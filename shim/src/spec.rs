@@ -430,6 +430,29 @@ pub struct Stdio {
     /// output.
     #[serde(default)]
     pub lossless: bool,
+    /// Absent: the log is one file, which somebody else renames when it is long enough.
+    #[serde(default)]
+    pub rotation: Option<LogRotation>,
+    /// The size of the container's terminal when its program starts; absent: 0 by 0.
+    #[serde(default)]
+    pub window: Option<Window>,
+}
+
+/// When a log goes on in a new file. The old ones are called `LOG.1`, `LOG.2` and so on, `LOG.1`
+/// being the newest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRotation {
+    /// A file takes no more records once it has so many bytes.
+    pub max_bytes: u64,
+    /// How many files there are, with the one that is written to; at least 1.
+    pub max_files: u32,
+}
+
+/// The size of a terminal, in characters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    pub rows: u16,
+    pub columns: u16,
 }
 
 /// `pin.json`: the namespaces of a pod, bound to files so that no process has to hold them.

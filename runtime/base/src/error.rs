@@ -2,6 +2,7 @@
 
 use std::{fmt, io};
 
+use berth_shim::record::Failure;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -33,13 +34,15 @@ pub enum Kind {
 pub struct Error {
     pub kind: Kind,
     pub message: String,
+    /// The step of a container's or an exec's start that failed, if it was one.
+    pub step: Option<Box<Failure>>,
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { kind, message: message.into(), step: None }
     }
 
     pub fn not_found(message: impl Into<String>) -> Self {
@@ -52,6 +55,11 @@ impl Error {
 
     pub fn precondition(message: impl Into<String>) -> Self {
         Self::new(Kind::FailedPrecondition, message)
+    }
+
+    /// Of a step of a start that failed.
+    pub fn of_step(kind: Kind, failure: &Failure) -> Self {
+        Self { step: Some(Box::new(failure.clone())), ..Self::new(kind, failure.to_string()) }
     }
 
     /// Adds what was being done when this happened.
@@ -76,7 +84,7 @@ impl From<anyhow::Error> for Error {
     fn from(error: anyhow::Error) -> Self {
         // anyhow finds it below any context that was added.
         if let Some(own) = error.downcast_ref::<Self>() {
-            return Self::new(own.kind, format!("{error:#}"));
+            return Self { message: format!("{error:#}"), ..own.clone() };
         }
         // The cause may be anywhere in the chain: every layer adds what it was doing.
         let kind = match error.chain().find_map(errno) {

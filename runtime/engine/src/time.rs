@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use berth_base::error::{Error, Result};
+use berth_shim::timestamp::rfc3339;
 
 /// What Docker shows for a time that has not come yet, such as the end of a running container: the
 /// zero value of Go's `time.Time`.
@@ -14,7 +15,7 @@ const NANOS: i64 = 1_000_000_000;
 /// A time in RFC 3339, in UTC, whose fraction has no zeros at its end and is left out when it is
 /// zero (Go's `time.RFC3339Nano`).
 pub fn rfc3339_nano(nanos: i64) -> String {
-    let mut text = rfc3339_fixed(nanos);
+    let mut text = rfc3339(nanos);
     text.pop();
     text.truncate(text.trim_end_matches('0').trim_end_matches('.').len());
     text.push('Z');
@@ -26,32 +27,7 @@ pub fn rfc3339_or_never(nanos: Option<i64>) -> String {
     nanos.map_or_else(|| NEVER.to_owned(), rfc3339_nano)
 }
 
-/// A time in RFC 3339, in UTC and with nine digits of fraction: 30 bytes, of which the earlier time
-/// is the smaller text.
-pub fn rfc3339_fixed(nanos: i64) -> String {
-    let (seconds, fraction) = (nanos.div_euclid(NANOS), nanos.rem_euclid(NANOS));
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let (year, month, day) = civil_from_days(days);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{fraction:09}Z")
-}
-
-/// The date of a day that is counted from 1 January 1970, in the proleptic Gregorian calendar.
-/// Years begin on 1 March here, so that leap days come last.
-fn civil_from_days(days: i64) -> (i64, i64, i64) {
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_index = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_index + 2) / 5 + 1;
-    let month = if month_index < 10 { month_index + 3 } else { month_index - 9 };
-    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
-}
-
-/// The inverse of `civil_from_days`.
+/// Days from 1 January 1970 to a date of the proleptic Gregorian calendar.
 fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let era = year.div_euclid(400);
@@ -272,7 +248,7 @@ mod tests {
             assert_eq!(rfc3339_nano(nanos), text);
             assert_eq!(parse_rfc3339(text), Some(nanos));
         }
-        assert_eq!(rfc3339_fixed(T), "2016-10-06T00:07:09.000000000Z");
+        assert_eq!(rfc3339(T), "2016-10-06T00:07:09.000000000Z");
         assert_eq!(rfc3339_or_never(None), NEVER);
     }
 

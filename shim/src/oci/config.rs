@@ -7,7 +7,7 @@ use berth_shim::{
     record::ResolvedUser,
     spec::{
         Container, Device, DeviceKind, Hook, Hooks, Mount, MountKind, Namespace, OciRuntime,
-        Process, Propagation, Spec, Ulimit,
+        Process, Propagation, Spec, Ulimit, Window,
     },
 };
 use rustix::thread::CapabilitySet;
@@ -44,7 +44,7 @@ pub(super) fn config(
     json!({
         "ociVersion": OCI_VERSION,
         "root": { "path": resolved.rootfs, "readonly": container.rootfs.readonly },
-        "process": process(&container.process, resolved),
+        "process": process(spec.stdio.window, &container.process, resolved),
         "mounts": mounts,
         "hooks": hooks(&container.hooks),
         "linux": {
@@ -61,7 +61,7 @@ pub(super) fn config(
     })
 }
 
-fn process(process: &Process, resolved: &Resolved<'_>) -> Value {
+fn process(window: Option<Window>, process: &Process, resolved: &Resolved<'_>) -> Value {
     let granted = capability_names(process.capabilities.granted);
     let ambient = capability_names(process.capabilities.ambient);
     let mut json = json!({
@@ -78,6 +78,9 @@ fn process(process: &Process, resolved: &Resolved<'_>) -> Value {
         "rlimits": resolved.limits.iter().map(limit).collect::<Vec<_>>(),
         "oomScoreAdj": resolved.oom_score_adj,
     });
+    if let Some(Window { rows, columns }) = window.filter(|_| process.tty) {
+        json["consoleSize"] = json!({ "height": rows, "width": columns });
+    }
     if let Some(profile) = &process.apparmor {
         json["apparmorProfile"] = profile.as_str().into();
     }

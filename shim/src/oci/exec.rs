@@ -69,6 +69,8 @@ fn write_request(oci: &Oci<'_>, init: Pid, process: &Process, path: &Path) -> Re
     let login = passwd::resolve(root.as_fd(), &process.user)?;
     json["args"] = process.args.clone().into();
     json["terminal"] = process.tty.into();
+    // Its terminal is another one, which has its size already.
+    json["consoleSize"].take();
     json["cwd"] = process.cwd.display().to_string().into();
     json["env"] = passwd::with_home(&process.env, &login.home).into();
     json["user"] = config::user(&login.user);

@@ -6,7 +6,7 @@
 use std::{env, fs, os::fd::BorrowedFd, path::Path};
 
 use berth_shim::{
-    record::ResolvedUser,
+    record::{ENTER_DIRECTORY, ResolvedUser},
     spec::{Capabilities, Process},
 };
 use nix::{
@@ -161,7 +161,7 @@ pub(crate) fn become_user(user: &ResolvedUser, capabilities: Capabilities) -> Re
 /// Changes to the working directory, and makes sure that it is inside the root: for one outside,
 /// getcwd(2) returns a path that begins with "(unreachable)" (CVE-2024-21626).
 fn enter_directory(cwd: &Path) -> Result<()> {
-    env::set_current_dir(cwd).step_on("chdir to", cwd)?;
+    env::set_current_dir(cwd).step_on(ENTER_DIRECTORY, cwd)?;
     let current = env::current_dir().step_on("getcwd in", cwd)?;
     if current.is_absolute() {
         Ok(())

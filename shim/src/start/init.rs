@@ -106,7 +106,7 @@ impl First<'_> {
         // Inside the root, because a terminal belongs to the container's own devpts, and /dev/null
         // to its own /dev.
         match stdio {
-            ChildStdio::Terminal => terminal::open(channel)?,
+            ChildStdio::Terminal => terminal::open(channel, spec.stdio.window)?,
             pipes => install_first(pipes.replace_null()?)?,
         }
         let root = open_root()?;

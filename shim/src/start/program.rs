@@ -1,12 +1,13 @@
 //! The last step: a process becomes the program of the container.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     path::{Path, PathBuf},
 };
 
-use berth_shim::spec::Process;
+use berth_shim::{record::EXECUTE, spec::Process};
 use nix::{errno::Errno, unistd::execve};
+use rustix::fs::{FileType, stat};
 
 use crate::{
     error::{Failure, Fault, Step, failure},
@@ -36,6 +37,7 @@ pub(crate) fn execute(process: &Process, login: &Login) -> Failure {
         };
         match execve(&path, &args, &env_c) {
             Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+            Err(Errno::EACCES) if is_directory(&path) => error = Errno::EISDIR,
             Err(errno) => error = errno,
         }
     }
@@ -46,7 +48,12 @@ pub(crate) fn execute(process: &Process, login: &Login) -> Failure {
         Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES | Errno::ENOEXEC | Errno::EISDIR
     );
     let fault = if of_image { Fault::Request } else { Fault::Node };
-    Failure { errno: error as i32, fault, ..failure("execve", program) }
+    Failure { errno: error as i32, fault, ..failure(EXECUTE, program) }
+}
+
+/// execve(2) says of directories that they may not be executed, as of files without the permission.
+fn is_directory(path: &CStr) -> bool {
+    stat(path).is_ok_and(|found| FileType::from_raw_mode(found.st_mode) == FileType::Directory)
 }
 
 /// `None` if one has a NUL byte.

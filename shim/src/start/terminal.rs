@@ -5,9 +5,11 @@ use std::{
     path::Path,
 };
 
+use berth_shim::spec::Window;
 use rustix::{
     fs::{OFlags, ResolveFlags},
     pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt},
+    termios::{Winsize, tcsetwinsize},
 };
 
 use crate::{
@@ -21,12 +23,12 @@ use crate::{
     stdio::child::take_terminal,
 };
 
-/// Makes a pty in the container's own devpts, sends the master end to the parent, and makes the
-/// slave end the standard streams of this process.
+/// Makes a pty of this size in the container's own devpts, sends the master end to the parent, and
+/// makes the slave end the standard streams of this process.
 ///
 /// The slave is opened by TIOCGPTPEER (ioctl_tty(2)) and never by its path, which a container could
 /// have replaced (CVE-2025-52565).
-pub(super) fn open(channel: BorrowedFd<'_>) -> Result<()> {
+pub(super) fn open(channel: BorrowedFd<'_>, window: Option<Window>) -> Result<()> {
     let root = open_root()?;
     // /dev may be a volume, in which others can make links at any time.
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
@@ -38,6 +40,10 @@ pub(super) fn open(channel: BorrowedFd<'_>) -> Result<()> {
     let slave =
         ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
             .step("TIOCGPTPEER")?;
+    if let Some(Window { rows, columns }) = window {
+        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        tcsetwinsize(&master, size).step("resize the terminal")?;
+    }
     // /dev/console is the container's terminal ("Default Devices" of the OCI runtime
     // specification): a bind of the slave itself.
     let console = ensure_file(root.as_fd(), Path::new("/dev/console"))?;

@@ -1,16 +1,23 @@
 //! The log in CRI's format, one file for both streams. A line has a time in RFC 3339, the name of
 //! the stream, `F` for a full or `P` for a partial line, and the text. The kubelet renames the file
-//! when it is full, and has it reopened.
+//! when it is full, and has it reopened; for others this does it by itself (`LogRotation`), since
+//! the daemon may not be there.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io::{self, Write},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use berth_shim::{
+    spec::{LogRotation, Stdio},
+    timestamp::rfc3339,
+};
 use rustix::{
-    fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2},
+    fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2, renameat},
     io::Errno,
 };
 
@@ -41,6 +48,7 @@ impl Stream {
 #[derive(Debug)]
 pub(crate) struct Log {
     target: Option<Target>,
+    rotation: Option<LogRotation>,
     lost: Lost,
 }
 
@@ -71,13 +79,47 @@ impl Target {
     }
 }
 
+impl Target {
+    /// Goes on in a new file, and keeps the old one beside it, unless there is to be one only.
+    ///
+    /// A reader finds each file under one of its names, whenever it looks.
+    fn rotate(&mut self, max_files: u32) -> Result<()> {
+        let (directory, name) = parent(&self.path, &self.directory)?;
+        let named = |end: &str| {
+            let mut named = name.to_os_string();
+            named.push(end);
+            named
+        };
+        // Made first: on a full disk the old one stays as it is.
+        let fresh = named(".new");
+        let file = open_in(&directory, &fresh, &self.path)?;
+        let rename = |from: &OsStr, to: &OsStr| match renameat(&directory, from, &directory, to) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno).step_on("rename log", &self.path),
+        };
+        for number in (1..max_files.saturating_sub(1)).rev() {
+            let next = number + 1;
+            rename(&named(&format!(".{number}")), &named(&format!(".{next}")))?;
+        }
+        if max_files > 1 {
+            rename(name, &named(".1"))?;
+        }
+        // With one file alone, this replaces the old one: who reads that still has it.
+        rename(&fresh, name)?;
+        self.file = file;
+        Ok(())
+    }
+}
+
 impl Log {
-    /// Opens the log at `path`, below the pod's log `directory`. Without a path there is no log,
-    /// and writes do nothing.
-    pub(crate) fn open(path: Option<&Path>, directory: Option<&Path>) -> Result<Self> {
-        let target =
-            path.map(|path| Target::open(path, directory.or(path.parent()).unwrap_or(path)));
-        Ok(Self { target: target.transpose()?, lost: Lost::default() })
+    /// Opens the log, if there is to be one. Without one, writes do nothing.
+    pub(crate) fn open(stdio: &Stdio) -> Result<Self> {
+        let open = |path: &PathBuf| {
+            let directory = stdio.log_directory.as_deref().or(path.parent()).unwrap_or(path);
+            Target::open(path, directory)
+        };
+        let target = stdio.log.as_ref().map(open).transpose()?;
+        Ok(Self { target, rotation: stdio.rotation, lost: Lost::default() })
     }
 
     /// Goes on in a new file of the same name.
@@ -90,9 +132,35 @@ impl Log {
         Ok(())
     }
 
+    /// Appends whole records.
+    pub(crate) fn write(&mut self, mut records: &[u8]) {
+        while !records.is_empty() {
+            let (fitting, rest) = records.split_at(self.make_room(records));
+            self.append(fitting);
+            records = rest;
+        }
+    }
+
+    /// How many bytes of `records` belong to the file, which is a new one if the old one was full.
+    fn make_room(&mut self, records: &[u8]) -> usize {
+        let (Some(target), Some(rotation)) = (&mut self.target, self.rotation) else {
+            return records.len();
+        };
+        // A file whose size is not known cannot be written to either.
+        let length = |file: &File| file.metadata().map_or(0, |found| found.len());
+        if length(&target.file) >= rotation.max_bytes && target.rotate(rotation.max_files).is_ok() {
+            self.lost.torn = false;
+        }
+        // If that has failed, the old one takes them, so that nothing is lost.
+        match rotation.max_bytes.checked_sub(length(&target.file)) {
+            None | Some(0) => records.len(),
+            Some(left) => fitting(records, left),
+        }
+    }
+
     /// Appends whole records with one write(2), so that no line is torn apart when the file is
     /// renamed and reopened.
-    pub(crate) fn write(&mut self, records: &[u8]) {
+    fn append(&mut self, records: &[u8]) {
         let Some(Target { file, .. }) = &mut self.target else { return };
         if self.lost.records > 0 {
             if let Err(cut) = append(file, self.lost.line(&rfc3339(now())).as_bytes()) {
@@ -104,6 +172,14 @@ impl Log {
             self.lost.add(count(&records[cut.written..]), &cut);
         }
     }
+}
+
+/// The length of the first records that reach over `left` bytes together; of all of them if they
+/// do not.
+fn fitting(records: &[u8], left: u64) -> usize {
+    let at = usize::try_from(left).unwrap_or(usize::MAX).min(records.len());
+    let end = records[at.saturating_sub(1)..].iter().position(|byte| *byte == b'\n');
+    end.map_or(records.len(), |end| at.saturating_sub(1) + end + 1)
 }
 
 impl Lost {
@@ -162,6 +238,12 @@ fn count(records: &[u8]) -> usize {
 /// followed, and a file with a second name is left alone (CVE-2025-0750). The directories above are
 /// the host's own, and may have links.
 fn open(path: &Path, directory: &Path) -> Result<File> {
+    let (at, name) = parent(path, directory)?;
+    open_in(&at, name, path)
+}
+
+/// The directory of the log, and the log's name in it.
+fn parent<'a>(path: &'a Path, directory: &Path) -> Result<(OwnedFd, &'a OsStr)> {
     let above = directory.parent().unwrap_or(Path::new("/"));
     let below =
         path.strip_prefix(above).map_err(|_| failure("not in the pod's log directory:", path))?;
@@ -177,6 +259,12 @@ fn open(path: &Path, directory: &Path) -> Result<File> {
         at = openat2(&at, part.as_os_str(), flags, Mode::empty(), resolve)
             .map_err(|errno| refused(errno, path))?;
     }
+    let name = below.file_name().ok_or_else(|| failure("not a log file:", path))?;
+    Ok((at, name))
+}
+
+/// Opens the file `name` of the log at `path`.
+fn open_in(at: &OwnedFd, name: &OsStr, path: &Path) -> Result<File> {
     // O_NONBLOCK: opening a FIFO that nobody reads would block.
     let flags = OFlags::WRONLY
         | OFlags::APPEND
@@ -184,8 +272,7 @@ fn open(path: &Path, directory: &Path) -> Result<File> {
         | OFlags::NOFOLLOW
         | OFlags::NONBLOCK
         | OFlags::CLOEXEC;
-    let name = below.file_name().ok_or_else(|| failure("not a log file:", path))?;
-    let file = openat(&at, name, flags, Mode::from_raw_mode(0o640))
+    let file = openat(at, name, flags, Mode::from_raw_mode(0o640))
         .map_err(|errno| refused(errno, path))?;
     let stat = fstat(&file).step_on("stat log", path)?;
     let is_own = FileType::from_raw_mode(stat.st_mode).is_file() && stat.st_nlink == 1;
@@ -256,46 +343,9 @@ pub(crate) fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
 }
 
-/// A time in RFC 3339, in UTC and with nine digits of fraction.
-pub(crate) fn rfc3339(nanos: i64) -> String {
-    let (seconds, fraction) = (nanos.div_euclid(1_000_000_000), nanos.rem_euclid(1_000_000_000));
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    // Days to civil date in the proleptic Gregorian calendar, counted from 1 March of year 0 so
-    // that leap days come last.
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_index = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_index + 2) / 5 + 1;
-    let month = if month_index < 10 { month_index + 3 } else { month_index - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{fraction:09}Z",
-        second / 3600,
-        second / 60 % 60,
-        second % 60
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_are_rfc3339() {
-        for (nanos, text) in [
-            (0, "1970-01-01T00:00:00.000000000Z"),
-            (1_475_712_429_794_669_202, "2016-10-06T00:07:09.794669202Z"),
-            (951_782_400_000_000_000, "2000-02-29T00:00:00.000000000Z"),
-            (4_107_542_399_999_999_999, "2100-02-28T23:59:59.999999999Z"),
-            (4_107_542_400_000_000_000, "2100-03-01T00:00:00.000000000Z"),
-        ] {
-            assert_eq!(rfc3339(nanos), text);
-        }
-    }
 
     fn records(chunks: &[&[u8]]) -> String {
         let (mut lines, mut out) = (Lines::new(Stream::Stderr), Vec::new());
@@ -316,6 +366,41 @@ mod tests {
         ] {
             assert_eq!(records(chunks), expected);
         }
+    }
+
+    #[test]
+    fn a_file_takes_records_until_it_is_full() {
+        let records = b"aaa\nbb\nc\n";
+        for (left, expected) in [(1, 4), (4, 4), (5, 7), (7, 7), (8, 9), (9, 9), (100, 9)] {
+            assert_eq!(fitting(records, left), expected, "{left}");
+        }
+    }
+
+    #[test]
+    fn a_full_log_goes_on_in_a_new_file_and_loses_nothing_but_the_oldest() {
+        let directory = std::env::temp_dir().join(format!("berth-log-{}", std::process::id()));
+        let path = directory.join("log");
+        let rotation = Some(LogRotation { max_bytes: 20, max_files: 3 });
+        let stdio = Stdio { log: Some(path.clone()), rotation, ..Stdio::default() };
+        let mut log = Log::open(&stdio).unwrap();
+        let records = |from: u32, to: u32| -> String {
+            (from..to).map(|number| format!("record {number}\n")).collect()
+        };
+        let read = |end: &str| fs::read_to_string(directory.join(format!("log{end}"))).ok();
+        // In one write, in several, and by another shim.
+        log.write(records(0, 7).as_bytes());
+        assert_eq!(read(""), Some(records(6, 7)));
+        assert_eq!((read(".1"), read(".2")), (Some(records(3, 6)), Some(records(0, 3))));
+        log.write(records(7, 9).as_bytes());
+        let mut log = Log::open(&stdio).unwrap();
+        log.write(records(9, 10).as_bytes());
+        assert_eq!((read(""), read(".1")), (Some(records(9, 10)), Some(records(6, 9))));
+        assert_eq!((read(".2"), read(".3")), (Some(records(3, 6)), None));
+        // One file alone begins anew.
+        log.rotation = Some(LogRotation { max_bytes: 1, max_files: 1 });
+        log.write(records(0, 2).as_bytes());
+        assert_eq!((read(""), read(".1")), (Some(records(1, 2)), Some(records(6, 9))));
+        fs::remove_dir_all(&directory).unwrap();
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use berth_shim::spec;
+use berth_shim::{spec, timestamp::rfc3339};
 use nix::poll::PollFlags;
 use rustix::{
     fs::OFlags,
@@ -22,7 +22,7 @@ use crate::{
     error::{Result, Step},
     stdio::{
         child::{ChildStdio, null},
-        log::{Lines, Log, Stream, now, rfc3339},
+        log::{Lines, Log, Stream, now},
     },
 };
 
@@ -84,7 +84,7 @@ impl Streams {
     /// Opens the log. The streams themselves come by `add_pipes` or `add_terminal`.
     pub(crate) fn open(spec: &spec::Stdio) -> Result<Self> {
         Ok(Self {
-            log: Log::open(spec.log.as_deref(), spec.log_directory.as_deref())?,
+            log: Log::open(spec)?,
             outputs: Vec::new(),
             awaits_attach: spec.awaits_attach,
             held_until: None,

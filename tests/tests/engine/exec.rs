@@ -68,10 +68,21 @@ async fn the_cli_gets_output_input_and_exit_codes_of_an_exec() {
     let input = vec![b'x'; 3 << 20];
     let output = docker_with_input(&machine, &["exec", "-i", "c1", "cat"], &input);
     assert!(output.status.success() && output.stdout == input, "{}", output.stdout.len());
-    for (program, code) in [("nope", 127), ("/etc/passwd", 126)] {
-        let output = machine.docker(&["exec", "c1", program]);
-        assert_eq!(output.status.code(), Some(code), "{}", text(&output.stdout));
-        assert!(text(&output.stdout).contains("OCI runtime exec failed"));
+    for (arguments, code, why) in [
+        (&["c1", "nope"][..], 127, "exec: \"nope\": executable file not found in $PATH"),
+        (&["c1", "/etc/passwd"], 126, "exec: \"/etc/passwd\": permission denied"),
+        (&["c1", "/etc"], 126, "exec: \"/etc\": is a directory: permission denied"),
+        (&["c1", "/nope/x"], 127, "exec: \"/nope/x\": stat /nope/x: no such file or directory"),
+        (
+            &["-w", "/nope", "c1", "true"],
+            127,
+            "chdir to cwd (\"/nope\") set in config.json failed: no such file or directory",
+        ),
+    ] {
+        let output = machine.docker(&[&["exec"], arguments].concat());
+        let during = "OCI runtime exec failed: exec failed: unable to start container process";
+        assert_eq!(text(&output.stdout), format!("{during}: {why}\r\n"));
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
     }
     engine.remove("c1").await;
     machine.assert_clean().await;
@@ -93,6 +104,39 @@ async fn an_exec_with_a_terminal_has_one_and_its_keys_leave_it() {
     assert!(text(&output.stdout).contains("read escape sequence"), "{}", text(&output.stdout));
     let ids = engine.inspect("c1").await["ExecIDs"].clone();
     assert_eq!(ids.as_array().map(Vec::len), Some(1), "{ids}");
+    engine.remove("c1").await;
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn a_privileged_exec_may_do_what_its_container_may_not() {
+    if skip_without(Capability::DockerCli) {
+        return;
+    }
+    let (machine, _daemon, engine, image) = ready().await;
+    sleeping(&engine, &image).await;
+    let capabilities = |options: &[&str]| {
+        let command = ["c1", "grep", "CapEff", "/proc/self/status"];
+        let output = machine.docker(&[&["exec"], options, &command].concat());
+        let shown = text(&output.stdout);
+        u64::from_str_radix(shown.trim_start_matches("CapEff:").trim(), 16).unwrap()
+    };
+    let (plain, privileged) = (capabilities(&[]), capabilities(&["--privileged"]));
+    assert_eq!(plain & privileged, plain);
+    assert!(privileged.count_ones() > plain.count_ones(), "{plain:x} {privileged:x}");
+    // By the names in the container's own files.
+    let script = "echo own:x:7:8::/home/own: >> /etc/passwd; echo staff:x:9:own >> /etc/group";
+    assert!(machine.docker(&["exec", "c1", "sh", "-c", script]).status.success());
+    let show = "echo $(id -u):$(id -g) $HOME";
+    for (user, expected) in
+        [("own", "7:8 /home/own\n"), ("own:staff", "7:9 /home/own\n"), ("own:5", "7:5 /home/own\n")]
+    {
+        let output = machine.docker(&["exec", "-u", user, "c1", "sh", "-c", show]);
+        assert_eq!(text(&output.stdout), expected, "{user}");
+    }
+    let refused = machine.docker(&["exec", "-u", "own:none", "c1", "true"]);
+    let message = "unable to find group none: no matching entries in group file";
+    assert!(text(&refused.stderr).contains(message), "{}", text(&refused.stderr));
     engine.remove("c1").await;
     machine.assert_clean().await;
 }

@@ -1,5 +1,7 @@
 //! `docker logs`, `docker events` and `docker stats`.
 
+use std::process::Stdio;
+
 use berth_tests::{Capability, skip_without};
 use serde_json::json;
 
@@ -63,6 +65,88 @@ async fn a_terminal_has_its_own_line_ends_and_some_containers_have_no_log() {
     assert_eq!(refused.0, 501);
     engine.remove("t1").await;
     engine.remove("n1").await;
+    machine.assert_clean().await;
+}
+
+/// The numbers of `line NUMBER` of what a container has written.
+fn numbers(output: &[u8]) -> Vec<u32> {
+    text(output).lines().map(|line| line.trim_start_matches("line ").parse().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_full_log_goes_on_in_a_new_file_whether_or_not_the_daemon_lives() {
+    if skip_without(Capability::DockerCli) {
+        return;
+    }
+    let (machine, daemon, engine, image) = ready().await;
+    let script = "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo line $i; done";
+    let body = |size: &str, files: &str| {
+        let config = json!({ "max-size": size, "max-file": files });
+        let log = json!({ "Type": "json-file", "Config": config });
+        json!({
+            "Image": image,
+            "Cmd": ["sh", "-c", format!("{script}; read end")],
+            "OpenStdin": true,
+            "HostConfig": { "LogConfig": log },
+        })
+    };
+    // All of it, over many rotations, while it is written and afterwards.
+    let all: Vec<u32> = (1..=2000).collect();
+    engine.create("c1", body("5k", "100")).await;
+    engine.start("c1").await;
+    let followed = machine.docker_command(&["logs", "-f", "c1"]).stdout(Stdio::piped()).spawn();
+    let followed = followed.unwrap();
+    while numbers(&machine.docker(&["logs", "-n", "1", "c1"]).stdout) != [2000] {}
+    engine.post("/containers/c1/stop?t=0", json!(null)).await;
+    assert_eq!(numbers(&followed.wait_with_output().unwrap().stdout), all);
+    assert_eq!(numbers(&machine.docker(&["logs", "c1"]).stdout), all);
+    // The last of it, of a container that has written it without a daemon.
+    let id = engine.create("c2", body("5k", "3")).await;
+    engine.start("c2").await;
+    daemon.kill();
+    let directory = machine.path("root/engine/containers").join(&id);
+    while !std::fs::read_to_string(directory.join("container.log"))
+        .is_ok_and(|log| log.ends_with("line 2000\n"))
+    {
+        std::thread::yield_now();
+    }
+    let files = std::fs::read_dir(&directory).unwrap().flatten();
+    let logs: Vec<u64> = files
+        .filter(|file| file.file_name().to_string_lossy().starts_with("container.log"))
+        .map(|file| file.metadata().unwrap().len())
+        .collect();
+    assert!(logs.len() == 3 && logs.iter().all(|length| *length < 5100), "{logs:?}");
+    let _daemon = machine.start().await;
+    let kept = numbers(&machine.docker(&["logs", "c2"]).stdout);
+    assert_eq!(kept, all[all.len() - kept.len()..]);
+    assert!(kept.len() > 200, "{}", kept.len());
+    for name in ["c1", "c2"] {
+        engine.remove(name).await;
+    }
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn options_of_a_log_are_refused_in_dockerds_words() {
+    let (machine, _daemon, engine, image) = ready().await;
+    let body = |driver: &str, config: serde_json::Value| {
+        let log = json!({ "Type": driver, "Config": config });
+        json!({ "Image": image, "Cmd": ["true"], "HostConfig": { "LogConfig": log } })
+    };
+    for (driver, config, message) in [
+        ("nope", json!({}), "error looking up logging plugin nope: plugin \"nope\" not found"),
+        ("local", json!({ "nope": "1" }), "unknown log opt 'nope' for log driver local"),
+    ] {
+        let asked = Some(body(driver, config));
+        let answer = engine.request("POST", "/containers/create", asked).await;
+        assert_eq!(answer, (400, json!({ "message": message })));
+    }
+    engine.create("c1", body("json-file", json!({ "max-size": "x" }))).await;
+    let message = "failed to create task for container: failed to initialize logging driver: \
+                   invalid size: 'x'";
+    let answer = engine.request("POST", "/containers/c1/start", None).await;
+    assert_eq!(answer, (500, json!({ "message": message })));
+    engine.remove("c1").await;
     machine.assert_clean().await;
 }
 

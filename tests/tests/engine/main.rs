@@ -16,6 +16,7 @@ mod networks;
 mod pause;
 mod restarts;
 mod security;
+mod start;
 mod steps;
 
 use berth_tests::{Cri, Daemon, Engine, Machine, engine, ready_with};

@@ -8,12 +8,14 @@ mod security;
 
 use std::path::PathBuf;
 
-use berth_base::{config::Driver, error::Error, layout::Layout};
+use berth_base::{config::Driver, layout::Layout};
 use berth_node::{
     container::{Config, parse_signal},
     host::Host,
     sandbox::{self, Origin},
 };
+use berth_shim::spec::{LogRotation, Window};
+use http::StatusCode;
 
 pub(crate) use self::{
     mounts::{of as mounts, prepare},
@@ -21,8 +23,14 @@ pub(crate) use self::{
     resources::resources,
 };
 
-use super::record::{Directory, LOG, Record};
-use crate::{api::host_config::HostConfig, http::error::Result};
+use super::{
+    logging,
+    record::{Directory, LOG, Record},
+};
+use crate::{
+    api::host_config::{HostConfig, LogConfig},
+    http::error::{Failure, Result},
+};
 
 /// The sandbox of a run.
 pub(crate) fn sandbox(host: &Host, record: &Record) -> sandbox::Config {
@@ -91,9 +99,11 @@ pub(crate) fn container(layout: &Layout, record: &Record, is_awaited: bool) -> R
         annotations: host.annotations.clone().unwrap_or_default(),
         stop_signal: stop_signal(record),
         log_path: log_path(host),
+        log_rotation: log_rotation(&host.log_config)?,
         stdin: config.open_stdin,
         stdin_once: config.stdin_once,
         tty: config.tty,
+        window: window(host.console_size),
         tmpfs: mounts::in_memory(host)?,
         ulimits: resources::ulimits(host),
         init: host.init == Some(true) && namespaces::owns_processes(host),
@@ -114,37 +124,23 @@ fn log_path(host: &HostConfig) -> PathBuf {
     }
 }
 
+/// When the log goes on in a new file.
+fn log_rotation(log: &LogConfig) -> Result<Option<LogRotation>> {
+    logging::rotation(log).map_err(|why| {
+        let during = "failed to create task for container: failed to initialize logging driver";
+        Failure::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{during}: {why}"))
+    })
+}
+
+/// The size of a terminal of so many rows and columns. Without one, the client tells it later.
+fn window([rows, columns]: [u32; 2]) -> Option<Window> {
+    let short = |length| u16::try_from(length).unwrap_or(u16::MAX);
+    let window = Window { rows: short(rows), columns: short(columns) };
+    Some(window).filter(|window| *window != Window::default())
+}
+
 /// The signal of a stop; the node's default if none is named.
 pub(crate) fn stop_signal(record: &Record) -> Option<i32> {
     let signal = record.config.stop_signal.as_deref()?;
     parse_signal(&signal.to_ascii_uppercase())
-}
-
-/// The exit code and the text of a failed start. The CLI makes 127 and 126 of these words.
-pub(crate) fn start_failure(record: &Record, error: &Error) -> (i32, String) {
-    match program_failure(&record.path, &error.message) {
-        Some((code, why)) => {
-            let create = "failed to create task for container: failed to create shim task: OCI \
-                          runtime create failed: unable to start container process: error during \
-                          container init";
-            (code, format!("{create}: {why}"))
-        }
-        None => (128, error.message.clone()),
-    }
-}
-
-/// What was wrong with a program that could not be executed, with its exit code, in runc's words.
-/// `None` if it was something else.
-pub(crate) fn program_failure(program: &str, text: &str) -> Option<(i32, String)> {
-    if text.contains("No such file or directory") || text.contains("not found") {
-        let what = match program.contains('/') {
-            true => "no such file or directory",
-            false => "executable file not found in $PATH",
-        };
-        return Some((127, format!("exec: \"{program}\": {what}")));
-    }
-    if text.contains("Permission denied") || text.contains("Is a directory") {
-        return Some((126, format!("exec: \"{program}\": permission denied")));
-    }
-    None
 }

@@ -10,7 +10,7 @@ use berth_node::container::{
 };
 use berth_shim::{
     exec_request::{ExecRequest, Overrides},
-    spec::{Identity, User},
+    spec::{Capabilities, Identity, User},
 };
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -25,7 +25,7 @@ use crate::{
         exec::{ExecBody, ExecStart},
         without_nulls,
     },
-    container::{life, run, users},
+    container::{life, not_started::NotStarted, users},
     engine::Engine,
     http::{
         body::{self, Answer},
@@ -40,6 +40,9 @@ use crate::{
     },
 };
 
+/// What a privileged exec may do. The filter and the namespaces stay the container's.
+const ALL_CAPABILITIES: Capabilities =
+    Capabilities { granted: berth_node::container::ALL_CAPABILITIES, ambient: 0 };
 /// The exit code of an exec whose container ended first: all in it are killed.
 const KILLED: i32 = 137;
 /// That of an exec that could not be started for another reason than its program.
@@ -124,17 +127,15 @@ async fn begin(
             Ok((own, execution))
         }
         Err(error) => {
-            let program = &exec.command[0];
-            let (code, text) = match run::program_failure(program, &error.message) {
-                Some((code, why)) => {
-                    let during = "OCI runtime exec failed: exec failed: unable to start \
-                                  container process";
-                    (code, format!("{during}: {why}"))
-                }
-                None => (NOT_STARTED, error.message.clone()),
+            let Some(NotStarted { exit_code, why }) = NotStarted::of(&exec.command[0], &error)
+            else {
+                exec.end(NOT_STARTED);
+                return Err(error.into());
             };
-            exec.end(code);
-            Err(Failure { message: text, ..error.into() })
+            exec.end(exit_code);
+            Err(Failure::bad_request(format!(
+                "OCI runtime exec failed: exec failed: unable to start container process: {why}"
+            )))
         }
     }
 }
@@ -191,7 +192,7 @@ fn short(length: u32) -> u16 {
 }
 
 fn request(exec: &Exec) -> ExecRequest {
-    let ExecBody { user, tty, env, working_dir, .. } = &exec.body;
+    let ExecBody { user, tty, env, working_dir, privileged, .. } = &exec.body;
     let groups = exec.container.record().host_config.group_add.clone();
     let env = env.iter().flatten().filter(|entry| entry.contains('='));
     ExecRequest {
@@ -201,7 +202,7 @@ fn request(exec: &Exec) -> ExecRequest {
             user: (!user.is_empty()).then(|| parse_user(user, &groups.unwrap_or_default())),
             env: env.cloned().collect(),
             cwd: (!working_dir.is_empty()).then(|| PathBuf::from(working_dir)),
-            ..Overrides::default()
+            capabilities: privileged.then_some(ALL_CAPABILITIES),
         },
     }
 }
@@ -210,6 +211,8 @@ fn request(exec: &Exec) -> ExecRequest {
 fn parse_user(text: &str, groups: &[String]) -> User {
     let identity = |text: &str| match text.parse() {
         Ok(id) => Identity::Id(id),
+        // A group alone is one of root.
+        Err(_) if text.is_empty() => Identity::Id(0),
         Err(_) => Identity::Name(text.to_owned()),
     };
     let (user, group) = text.split_once(':').unwrap_or((text, ""));

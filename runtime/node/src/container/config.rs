@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use berth_base::id::{ContainerId, SandboxId};
 use berth_image::LayerKey;
-use berth_shim::spec::Ulimit;
+use berth_shim::spec::{LogRotation, Ulimit, Window};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -49,6 +49,10 @@ pub struct Config {
     /// Whether a process of berth's is in front of its program, which reaps orphans and passes
     /// signals on.
     pub init: bool,
+    /// The size of its terminal at the start; absent if it is not known yet.
+    pub window: Option<Window>,
+    /// When its log goes on in a new file; absent if that is the caller's business.
+    pub log_rotation: Option<LogRotation>,
     /// Whether what it writes waits for the first Attach, some seconds at most, so that its client
     /// gets all of it. The container counts as running for that long.
     pub awaits_attach: bool,

@@ -460,7 +460,7 @@ pub(super) fn describe(error: anyhow::Error) -> Error {
         (_, Fault::Request) => Kind::InvalidArgument,
         (_, Fault::Node) => Kind::Internal,
     };
-    Error::new(kind, failure.to_string())
+    Error::of_step(kind, failure)
 }
 
 #[cfg(test)]

@@ -11,11 +11,11 @@ use http::StatusCode;
 
 pub(crate) use self::resources::resources;
 
-use super::mounts;
+use super::{logging, mounts};
 use crate::{
     api::{
         create::{ContainerConfig, CreateBody},
-        host_config::{HostConfig, LogConfig},
+        host_config::HostConfig,
     },
     http::error::{Failure, Result},
     sysinfo::SysInfo,
@@ -105,7 +105,7 @@ fn host_config(host: &HostConfig) -> Result<()> {
             "--storage-opt is supported only for overlay over xfs with 'pquota' mount option",
         ));
     }
-    log(&host.log_config)
+    logging::check(&host.log_config).map_err(Failure::bad_request)
 }
 
 fn capabilities(names: &[String], field: &str) -> Result<()> {
@@ -174,39 +174,6 @@ fn security_option(option: &str) -> Result<()> {
             Ok(())
         }
         _ => refused(2),
-    }
-}
-
-/// What json-file and local know; `mode` and `max-buffer-size` are of every driver.
-const LOG_OPTIONS: [&str; 10] = [
-    "compress",
-    "env",
-    "env-regex",
-    "labels",
-    "labels-regex",
-    "max-buffer-size",
-    "max-file",
-    "max-size",
-    "mode",
-    "tag",
-];
-
-fn log(log: &LogConfig) -> Result<()> {
-    match log.r#type.as_str() {
-        "" | "json-file" | "local" | "none" => {}
-        unknown => {
-            return refuse(format!("logger: no log driver named '{unknown}' is registered"));
-        }
-    }
-    if log.r#type == "none" {
-        return Ok(());
-    }
-    match log.config.keys().find(|key| !LOG_OPTIONS.contains(&key.as_str())) {
-        None => Ok(()),
-        Some(unknown) => {
-            let driver = if log.r#type.is_empty() { "json-file" } else { &log.r#type };
-            refuse(format!("unknown log opt '{unknown}' for {driver} log driver"))
-        }
     }
 }
 

@@ -16,6 +16,7 @@ use serde_json::json;
 use super::attach::join;
 use crate::{
     container::{
+        not_started::NotStarted,
         object::Container,
         run,
         state::{Last, Phase},
@@ -40,12 +41,20 @@ impl From<Failure> for Failed {
 
 impl Failed {
     fn new(container: &Container, error: &Error) -> Self {
-        let (code, text) = run::start_failure(&container.record(), error);
-        let status = match code {
-            126 | 127 => StatusCode::BAD_REQUEST,
-            _ => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        Self { code, failure: Failure::new(status, text) }
+        match NotStarted::of(&container.record().path, error) {
+            Some(NotStarted { exit_code, why }) => Self {
+                code: exit_code,
+                failure: Failure::bad_request(format!(
+                    "failed to create task for container: failed to create shim task: OCI runtime \
+                     create failed: runc create failed: unable to start container process: error \
+                     during container init: {why}"
+                )),
+            },
+            None => {
+                let status = StatusCode::INTERNAL_SERVER_ERROR;
+                Failure::new(status, error.message.clone()).into()
+            }
+        }
     }
 }
 

@@ -143,7 +143,7 @@ mod tests {
 
     /// A time that differs in its seconds.
     fn time(second: i64) -> String {
-        crate::time::rfc3339_fixed(second * 1_000_000_000)
+        berth_shim::timestamp::rfc3339(second * 1_000_000_000)
     }
 
     fn line(second: i64, rest: &str) -> String {

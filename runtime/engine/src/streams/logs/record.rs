@@ -10,11 +10,10 @@
 
 use std::{collections::BTreeMap, ops::ControlFlow};
 
+use berth_shim::timestamp::rfc3339;
+
 use super::options::LogOptions;
-use crate::{
-    streams::frames::{self, HEADER, Stream},
-    time::rfc3339_fixed,
-};
+use crate::streams::frames::{self, HEADER, Stream};
 
 /// Bytes of a time with nine digits of fraction.
 const TIME: usize = 30;
@@ -47,8 +46,8 @@ impl Renderer {
     pub(super) fn new(options: &LogOptions) -> Self {
         Self {
             streams: [options.stdout, options.stderr],
-            since: options.since.map(rfc3339_fixed),
-            until: options.until.map(rfc3339_fixed),
+            since: options.since.map(rfc3339),
+            until: options.until.map(rfc3339),
             timestamps: options.timestamps,
             details: options.details.as_ref().map_or_else(String::new, details),
             tty: options.tty,

@@ -78,6 +78,8 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
             awaits_attach: config.awaits_attach,
             // As Docker's clients expect it, who pipe what a container writes to other programs.
             lossless: sandbox.config.origin == Origin::Engine,
+            rotation: config.log_rotation,
+            window: config.window,
         },
         label: None,
     })
