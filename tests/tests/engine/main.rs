@@ -15,6 +15,7 @@ mod networks;
 mod pause;
 mod restarts;
 mod security;
+mod socket;
 mod steps;
 
 use berth_tests::{Cri, Daemon, Engine, Machine, engine, ready_with};

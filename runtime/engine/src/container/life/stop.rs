@@ -84,7 +84,7 @@ pub(crate) async fn stop(
 pub(crate) async fn kill(engine: &Engine, container: &Container, signal: i32) -> Result<()> {
     let not_running = || {
         let id = &container.id;
-        Failure::conflict(format!("cannot kill container: {id}: container {id} is not running"))
+        Failure::conflict(format!("container {id} is not running"))
     };
     if !container.state().is_active() {
         return Err(not_running());
