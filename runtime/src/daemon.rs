@@ -12,7 +12,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    exporter, layout_version,
+    activation, exporter, layout_version,
     log::{self, LogFormat},
     root_lock::RootLock,
 };
@@ -148,7 +148,10 @@ async fn start_engine(
             let engine = berth_engine::start(node).await?;
             // As the nodes, it lives as long as the process.
             std::mem::forget(engine.clone());
-            let listener = berth_engine::listen(path, config.engine.group.as_deref())?;
+            let listener = match activation::socket_at(path)? {
+                Some(listener) => listener,
+                None => berth_engine::listen(path, config.engine.group.as_deref())?,
+            };
             tracing::info!(listen = %path.display(), "serving the Docker Engine API");
             Some((engine, listener))
         }

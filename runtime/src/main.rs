@@ -1,5 +1,6 @@
 //! berthd: the program around the parts, which are crates beside this one.
 
+mod activation;
 mod cli;
 mod client;
 mod daemon;

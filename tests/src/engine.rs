@@ -32,7 +32,11 @@ fn socket(machine: &Machine) -> PathBuf {
 
 impl Engine {
     pub fn of(machine: &Machine) -> Self {
-        let socket = socket(machine);
+        Self::at(socket(machine))
+    }
+
+    /// The engine that serves at this socket.
+    pub fn at(socket: PathBuf) -> Self {
         let client = reqwest::Client::builder()
             .unix_socket(socket.clone())
             .build()

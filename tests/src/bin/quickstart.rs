@@ -11,7 +11,7 @@ use std::{
 };
 
 use berth_proto::v1;
-use berth_tests::{Cri, DockerRegistry, Image, binary, upload};
+use berth_tests::{Cri, DockerRegistry, Engine, Image, binary, upload};
 use tokio::signal::unix::{SignalKind, signal};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -21,10 +21,15 @@ async fn main() -> Outcome<()> {
     let once = std::env::args().any(|argument| argument == "--once");
     let directory = tempfile::Builder::new().prefix("berth-quickstart-").tempdir()?;
     // A bridge that was there before is somebody's, and stays.
-    let had_bridge = has_bridge();
+    let absent = BRIDGES.into_iter().filter(|bridge| !has_interface(bridge)).collect::<Vec<_>>();
+    let docker = directory.path().join("docker.sock");
+    let config = directory.path().join("config.toml");
+    fs::write(&config, format!("[engine]\nlisten = {docker:?}\n"))?;
     let socket = directory.path().join("berth.sock");
     let log = fs::File::create(directory.path().join("berthd.log"))?;
     let mut daemon = Command::new(binary("berthd"))
+        .arg("--config")
+        .arg(&config)
         .arg("--root")
         .arg(directory.path().join("root"))
         .arg("--state")
@@ -36,12 +41,13 @@ async fn main() -> Outcome<()> {
     let cri = Cri::connect(&socket);
     let result = Box::pin(show(&cri, directory.path(), &socket, once)).await;
     // Also after an error, which is reported only then.
+    if result.is_ok() {
+        clear_engine(&Engine::at(docker)).await;
+    }
     let cleared = clear(&cri).await;
     daemon.kill()?;
     daemon.wait()?;
-    if !had_bridge {
-        remove_network();
-    }
+    remove_networks(&absent);
     if result.is_err() && once {
         eprintln!("{}", fs::read_to_string(directory.path().join("berthd.log"))?);
     }
@@ -131,6 +137,9 @@ async fn show(cri: &Cri, directory: &Path, socket: &Path, once: bool) -> Outcome
     ] {
         say(&format!("  {crictl} {command}"));
     }
+    say("\nor with the docker CLI:\n");
+    let docker = directory.join("docker.sock");
+    say(&format!("  DOCKER_HOST=unix://{} docker run --rm -it {image}", docker.display()));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -172,17 +181,34 @@ async fn clear(cri: &Cri) -> Outcome<()> {
     Ok(())
 }
 
-fn has_bridge() -> bool {
-    Path::new("/sys/class/net/berth0").exists()
+/// Removes the containers that were made with the docker CLI meanwhile.
+async fn clear_engine(engine: &Engine) {
+    let all = engine.get("/containers/json?all=1").await;
+    for id in all.as_array().into_iter().flatten().filter_map(|container| container["Id"].as_str())
+    {
+        engine.remove(id).await;
+    }
 }
 
-/// Removes the bridge and the nftables table. Pods share them, so that no pod removes them.
-fn remove_network() {
-    for (program, arguments) in
-        [("ip", &["link", "delete", "berth0"][..]), ("nft", &["delete", "table", "inet", "berth"])]
-    {
+/// Of pods, and of docker's containers.
+const BRIDGES: [&str; 2] = ["berth0", "docker0"];
+
+fn has_interface(name: &str) -> bool {
+    Path::new("/sys/class/net").join(name).exists()
+}
+
+/// Removes the bridges that were not there before, and the nftables table with that of pods. Pods
+/// and containers share them, so that none of these removes them.
+fn remove_networks(absent: &[&str]) {
+    let run = |program: &str, arguments: &[&str]| {
         if let Err(error) = Command::new(program).args(arguments).status() {
             eprintln!("{program}: {error}");
         }
+    };
+    for bridge in absent.iter().filter(|bridge| has_interface(bridge)) {
+        run("ip", &["link", "delete", bridge]);
+    }
+    if absent.contains(&BRIDGES[0]) {
+        run("nft", &["delete", "table", "inet", "berth"]);
     }
 }

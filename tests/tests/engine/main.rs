@@ -16,6 +16,7 @@ mod networks;
 mod pause;
 mod restarts;
 mod security;
+mod socket;
 mod start;
 mod steps;
 

@@ -109,7 +109,7 @@ async fn a_container_between_two_runs_is_restarting_and_can_be_stopped_removed_a
         assert_eq!((&state["Status"], &state["Running"]), (&json!("restarting"), &json!(true)));
         let (status, answer) = engine.request("DELETE", &format!("/containers/{name}"), None).await;
         let why = format!(
-            "cannot remove container \"/{name}\": container is restarting: stop the container \
+            "cannot remove container \"{name}\": container is restarting: stop the container \
              before removing or force remove"
         );
         assert_eq!((status, &answer["message"]), (409, &json!(why)));

@@ -73,8 +73,10 @@ pub(crate) async fn parse<T: DeserializeOwned + Default>(body: Incoming) -> Resu
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(T::default());
     }
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Failure::bad_request(format!("invalid JSON: {error}")))
+    serde_json::from_slice(&bytes).map_err(|error| match error.is_eof() {
+        true => Failure::bad_request("invalid JSON: unexpected EOF"),
+        false => Failure::bad_request(format!("invalid JSON: {error}")),
+    })
 }
 
 fn full(bytes: impl Into<Bytes>) -> Body {

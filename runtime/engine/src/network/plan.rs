@@ -238,10 +238,19 @@ pub(crate) fn exposed(record: &Record) -> BTreeSet<Port> {
 /// is exposed: the CLI and the SDKs expose what they bind.
 ///
 /// # Errors
-/// 400 in dockerd's words for what is no port.
+/// 400 in dockerd's words for what is no port, 501 for an IPv6 address of the host.
 pub(crate) fn mappings(record: &Record) -> Result<Vec<Mapping>> {
     let host = &record.host_config;
-    Ok(crate::ports::mappings(&bindings(host), &exposed(record), host.publish_all_ports)?)
+    let mappings =
+        crate::ports::mappings(&bindings(host), &exposed(record), host.publish_all_ports)?;
+    // The bridge has no such addresses, and there is no program that would pass connections on.
+    match mappings.iter().filter_map(|mapping| mapping.host_ip).find(IpAddr::is_ipv6) {
+        None => Ok(mappings),
+        Some(address) => Err(Failure::new(
+            StatusCode::NOT_IMPLEMENTED,
+            format!("publishing ports on IPv6 addresses is not implemented yet: {address}"),
+        )),
+    }
 }
 
 fn bindings(host: &HostConfig) -> PortBindings {

@@ -58,14 +58,28 @@ fn signal(text: &str) -> Result<Option<i32>> {
     if text.is_empty() {
         return Ok(None);
     }
-    berth_node::container::parse_signal(&text.to_ascii_uppercase())
-        .map(Some)
-        .ok_or_else(|| Failure::bad_request(format!("invalid signal: {text}")))
+    let parsed = berth_node::container::parse_signal(&text.to_ascii_uppercase());
+    parsed.map(Some).ok_or_else(|| match text.parse::<i32>() {
+        Ok(number) if number != 0 => {
+            Failure::bad_request(format!("the linux daemon does not support signal {number}"))
+        }
+        _ => Failure::bad_request(format!("invalid signal: {text}")),
+    })
+}
+
+/// Says what a verb could not do to which container, by the name that the client gave.
+fn cannot(verb: &str, name: &str, failure: Failure) -> Failure {
+    Failure { message: format!("cannot {verb} container: {name}: {}", failure.message), ..failure }
 }
 
 pub(super) async fn stop(call: &Call, name: &str) -> Result<Answer> {
     let container = call.engine.containers.find(name)?;
-    let (grace, signal) = (call.query.number("t")?, signal(call.query.get("signal"))?);
+    let grace = call.query.number("t")?;
+    // dockerd answers 500 here, and 400 where it kills.
+    let signal = signal(call.query.get("signal")).map_err(|failure| Failure {
+        status: StatusCode::INTERNAL_SERVER_ERROR,
+        ..cannot("stop", name, failure)
+    })?;
     Ok(match life::stop(&call.engine, &container, signal, grace).await? {
         true => body::empty(StatusCode::NO_CONTENT),
         false => body::empty(StatusCode::NOT_MODIFIED),
@@ -82,9 +96,12 @@ pub(super) async fn restart(call: &Call, name: &str) -> Result<Answer> {
 }
 
 pub(super) async fn kill(call: &Call, name: &str) -> Result<Answer> {
-    let container = call.engine.containers.find(name)?;
-    let signal = signal(call.query.get("signal"))?.unwrap_or(nix::libc::SIGKILL);
-    life::kill(&call.engine, &container, signal).await?;
+    let killing = async {
+        let container = call.engine.containers.find(name)?;
+        let signal = signal(call.query.get("signal"))?.unwrap_or(nix::libc::SIGKILL);
+        life::kill(&call.engine, &container, signal).await
+    };
+    killing.await.map_err(|failure| cannot("kill", name, failure))?;
     Ok(body::empty(StatusCode::NO_CONTENT))
 }
 

@@ -40,7 +40,7 @@ pub(crate) async fn remove(
             };
             let name = &container.record().name;
             return Err(Failure::conflict(format!(
-                "cannot remove container \"/{name}\": container {why}"
+                "cannot remove container \"{name}\": container {why}"
             )));
         }
         kill(engine, container, Signal::SIGKILL as i32).await.or_else(|failure| {

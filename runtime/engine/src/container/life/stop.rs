@@ -107,10 +107,7 @@ async fn give_up_restart(container: &Container) -> bool {
 /// 409 if it does not run.
 pub(crate) async fn kill(engine: &Engine, container: &Container, signal: i32) -> Result<()> {
     if !container.state().is_active() {
-        let id = &container.id;
-        return Err(Failure::conflict(format!(
-            "cannot kill container: {id}: container {id} is not running"
-        )));
+        return Err(Failure::conflict(format!("container {} is not running", container.id)));
     }
     let is_end = restart::ends_restarts(signal, run::stop_signal(&container.record()));
     container.change_last(|last| {

@@ -40,12 +40,18 @@ pub(in crate::routes) fn wait(call: &Call, name: &str) -> Result<Answer> {
         _ => return Err(Failure::bad_request(format!("invalid condition: \"{condition}\""))),
     };
     let mut state = container.watch();
+    // What is removed has no error left, not even that of its start.
+    let awaits_removal = condition == "removed";
     let waiting = async move {
         // Keeps the sender of the states.
         let container = container;
         let last = match state.wait_for(|state| met(state, before.ended)).await {
             Ok(state) => state.last.clone(),
             Err(_) => container.state().last,
+        };
+        let last = match awaits_removal {
+            true => Last { error: String::new(), ..last },
+            false => last,
         };
         let mut answer = serde_json::to_vec(&waited(last)).unwrap_or_default();
         answer.push(b'\n');
