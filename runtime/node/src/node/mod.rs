@@ -82,8 +82,8 @@ impl Node {
         config: sandbox::Config,
     ) -> Result<SandboxId> {
         let name = config.unique_name();
-        let node = self.clone();
-        let operation = async move { node.make_sandbox(id, config).await };
+        // It is large, and would be copied into each of the futures around it.
+        let operation = Box::pin(self.clone().make_sandbox(id, config));
         Ok(self.running.join(name, operation).await?.meta.id.clone())
     }
 
