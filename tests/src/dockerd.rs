@@ -69,6 +69,10 @@ impl Dockerd {
         Self { child, socket, marker: machine.dir.path().display().to_string() }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn socket(&self) -> &Path {
         &self.socket
     }

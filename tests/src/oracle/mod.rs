@@ -7,10 +7,12 @@
 
 mod compare;
 mod http;
+mod images;
 mod normal;
 mod scenario;
 mod side;
 
 pub use compare::{Difference, Known, differences};
+pub use images::archive;
 pub use scenario::{Scenario, Step, read};
 pub use side::{Answers, Side};

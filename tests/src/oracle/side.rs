@@ -53,6 +53,10 @@ impl Side {
         Ok(Self { machine, socket: socket.to_owned() })
     }
 
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
     pub fn socket(&self) -> &Path {
         &self.socket
     }

@@ -15,6 +15,7 @@ turns. Examples:
   hack/bench --only density,restart --pods 1,50     how it goes on with fifty pods
   hack/bench --only pull --json pull.json           one part now, and with the others put together:
   hack/bench --from pull.json --from rest.json --plots /tmp/plots --markdown
+  hack/bench --only docker                          docker's verbs against dockerd
   hack/bench --publish                              README.md and hack/bench-plots, measured anew
 
 Whatever ends a run (Ctrl-C, SIGTERM, a timeout), no process, cgroup, mount or file of it is left.";

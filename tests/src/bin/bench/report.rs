@@ -31,10 +31,12 @@ pub(crate) enum Part {
     Density,
     /// From `kill -9` of the daemon to a full list.
     Restart,
+    /// docker's verbs, against dockerd with containerd and runc.
+    Docker,
 }
 
 impl Part {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Latency,
         Self::Exec,
         Self::Pull,
@@ -44,6 +46,7 @@ impl Part {
         Self::Observing,
         Self::Density,
         Self::Restart,
+        Self::Docker,
     ];
 }
 

@@ -10,11 +10,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use berth_tests::{
-    Daemon, Dockerd, Image, Layer, Machine, busybox,
-    oracle::{Answers, Difference, Known, Scenario, Side, differences, read},
+    Daemon, Dockerd, Machine,
+    oracle::{Answers, Difference, Known, Scenario, Side, archive, differences, read},
 };
 use clap::Parser;
-use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Sends the same requests and docker command lines to dockerd and to berth, and lists what they
@@ -158,24 +157,6 @@ fn report(found: &[Difference], mut known: Known, asked: usize, options: &Option
         found.len() - without_reason
     ));
     without_reason == 0
-}
-
-/// The images of the tutorials, all of them Debian's busybox, as `docker save` writes them.
-fn archive() -> Vec<u8> {
-    let layer = busybox().bytes();
-    let config = json!({
-        "Cmd": ["sh"],
-        "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
-    });
-    let image = Image::docker(&[(layer.clone(), layer.clone())], &config);
-    let config = image.blobs.last().expect("the config is the last one");
-    let names = ["busybox", "debian", "ubuntu", "alpine"].map(|name| format!("{name}:latest"));
-    let manifest = json!([{ "Config": "config.json", "RepoTags": names, "Layers": ["layer.tar"] }]);
-    Layer::new()
-        .file("config.json", config)
-        .file("layer.tar", &layer)
-        .file("manifest.json", manifest.to_string().as_bytes())
-        .bytes()
 }
 
 async fn dockerd() -> Result<(Dockerd, Side)> {

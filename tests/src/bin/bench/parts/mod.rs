@@ -1,6 +1,7 @@
 //! What is measured: each part on a rig of its own, so that none sees what another one left.
 
 mod density;
+mod docker;
 mod exec;
 mod image;
 mod latency;
@@ -57,6 +58,10 @@ async fn run(part: Part, options: &Options, findings: &mut Findings) -> Result<(
     if part == Part::Plugins {
         return plugins::measure(options, findings);
     }
+    // docker's peer is dockerd, in a machine of its own.
+    if part == Part::Docker {
+        return docker::measure(options, findings).await;
+    }
     let mut rig = Rig::start(options).await?;
     findings.versions.extend(rig.versions().await?);
     match part {
@@ -67,6 +72,6 @@ async fn run(part: Part, options: &Options, findings: &mut Findings) -> Result<(
         Part::Streaming => streaming::measure(&rig, findings).await,
         Part::Observing => observing::measure(&rig, options, findings).await,
         Part::Density | Part::Restart => density::measure(&mut rig, options, findings).await,
-        Part::Plugins => Ok(()),
+        Part::Plugins | Part::Docker => Ok(()),
     }
 }
