@@ -73,7 +73,7 @@ async fn file_systems_in_memory_have_their_sizes_modes_and_options() {
 }
 
 #[tokio::test]
-async fn binds_may_leave_out_what_is_mounted_below() {
+async fn mounts_may_leave_out_a_part_of_their_source() {
     if skip_without(Capability::DockerCli) {
         return;
     }
@@ -91,6 +91,8 @@ async fn binds_may_leave_out_what_is_mounted_below() {
     let error = run(&machine, &[&readonly], &image, "touch /s/below/x 2>&1; true");
     assert!(error.contains("Read-only file system"), "{error}");
     machine.output("umount", &[below.to_str().unwrap()]);
+    let part = format!("--mount=type=image,src={image},dst=/i,image-subpath=etc");
+    assert_eq!(run(&machine, &[&part], &image, "ls /i"), "group\npasswd");
     machine.assert_clean().await;
 }
 

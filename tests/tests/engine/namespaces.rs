@@ -62,6 +62,9 @@ async fn names_of_hosts() {
     for line in ["1.2.3.4\tx", "172.17.0.1\tgw", "\th1.d.test h1"] {
         assert!(shown.contains(line), "{line:?}: {shown}");
     }
+    let rename = ["run", "--rm", "--uts=host", "--domainname=d.test", &image, "true"];
+    let error = fail(&machine, &rename);
+    assert!(error.contains("kernel.domainname"), "{error}");
     machine.assert_clean().await;
 }
 

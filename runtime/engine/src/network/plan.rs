@@ -188,7 +188,8 @@ impl Plan {
         if let Some(hostname) = &self.hostname {
             sandbox.hostname.clone_from(hostname);
         }
-        if !record.config.domainname.is_empty() && !sandbox.shares_uts() {
+        // With the host's UTS namespace this is refused: it would rename the host.
+        if !record.config.domainname.is_empty() {
             let domain = record.config.domainname.clone();
             sandbox.sysctls.entry("kernel.domainname".to_owned()).or_insert(domain);
         }

@@ -93,7 +93,9 @@ impl Hierarchies {
         limit_cpuset(cgroup, path, resources)?;
         self.limit_memory(cgroup, path, resources)?;
         self.limit_pids(path, resources)?;
-        self.limit_block_io(path, &resources.block_io)?;
+        if let Some(block_io) = &resources.block_io {
+            self.limit_block_io(path, block_io)?;
+        }
         self.limit_huge_pages(path, resources)?;
         // Last, since it may name the same files, and is the more exact way to say something.
         self.write_unified(cgroup, path, resources)

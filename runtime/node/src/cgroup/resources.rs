@@ -33,7 +33,8 @@ pub struct Resources {
     /// Microseconds of real-time tasks, in each period. Only v1 has it, in some kernels.
     pub cpu_realtime_period: i64,
     pub cpu_realtime_runtime: i64,
-    pub block_io: BlockIo,
+    /// Most ask for none, and what a request asks for is kept in many places.
+    pub block_io: Option<Box<BlockIo>>,
     pub oom_score_adj: i64,
     /// Page size, as in "2MB", and bytes.
     pub hugepage_limits: Vec<(String, u64)>,
@@ -62,7 +63,10 @@ impl Resources {
             pids_limit: number(change.pids_limit, self.pids_limit),
             cpu_realtime_period: number(change.cpu_realtime_period, self.cpu_realtime_period),
             cpu_realtime_runtime: number(change.cpu_realtime_runtime, self.cpu_realtime_runtime),
-            block_io: self.block_io.changed(change.block_io),
+            block_io: match (&self.block_io, change.block_io) {
+                (Some(old), Some(new)) => Some(Box::new(old.changed(*new))),
+                (old, new) => new.or_else(|| old.clone()),
+            },
             oom_score_adj: number(change.oom_score_adj, self.oom_score_adj),
             hugepage_limits: if change.hugepage_limits.is_empty() {
                 self.hugepage_limits.clone()

@@ -172,8 +172,8 @@ fn limits(resources: &Resources) -> Vec<(&'static str, Value<'static>)> {
     if resources.pids_limit != 0 {
         set("TasksMax", u64::try_from(resources.pids_limit).unwrap_or(u64::MAX));
     }
-    if resources.block_io.weight > 0 {
-        set("IOWeight", io_weight(resources.block_io.weight.into()));
+    if let Some(block_io) = resources.block_io.as_ref().filter(|block_io| block_io.weight > 0) {
+        set("IOWeight", io_weight(block_io.weight.into()));
     }
     for (file, value) in &resources.unified {
         let name = match file.as_str() {

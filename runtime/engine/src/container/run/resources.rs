@@ -42,7 +42,9 @@ pub(crate) fn resources(host: &HostConfig) -> Result<Resources> {
         oom_kill_disable: host.oom_kill_disable == Some(true),
         oom_score_adj: host.oom_score_adj,
         pids_limit: host.pids_limit.unwrap_or_default(),
-        block_io: block_io(host)?,
+        block_io: Some(block_io(host)?)
+            .filter(|limits| *limits != BlockIo::default())
+            .map(Box::new),
         ..Resources::default()
     })
 }
@@ -108,7 +110,7 @@ mod tests {
         assert_eq!((limits.cpu_period, limits.cpu_quota), (100_000, 150_000));
         assert_eq!((limits.memory_limit, limits.memory_swap_limit), (64 << 20, 128 << 20));
         let rate = DeviceLimit { major: 1, minor: 3, value: 7 };
-        assert_eq!(limits.block_io.read_bytes, [rate]);
+        assert_eq!(limits.block_io.unwrap().read_bytes, [rate]);
         let core = Ulimit { name: "core".into(), soft: 0, hard: u64::MAX };
         assert_eq!(ulimits(&host), [core]);
         let gone = ThrottleDevice { path: "/no/such".into(), rate: 1 };
