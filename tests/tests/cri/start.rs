@@ -23,7 +23,7 @@ async fn what_cannot_be_executed_is_told_with_its_reason() {
         ("missing", "/no/such/program", "No such file"),
         ("bare", "no-such-program", "No such file"),
         ("plain", "/etc/passwd", "Permission denied"),
-        ("directory", "/etc", "Permission denied"),
+        ("directory", "/etc", "Is a directory"),
         ("garbage", "/bin/garbage", "Exec format error"),
     ] {
         let mut config = container(name, &image, "");

@@ -58,7 +58,7 @@ async fn files_go_in_and_come_out_of_running_and_stopped_containers() {
     let data = machine.path("data");
     fs::create_dir_all(&data).unwrap();
     let bind = format!("{}:/data", data.display());
-    sleeping(&engine, "c1", &image, json!({ "Binds": [bind], "Tmpfs": {} })).await;
+    sleeping(&engine, "c1", &image, json!({ "Binds": [bind], "Tmpfs": { "/mem": "" } })).await;
     let tree = host.join("tree").display().to_string();
     let back = host.join("back");
     for is_running in [true, false] {
@@ -84,6 +84,8 @@ async fn files_go_in_and_come_out_of_running_and_stopped_containers() {
                 inside(&machine, "c1", "cat /tmp/new/link /data/new/link"),
                 "contentcontent"
             );
+            docker(&machine, &["cp", &tree, "c1:/mem/new"]);
+            assert_eq!(inside(&machine, "c1", "cat /mem/new/link"), "content");
             let hosts = text(&docker(&machine, &["cp", "c1:/etc/hosts", "-"]).stdout);
             assert!(hosts.contains("localhost"), "the container's own one is seen");
             engine.post("/containers/c1/stop?t=0", json!(null)).await;

@@ -1,6 +1,6 @@
 //! The beginning of a run: its network, its sandbox, its container. What cannot begin leaves nothing.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use berth_base::{
     blocking::blocking,
@@ -12,6 +12,7 @@ use berth_base::{
 use berth_node::container as node;
 use http::StatusCode;
 use serde_json::json;
+use tokio::sync::OwnedRwLockWriteGuard;
 
 use super::attach::join;
 use crate::{
@@ -26,6 +27,9 @@ use crate::{
     http::error::{Failure, Result},
     network::plan,
 };
+
+/// How long a start waits for clients that copy files of the container.
+const COPYING: Duration = Duration::from_secs(10);
 
 /// A start that failed, with the exit code that inspect shows then.
 struct Failed {
@@ -74,8 +78,6 @@ pub(super) async fn begin(
             last.wanted = true;
         })
     })?;
-    // Whoever reads its files has them mounted, and an overlay cannot be mounted twice.
-    let _files = container.files.write().await;
     match make(engine, container).await {
         Ok(run) => Ok(run),
         Err(Failed { code, failure }) => {
@@ -98,6 +100,7 @@ async fn make(
     container: &Arc<Container>,
 ) -> Result<Arc<node::Container>, Failed> {
     observe::before(docker_start::MAKE).map_err(Failure::from)?;
+    let _files = reserve_files(container).await?;
     let record = container.record();
     let layout = &engine.node.host.layout;
     run::check_joins(engine, &record.host_config)?;
@@ -126,6 +129,20 @@ async fn make(
     }
     step_blocking(docker_start::BEGUN, || began(engine, container, &run)).map_err(Failure::from)?;
     Ok(run)
+}
+
+/// Waits until nobody has the files of the container mounted, and keeps it so: an overlay cannot be
+/// mounted twice.
+///
+/// # Errors
+/// 409 if somebody has them for long. A client that does not read must not keep others from
+/// removing the container.
+async fn reserve_files(container: &Container) -> Result<OwnedRwLockWriteGuard<()>> {
+    let free = container.files.clone().write_owned();
+    tokio::time::timeout(COPYING, free).await.map_err(|_| {
+        let id = &container.id;
+        Failure::conflict(format!("container {id} cannot start while its files are being copied"))
+    })
 }
 
 /// Publishes that a run has begun.
