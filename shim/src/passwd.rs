@@ -5,7 +5,7 @@
 use std::{fs::File, io::Read, os::fd::BorrowedFd, path::Path};
 
 use berth_shim::{
-    record::ResolvedUser,
+    record::{ResolvedUser, UNKNOWN_GROUP, UNKNOWN_USER},
     spec::{Identity, User},
 };
 use rustix::{
@@ -46,7 +46,7 @@ fn resolve_in(user: &User, passwd: &str, group: &str) -> Result<Login> {
         (_, Some(entry)) => (entry.uid, Some(entry.name)),
         (Identity::Id(uid), None) => (*uid, None),
         (Identity::Name(name), None) => {
-            return Err(invalid("no such user in /etc/passwd of the image:", name));
+            return Err(invalid(UNKNOWN_USER, name));
         }
     };
     let gid = match &user.group {
@@ -57,12 +57,12 @@ fn resolve_in(user: &User, passwd: &str, group: &str) -> Result<Login> {
             .filter_map(GroupEntry::parse)
             .find(|entry| entry.name == wanted)
             .map(|entry| entry.gid)
-            .ok_or_else(|| invalid("no such group in /etc/group of the image:", wanted))?,
+            .ok_or_else(|| invalid(UNKNOWN_GROUP, wanted))?,
     };
     let by_name = user.group_names.iter().map(|wanted| {
         let mut entries = group.lines().filter_map(GroupEntry::parse);
         let entry = entries.find(|entry| entry.name == wanted);
-        let missing = || invalid("no such group in /etc/group of the image:", wanted);
+        let missing = || invalid(UNKNOWN_GROUP, wanted);
         entry.map(|entry| entry.gid).ok_or_else(missing)
     });
     // The primary group is one of them, as with initgroups(3). The conformance tests of the kubelet

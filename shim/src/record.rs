@@ -148,6 +148,9 @@ pub struct Failure {
 pub const EXECUTE: &str = "execve";
 /// The step in which a process enters its working directory, which is the failure's path.
 pub const ENTER_DIRECTORY: &str = "chdir to";
+/// The steps in which a process looks for its user and its groups, whose name is the failure's path.
+pub const UNKNOWN_USER: &str = "no such user in /etc/passwd of the image:";
+pub const UNKNOWN_GROUP: &str = "no such group in /etc/group of the image:";
 
 /// What has to change before a failed step can succeed. The daemon derives the gRPC code from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 docker version --format '{{.Server.APIVersion}} {{.Server.MinAPIVersion}} {{.Server.Os}}'
 docker run --name hello debian echo hello
 docker run --rm debian sh -c 'echo out; sleep .1; echo err >&2; exit 3'
-docker run -d --name web -p 8088:80 -h myhost debian sh -c 'echo started; sleep 1000'
+docker run -d --name web -p 0.0.0.0:8088:80 -h myhost debian sh -c 'echo started; sleep 1000'
 docker ps
 docker ps -a --format '{{.Names}} {{.Image}} {{.Command}} {{.Status}} {{.Ports}}' -f name=web
 docker ps -q
@@ -15,6 +15,9 @@ docker ps -a -f status=exited
 docker port web
 docker port web 80
 docker port web 81
+docker run --rm -d --name both -p 8089:80 debian sleep 100
+docker port both
+docker rm -f both
 docker logs web
 docker logs -t --tail 1 web
 docker top web -o pid,comm | sed 's,^[0-9]* *,,'

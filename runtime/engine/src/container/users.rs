@@ -7,7 +7,8 @@ use std::{
     path::Path,
 };
 
-use berth_base::open_in_root::open_in_root;
+use berth_base::{error::Error, open_in_root::open_in_root};
+use berth_shim::record::{UNKNOWN_GROUP, UNKNOWN_USER};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 
 use crate::http::error::{Failure, Result};
@@ -53,6 +54,17 @@ pub(crate) fn find(root: BorrowedFd<'_>, user: &str) -> Result<(u32, u32)> {
             .ok_or_else(|| unknown("group", group, "group"))?,
     };
     Ok((uid, gid))
+}
+
+/// dockerd's words for a start that failed because its user or a group is not known. `None` if it
+/// failed otherwise.
+pub(crate) fn not_found(error: &Error) -> Option<String> {
+    let failure = error.step.as_ref()?;
+    match failure.step.as_str() {
+        UNKNOWN_USER => Some(unknown("user", &failure.path, "passwd").message),
+        UNKNOWN_GROUP => Some(unknown("group", &failure.path, "group").message),
+        _ => None,
+    }
 }
 
 fn unknown(noun: &str, name: &str, file: &str) -> Failure {

@@ -21,6 +21,7 @@ use crate::{
         object::Container,
         run,
         state::{Last, Phase},
+        users,
     },
     engine::Engine,
     health::Health,
@@ -56,7 +57,8 @@ impl Failed {
             },
             None => {
                 let status = StatusCode::INTERNAL_SERVER_ERROR;
-                Failure::new(status, error.message.clone()).into()
+                let text = users::not_found(error).unwrap_or_else(|| error.message.clone());
+                Failure::new(status, text).into()
             }
         }
     }
