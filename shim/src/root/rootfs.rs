@@ -79,7 +79,11 @@ pub(crate) fn prepare(
         container.mounts.iter().zip(&mut mounts).filter(|(_, prepared)| prepared.is_none())
     {
         *prepared = match overlay::image(dir, container, request)? {
-            None => volumes::prepare(root.as_fd(), dir, request, label, idmap)?,
+            // Beside the writable layer, whose life they share.
+            None => {
+                let owner = container.rootfs.writable.as_deref().unwrap_or(dir);
+                volumes::prepare(root.as_fd(), owner, request, label, idmap)?
+            }
             image => image,
         };
         if let (MountKind::Proc, Some(joined)) = (&request.kind, joined) {

@@ -39,7 +39,7 @@ const MAX_DEPTH: usize = 256;
 const MAX_XATTR: usize = 64 << 10;
 
 /// The volume of `request` as a detached mount; `None` if it is of another kind. `root` is the
-/// container's root without its mounts.
+/// container's root without its mounts. A volume that an earlier run has left is taken as it is.
 pub(crate) fn prepare(
     root: BorrowedFd<'_>,
     dir: &Path,
@@ -49,9 +49,33 @@ pub(crate) fn prepare(
 ) -> Result<Option<OwnedFd>> {
     let MountKind::Volume { name } = &request.kind else { return Ok(None) };
     let path = dir.join(layout::VOLUMES).join(name);
-    fs::create_dir_all(&path).step_on("make", &path)?;
-    let volume = openat(CWD, &path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .step_on("open", &path)?;
+    let volume = match open_directory(&path) {
+        Err(Errno::NOENT) => make(root, &path, request, idmap)?,
+        found => found.step_on("open", &path)?,
+    };
+    label.map_or(Ok(()), |label| relabel(volume.as_fd(), &path, label))?;
+    clone_tree(volume.as_fd(), false).step_on("clone mount of", &path).map(Some)
+}
+
+fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
+    openat(CWD, path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Makes a volume. It has its name when it is filled: one that was begun is begun anew.
+fn make(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    request: &Mount,
+    idmap: Option<&Idmap>,
+) -> Result<OwnedFd> {
+    let incomplete = path.with_extension("incomplete");
+    match fs::remove_dir_all(&incomplete) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).step_on("remove", &incomplete);
+        }
+        _ => fs::create_dir_all(&incomplete).step_on("make", &incomplete)?,
+    }
+    let volume = open_directory(&incomplete).step_on("open", &incomplete)?;
     match open_in_root(root, &request.target, OFlags::DIRECTORY) {
         Ok(found) => {
             let source = open_again(&found).step_on("open", &request.target)?;
@@ -63,15 +87,15 @@ pub(crate) fn prepare(
             // user namespace is another id.
             let (uid, gid) = idmap.map_or((0, 0), |idmap| (idmap.uid, idmap.gid));
             fchown(&volume, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
-                .step_on("chown", &path)?;
+                .step_on("chown", &incomplete)?;
         }
         Err(Errno::NOTDIR) => {
             return Err(invalid("the image's volume is not a directory:", &request.target));
         }
         Err(errno) => return Err(errno).step_on("open", &request.target),
     }
-    label.map_or(Ok(()), |label| relabel(volume.as_fd(), &path, label))?;
-    clone_tree(volume.as_fd(), false).step_on("clone mount of", &path).map(Some)
+    fs::rename(&incomplete, path).step_on("rename", &incomplete)?;
+    Ok(volume)
 }
 
 /// Opens a directory for reading that was opened as a place only (O_PATH).

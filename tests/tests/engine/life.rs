@@ -1,5 +1,6 @@
 //! Create, start, the end, and removal.
 
+use berth_tests::{Image, busybox};
 use serde_json::json;
 
 use crate::{ready, ready_with_cri};
@@ -61,5 +62,34 @@ async fn neither_edge_shows_what_is_of_the_other() {
     cri.remove_pod(&sandbox).await.unwrap();
     assert_eq!(engine.inspect("c1").await["State"]["Running"], true);
     engine.remove("c1").await;
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn volumes_that_an_image_declares_keep_their_files_from_run_to_run() {
+    let (machine, daemon, engine, _image) = ready().await;
+    let layer = busybox().directory("data", 0o751).file("data/of-image", b"it").bytes();
+    let config = json!({ "Volumes": { "/data": {}, "/fresh": {} } });
+    let image = Image::docker(&[(layer.clone(), layer)], &config);
+    let image = daemon.cri().pull_image(&machine, image).await;
+    let script = "echo run | tee -a /data/kept /fresh/kept > /dev/null; cat /data/of-image; rm \
+                  -f /data/of-image; cat /data/kept /fresh/kept; touch /x 2>&1";
+    let body = json!({
+        "Image": image,
+        "Cmd": ["sh", "-c", script],
+        "HostConfig": { "ReadonlyRootfs": true },
+    });
+    engine.create("keeps", body).await;
+    for _ in 0..2 {
+        engine.start("keeps").await;
+        engine.wait("keeps").await;
+    }
+    let logs = engine.get("/containers/keeps/logs?stdout=1&tail=all").await;
+    let logs = logs.as_str().unwrap();
+    // What the image has there is taken over once.
+    assert_eq!(logs.matches("it").count(), 1, "{logs}");
+    assert_eq!(logs.matches("run").count(), 2 + 4, "{logs}");
+    assert_eq!(logs.matches("Read-only").count(), 2, "{logs}");
+    engine.remove("keeps").await;
     machine.assert_clean().await;
 }

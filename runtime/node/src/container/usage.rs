@@ -77,7 +77,7 @@ impl Container {
         let writable = self.meta.config.writable_layer.as_ref().unwrap_or(&directory);
         let found = disk_usage::of(
             writable.join(shim_layout::UPPER),
-            &[directory.join(shim_layout::VOLUMES)],
+            &[writable.join(shim_layout::VOLUMES)],
         );
         self.measured().walks.end(found, begun.elapsed());
     }
