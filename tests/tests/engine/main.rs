@@ -15,6 +15,7 @@ mod namespaces;
 mod networks;
 mod pause;
 mod restarts;
+mod sdk;
 mod security;
 mod socket;
 mod start;

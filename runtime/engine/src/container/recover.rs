@@ -139,7 +139,7 @@ async fn has_ended(engine: &Arc<Engine>, container: &Arc<Container>, exited: &Ex
 
 async fn remove_if_asked(engine: &Arc<Engine>, container: &Arc<Container>) {
     if container.record().host_config.auto_remove
-        && let Err(failure) = life::remove(engine, container, true).await
+        && let Err(failure) = life::remove(engine, container, &container.id, true).await
     {
         tracing::warn!(container = container.id, "remove it after its end: {}", failure.message);
     }

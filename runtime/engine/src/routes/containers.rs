@@ -119,7 +119,7 @@ pub(super) async fn unpause(call: &Call, name: &str) -> Result<Answer> {
 
 pub(super) async fn remove(call: &Call, name: &str) -> Result<Answer> {
     let container = call.engine.containers.find(name)?;
-    life::remove(&call.engine, &container, call.query.flag("force")).await?;
+    life::remove(&call.engine, &container, name, call.query.flag("force")).await?;
     Ok(body::empty(StatusCode::NO_CONTENT))
 }
 

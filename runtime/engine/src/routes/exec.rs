@@ -29,6 +29,7 @@ use crate::{
     engine::Engine,
     http::{
         body::{self, Answer},
+        client::Client,
         error::{Failure, Result},
         upgrade::{self, Framing, Pending},
         version::Version,
@@ -91,24 +92,39 @@ pub(super) async fn start(call: Call, id: &str) -> Result<Answer> {
     }
     let framing = Framing::of(options.tty);
     let (answer, pending) = upgrade::take(parts, None, framing, version);
-    // The client reads why it has failed where it would read output.
-    match begin(&engine, &exec, size, false).await {
-        Ok((own, execution)) => {
-            tokio::spawn(attend(engine, exec, execution, own, Some((pending, framing))));
-        }
-        Err(failure) => drop(tokio::spawn(tell(pending, framing, failure))),
-    }
+    tokio::spawn(serve(engine, exec, size, pending, framing));
     Ok(answer)
 }
 
-/// Sends a failure as output.
-async fn tell(pending: Pending, framing: Framing, failure: Failure) {
-    if let Some(mut client) = pending.client().await {
-        let text = format!("{}\r\n", failure.message);
-        let sent = session::send(&mut client.output, framing, Stream::Stdout, text.as_bytes());
-        if sent.await.is_ok() {
-            client.close().await;
+/// Starts an exec for a client that has its answer. Not before: docker-py reads the answer with a
+/// buffer that it then drops, and output that comes with the answer would be lost in it.
+async fn serve(
+    engine: Arc<Engine>,
+    exec: Arc<Exec>,
+    size: Option<[u32; 2]>,
+    pending: Pending,
+    framing: Framing,
+) {
+    let client = pending.client().await;
+    match begin(&engine, &exec, size, false).await {
+        Ok((own, execution)) => {
+            let client = client.map(|client| (client, framing));
+            attend(engine, exec, execution, own, client).await;
         }
+        Err(failure) => {
+            if let Some(client) = client {
+                tell(client, framing, &failure).await;
+            }
+        }
+    }
+}
+
+/// Sends a failure as output: the client reads it where it would read that.
+async fn tell(mut client: Client, framing: Framing, failure: &Failure) {
+    let text = format!("{}\r\n", failure.message);
+    let sent = session::send(&mut client.output, framing, Stream::Stdout, text.as_bytes());
+    if sent.await.is_ok() {
+        client.close().await;
     }
 }
 
@@ -232,7 +248,7 @@ async fn attend(
     exec: Arc<Exec>,
     mut execution: Execution,
     mut own: Own,
-    client: Option<(Pending, Framing)>,
+    client: Option<(Client, Framing)>,
 ) {
     let (over, ended) = watch::channel(false);
     let waiting = async {
@@ -243,9 +259,7 @@ async fn attend(
         over.send_replace(true);
     };
     let serving = async {
-        if let Some((pending, framing)) = client
-            && let Some(mut client) = pending.client().await
-        {
+        if let Some((mut client, framing)) = client {
             let rules = Rules {
                 framing,
                 detach: (exec.body.tty && exec.body.attach_stdin).then(|| Detach::new(exec.keys())),

@@ -19,13 +19,14 @@ use crate::{
     http::error::{Failure, Result},
 };
 
-/// Removes a container with everything that it had.
+/// Removes a container with everything that it had. `called` is what the client calls it.
 ///
 /// # Errors
 /// 409 if it runs and is not to be stopped.
 pub(crate) async fn remove(
     engine: &Arc<Engine>,
     container: &Arc<Container>,
+    called: &str,
     force: bool,
 ) -> Result<()> {
     let state = container.state();
@@ -38,9 +39,8 @@ pub(crate) async fn remove(
                     state.status()
                 ),
             };
-            let name = &container.record().name;
             return Err(Failure::conflict(format!(
-                "cannot remove container \"{name}\": container {why}"
+                "cannot remove container \"{called}\": container {why}"
             )));
         }
         kill(engine, container, Signal::SIGKILL as i32).await.or_else(|failure| {

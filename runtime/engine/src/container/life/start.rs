@@ -45,7 +45,7 @@ pub(crate) async fn start(engine: &Arc<Engine>, container: &Arc<Container>) -> R
         }
         Err(failure) => {
             if container.record().host_config.auto_remove {
-                remove(engine, container, true).await?;
+                remove(engine, container, &container.id, true).await?;
             }
             Err(failure)
         }

@@ -50,7 +50,7 @@ async fn follow(
         Decision::After(delay) => again(engine, container, delay).await,
         Decision::Stay => {
             if container.record().host_config.auto_remove
-                && let Err(error) = remove(engine, container, true).await
+                && let Err(error) = remove(engine, container, &container.id, true).await
             {
                 tracing::warn!(
                     container = container.id,

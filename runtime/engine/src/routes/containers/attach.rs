@@ -1,8 +1,11 @@
 //! `POST /containers/{name}/attach`: joins a client to the streams of a container's first process.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use serde_json::json;
@@ -13,6 +16,7 @@ use crate::{
     container::{
         life,
         object::{Container, Streams},
+        state::{Phase, State},
     },
     engine::Engine,
     http::{
@@ -29,6 +33,9 @@ use crate::{
         session::{self, End, Own, Rules},
     },
 };
+
+/// How long the connection outlives the output of a run that goes on without.
+const SILENT: Duration = Duration::from_secs(1);
 
 /// What a client asked for.
 struct Asked {
@@ -117,6 +124,8 @@ struct Session {
     asked: Asked,
     own: Own,
     left: Arc<AtomicBool>,
+    /// How many runs had ended before.
+    ended: u64,
 }
 
 impl Session {
@@ -125,6 +134,7 @@ impl Session {
         let config = &container.record().config;
         let left = Arc::new(AtomicBool::new(false));
         let mut own = Own::default();
+        let ended = container.state().ended;
         if asked.stream {
             // A terminal has one output.
             let wanted =
@@ -137,7 +147,7 @@ impl Session {
             life::attach(engine, &container, streams).await?;
         }
         engine.publish(&container, "attach", json!({}));
-        Ok(Self { container, asked, own, left })
+        Ok(Self { container, asked, own, left, ended })
     }
 
     async fn serve(mut self, engine: Arc<Engine>, pending: Pending, framing: Framing) {
@@ -182,10 +192,16 @@ impl Session {
         // The output ends when the shim closes it, whoever has it.
         let (_open, never) = watch::channel(false);
         let mut state = self.container.watch();
-        let ended = state.borrow().ended;
+        let ended = self.ended;
+        let is_over = |state: &State| state.ended > ended || state.phase == Phase::Restarting;
         let copying = session::copy(&mut self.own, rules, client, never);
         if has_output {
-            return copying.await;
+            let end = copying.await;
+            if end == End::Output {
+                // When its connection ends, the client asks for the state, or removes the container.
+                let _ = tokio::time::timeout(SILENT, state.wait_for(is_over)).await;
+            }
+            return end;
         }
         // Without output only the container's state tells of its end.
         tokio::select! {

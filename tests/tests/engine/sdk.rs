@@ -1,0 +1,89 @@
+//! What docker's SDKs rely on that the CLI does not.
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+};
+
+use berth_tests::Engine;
+use serde_json::{Value, json};
+
+use crate::ready;
+
+/// Sends a request whose answer makes the connection a stream, and returns the connection with the
+/// first that it gives.
+fn upgrade(engine: &Engine, path: &str, body: &str) -> (UnixStream, String) {
+    let mut connection = UnixStream::connect(&engine.socket).unwrap();
+    write!(
+        connection,
+        "POST {path} HTTP/1.1\r\nHost: docker\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut first = vec![0; 8 << 10];
+    let length = connection.read(&mut first).unwrap();
+    (connection, String::from_utf8_lossy(&first[..length]).into_owned())
+}
+
+fn rest(mut connection: UnixStream) -> Vec<u8> {
+    let mut rest = Vec::new();
+    connection.read_to_end(&mut rest).unwrap();
+    rest
+}
+
+/// docker-py reads answers through a buffer, and drops it when it goes on with the socket.
+#[tokio::test]
+async fn output_of_an_exec_does_not_come_with_the_head_of_the_answer() {
+    let (_machine, _daemon, engine, image) = ready().await;
+    engine.create("c1", json!({ "Image": image, "Cmd": ["sleep", "1000"] })).await;
+    engine.start("c1").await;
+    for command in [&["echo", "hi"][..], &["nope"]] {
+        for _ in 0..10 {
+            let asked = json!({ "Cmd": command, "AttachStdout": true, "AttachStderr": true });
+            let exec = engine.post("/containers/c1/exec", asked).await;
+            let path = format!("/exec/{}/start", exec["Id"].as_str().unwrap());
+            let (connection, head) = upgrade(&engine, &path, "{}");
+            assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+            assert!(head.ends_with("\r\n\r\n"), "{head}");
+            let output = rest(connection);
+            match command[0] {
+                "echo" => assert_eq!(output, b"\x01\0\0\0\0\0\0\x03hi\n"),
+                _ => assert!(String::from_utf8_lossy(&output).contains("not found"), "{output:?}"),
+            }
+        }
+    }
+}
+
+/// docker-py's `attach` of a container that is then removed without force.
+#[tokio::test]
+async fn a_container_has_ended_when_its_attached_output_has() {
+    let (_machine, _daemon, engine, image) = ready().await;
+    for _ in 0..5 {
+        engine.create("c1", json!({ "Image": image, "Cmd": ["echo", "hi"] })).await;
+        let path = "/containers/c1/attach?stream=1&stdout=1&stderr=1";
+        let (connection, head) = upgrade(&engine, path, "");
+        assert!(head.ends_with("\r\n\r\n"), "{head}");
+        engine.start("c1").await;
+        assert_eq!(rest(connection), b"\x01\0\0\0\0\0\0\x03hi\n");
+        let (status, answer) = engine.request("DELETE", "/containers/c1", None).await;
+        assert_eq!(status, 204, "{answer}");
+    }
+    // One that goes on without output does not keep its clients.
+    let command = ["sh", "-c", "exec >/dev/null 2>&1; sleep 1000"];
+    engine.create("c2", json!({ "Image": image, "Cmd": command })).await;
+    let (connection, _) = upgrade(&engine, "/containers/c2/attach?stream=1&stdout=1&stderr=1", "");
+    engine.start("c2").await;
+    assert_eq!(rest(connection), b"");
+    let state = engine.inspect("c2").await["State"].clone();
+    assert_eq!(state["Running"], true, "{state}");
+    // It is called what the client calls it.
+    let id = engine.inspect("c2").await["Id"].as_str().unwrap().to_owned();
+    let (status, answer) = engine.request("DELETE", &format!("/containers/{id}"), None).await;
+    let expected = format!(
+        "cannot remove container \"{id}\": container is running: stop the container before \
+         removing or force remove"
+    );
+    assert_eq!((status, &answer["message"]), (409, &Value::String(expected)));
+    engine.remove("c2").await;
+}
