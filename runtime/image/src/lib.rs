@@ -62,6 +62,7 @@ use tokio::sync::mpsc;
 
 pub use self::{
     check::{CheckedImage, Health},
+    compression::decompressed,
     credentials::{AuthConfig, CredentialProviders, CredentialSources},
     digest::Digest,
     import::ImportedImage,

@@ -2,10 +2,11 @@
 
 use std::{
     io::{Read, Write},
+    net::Shutdown,
     os::unix::net::UnixStream,
 };
 
-use berth_tests::Engine;
+use berth_tests::{Engine, Layer, gzip};
 use serde_json::{Value, json};
 
 use crate::ready;
@@ -86,4 +87,42 @@ async fn a_container_has_ended_when_its_attached_output_has() {
     );
     assert_eq!((status, &answer["message"]), (409, &Value::String(expected)));
     engine.remove("c2").await;
+}
+
+/// Puts a body into `/tmp` of a container, and returns the status with the message.
+fn put(engine: &Engine, name: &str, body: &[u8]) -> String {
+    let mut connection = UnixStream::connect(&engine.socket).unwrap();
+    write!(
+        connection,
+        "PUT /containers/{name}/archive?path=/tmp HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\
+         Content-Length: {}\r\n\r\n",
+        body.len()
+    )
+    .unwrap();
+    connection.write_all(body).unwrap();
+    connection.shutdown(Shutdown::Write).unwrap();
+    String::from_utf8_lossy(&rest(connection)).into_owned()
+}
+
+#[tokio::test]
+async fn archives_that_are_put_may_be_compressed() {
+    let (_machine, _daemon, engine, image) = ready().await;
+    let script = "cat /tmp/plain /tmp/gzip /tmp/zstd";
+    engine.create("c1", json!({ "Image": image, "Cmd": ["sh", "-c", script], "Tty": true })).await;
+    let tar = |name: &str| Layer::new().file(name, format!("{name} ").as_bytes()).bytes();
+    for body in
+        [tar("plain"), gzip(&tar("gzip")), zstd::encode_all(tar("zstd").as_slice(), 0).unwrap()]
+    {
+        let answer = put(&engine, "c1", &body);
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    let answer = put(&engine, "c1", b"BZh91AY&SY and so on");
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    assert!(answer.contains("bzip2 is not supported: use gzip, zstd or none"), "{answer}");
+    let answer = put(&engine, "c1", &gzip(&tar("half"))[..40]);
+    assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
+    let path = "/containers/c1/attach?stream=1&stdout=1";
+    let (connection, _) = upgrade(&engine, path, "");
+    engine.start("c1").await;
+    assert_eq!(rest(connection), b"plain gzip zstd ");
 }

@@ -59,7 +59,7 @@ fn path(call: &Call) -> Result<String> {
     }
 }
 
-/// A tar into a directory of the container.
+/// A tar, which may be compressed, into a directory of the container.
 pub(in crate::routes) async fn extract(call: Call, name: &str) -> Result<Answer> {
     let path = path(&call)?;
     let keeps_directories = call.query.flag("noOverwriteDirNonDir");
@@ -77,7 +77,8 @@ pub(in crate::routes) async fn extract(call: Call, name: &str) -> Result<Answer>
             true => Some(users::find(files.root(), user)?),
             false => None,
         };
-        Ok(inside.extract(&path, from, ExtractOptions { keeps_directories, owner })?)
+        let tar = berth_image::decompressed(from)?;
+        Ok(inside.extract(&path, tar, ExtractOptions { keeps_directories, owner })?)
     });
     extracted.await??;
     engine.publish(&container, "extract-to-dir", json!({}));
