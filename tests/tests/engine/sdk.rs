@@ -126,3 +126,37 @@ async fn archives_that_are_put_may_be_compressed() {
     engine.start("c1").await;
     assert_eq!(rest(connection), b"plain gzip zstd ");
 }
+
+#[tokio::test]
+async fn lists_are_filtered_by_the_ports_that_they_show() {
+    let (_machine, _daemon, engine, image) = ready().await;
+    let body = json!({
+        "Image": image,
+        "Cmd": ["sleep", "1000"],
+        "NetworkDisabled": false,
+        "ExposedPorts": { "80/tcp": {}, "81/udp": {} },
+        "HostConfig": { "PortBindings": { "80/tcp": [{ "HostPort": "8080" }] } },
+    });
+    engine.create("c1", body).await;
+    let counts = async |running: bool| {
+        for (filter, expected) in [
+            (r#"{"publish":["8080"]}"#, true),
+            (r#"{"publish":["8000-8100/tcp"]}"#, true),
+            (r#"{"publish":["80"]}"#, false),
+            (r#"{"publish":["8080/udp"]}"#, false),
+            (r#"{"expose":["80"]}"#, true),
+            (r#"{"expose":["81/udp"]}"#, true),
+            (r#"{"expose":["8080"]}"#, false),
+        ] {
+            let listed = engine.get(&format!("/containers/json?all=1&filters={filter}")).await;
+            let expected = usize::from(expected && running);
+            assert_eq!(listed.as_array().unwrap().len(), expected, "{filter}");
+        }
+    };
+    counts(false).await;
+    engine.start("c1").await;
+    counts(true).await;
+    // Go leaves out what is false.
+    assert_eq!(engine.inspect("c1").await["Config"].get("NetworkDisabled"), None);
+    engine.remove("c1").await;
+}

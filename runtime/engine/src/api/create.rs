@@ -44,8 +44,8 @@ pub(crate) struct ContainerConfig {
     pub working_dir: String,
     #[serde(deserialize_with = "words")]
     pub entrypoint: Option<Vec<String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub network_disabled: Option<bool>,
+    #[serde(skip_serializing_if = "is_false")]
+    pub network_disabled: bool,
     /// Of old clients; the newer ones say it of an endpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mac_address: Option<String>,
@@ -58,6 +58,11 @@ pub(crate) struct ContainerConfig {
     pub stop_timeout: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shell: Option<Vec<String>>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

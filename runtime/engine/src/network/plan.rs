@@ -62,8 +62,8 @@ pub(crate) fn plan(engine: &Engine, container: &Container) -> Result<Plan> {
     let record = container.record();
     let host = &record.host_config;
     let mode = match record.config.network_disabled {
-        Some(true) => "none",
-        _ => &host.network_mode,
+        true => "none",
+        false => &host.network_mode,
     };
     let Some(network) = engine
         .networks

@@ -293,7 +293,7 @@ impl<'a> Wanted<'a> {
             && self.ancestors.as_ref().is_none_or(|ids| ids.contains(&record.image_id))
             && self.takes_mounts(&record)
             && self.takes_networks(engine, container)
-            && self.takes_ports(&record)
+            && self.takes_ports(engine, container)
     }
 
     /// With the slash in front, and without it: `^/web$` and `^web$` are both in use.
@@ -327,15 +327,19 @@ impl<'a> Wanted<'a> {
             })
     }
 
-    fn takes_ports(&self, record: &Record) -> bool {
+    /// By ports of the host that are published, or by ports of the container, as the list shows
+    /// them: those of one that does not run are none.
+    fn takes_ports(&self, engine: &Engine, container: &Container) -> bool {
         if self.published.is_empty() && self.exposed.is_empty() {
             return true;
         }
-        let has = |port: &str, wanted: &[String]| wanted.contains(&with_protocol(port));
-        let mut bindings = record.host_config.port_bindings.iter().flatten();
-        let mut exposed = record.config.exposed_ports.iter().flatten();
-        bindings.any(|(port, _)| has(port, &self.published))
-            || exposed.any(|(port, _)| has(port, &self.exposed))
+        listed_ports(engine, container).iter().any(|listed| {
+            let has = |port: u16, wanted: &[String]| {
+                wanted.contains(&format!("{port}/{}", listed.protocol))
+            };
+            listed.public_port.is_some_and(|port| has(port, &self.published))
+                || has(listed.private_port, &self.exposed)
+        })
     }
 }
 
@@ -347,10 +351,6 @@ fn one_of(filters: &Filters, key: &str, what: &str, known: &[&str]) -> Result<()
             known.join(", ")
         ))),
     }
-}
-
-fn with_protocol(port: &str) -> String {
-    if port.contains('/') { port.to_owned() } else { format!("{port}/tcp") }
 }
 
 /// The ports of a filter, `80`, `80/udp` or `8000-8010/tcp`, one by one.
