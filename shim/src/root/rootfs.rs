@@ -26,6 +26,7 @@ use crate::{
         bind,
         inside::{open_in_root, open_path, open_root},
         proc,
+        target::ensure_directory,
     },
     namespaces::{idmap::Idmap, join::Joined},
     root::{devices::Nodes, mount_points, mounts, overlay, volumes},
@@ -136,7 +137,10 @@ pub(crate) fn assemble(prepared: &Prepared, container: &Container, at: &Path) ->
 /// process.
 pub(crate) fn enter(prepared: &Prepared, container: &Container) -> Result<()> {
     let root = &prepared.root;
-    // Only now, as mount targets have been made in it until here.
+    // containerd and Docker make a working directory that the image lacks. Failures are left to
+    // chdir(2), which names the directory: a file may be in its place.
+    let _ = ensure_directory(root.as_fd(), &container.process.cwd);
+    // Only now, as mount targets and that directory have been made in it until here.
     if container.rootfs.readonly {
         sys::mount_setattr(root.as_fd(), false, libc::MOUNT_ATTR_RDONLY, 0)
             .step("make the root read-only")?;

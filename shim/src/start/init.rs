@@ -17,7 +17,7 @@ use crate::{
     cgroup,
     error::{Failure, Result, Step, failure},
     hooks::{Bundle, Status},
-    mount::{inside::open_root, target::ensure_directory},
+    mount::inside::open_root,
     namespaces::{
         join::{self, Joined},
         user,
@@ -111,9 +111,6 @@ impl First<'_> {
         }
         let root = open_root()?;
         let login = passwd::resolve(root.as_fd(), &container.process.user)?;
-        // containerd and Docker make a working directory that the image lacks. Failures are left to
-        // chdir(2), which names the directory: a file may be in its place, or the root read-only.
-        let _ = ensure_directory(root.as_fd(), &container.process.cwd);
         // After the hooks, which are children too, and see the host's root.
         joined.map_or(Ok(()), Joined::enter)?;
         // The last message before others can see a process of ours: see `await_start`.

@@ -160,3 +160,21 @@ async fn lists_are_filtered_by_the_ports_that_they_show() {
     assert_eq!(engine.inspect("c1").await["Config"].get("NetworkDisabled"), None);
     engine.remove("c1").await;
 }
+
+#[tokio::test]
+async fn a_working_directory_that_the_image_lacks_is_made_in_a_root_that_is_read_only() {
+    let (_machine, _daemon, engine, image) = ready().await;
+    let body = json!({
+        "Image": image,
+        "Cmd": ["sh", "-c", "pwd; touch x"],
+        "Tty": true,
+        "WorkingDir": "/new/place",
+        "HostConfig": { "ReadonlyRootfs": true },
+    });
+    engine.create("c1", body).await;
+    let (connection, _) = upgrade(&engine, "/containers/c1/attach?stream=1&stdout=1", "");
+    engine.start("c1").await;
+    let output = String::from_utf8_lossy(&rest(connection)).into_owned();
+    assert_eq!(output, "/new/place\r\ntouch: x: Read-only file system\r\n");
+    assert_eq!(engine.wait("c1").await, 1);
+}
