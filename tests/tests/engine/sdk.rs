@@ -4,6 +4,7 @@ use std::{
     io::{Read, Write},
     net::Shutdown,
     os::unix::net::UnixStream,
+    time::Duration,
 };
 
 use berth_tests::{Engine, Layer, gzip};
@@ -14,6 +15,11 @@ use crate::ready;
 /// Sends a request whose answer makes the connection a stream, and returns the connection with the
 /// first that it gives.
 fn upgrade(engine: &Engine, path: &str, body: &str) -> (UnixStream, String) {
+    upgrade_after(Duration::ZERO, engine, path, body)
+}
+
+/// As `upgrade`, by a client that reads only after a while.
+fn upgrade_after(pause: Duration, engine: &Engine, path: &str, body: &str) -> (UnixStream, String) {
     let mut connection = UnixStream::connect(&engine.socket).unwrap();
     write!(
         connection,
@@ -22,6 +28,7 @@ fn upgrade(engine: &Engine, path: &str, body: &str) -> (UnixStream, String) {
         body.len()
     )
     .unwrap();
+    std::thread::sleep(pause);
     let mut first = vec![0; 8 << 10];
     let length = connection.read(&mut first).unwrap();
     (connection, String::from_utf8_lossy(&first[..length]).into_owned())
@@ -40,11 +47,12 @@ async fn output_of_an_exec_does_not_come_with_the_head_of_the_answer() {
     engine.create("c1", json!({ "Image": image, "Cmd": ["sleep", "1000"] })).await;
     engine.start("c1").await;
     for command in [&["echo", "hi"][..], &["nope"]] {
-        for _ in 0..10 {
+        for pause in [0, 0, 0, 20, 100, 300] {
             let asked = json!({ "Cmd": command, "AttachStdout": true, "AttachStderr": true });
             let exec = engine.post("/containers/c1/exec", asked).await;
             let path = format!("/exec/{}/start", exec["Id"].as_str().unwrap());
-            let (connection, head) = upgrade(&engine, &path, "{}");
+            let pause = Duration::from_millis(pause);
+            let (connection, head) = upgrade_after(pause, &engine, &path, "{}");
             assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
             assert!(head.ends_with("\r\n\r\n"), "{head}");
             let output = rest(connection);

@@ -1,6 +1,6 @@
 //! Connections that stop being HTTP: attach and exec (`Upgrade: tcp`).
 
-use std::io;
+use std::{io, time::Duration};
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -12,8 +12,9 @@ use http::{
 use http_body_util::BodyExt;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
+use nix::{getsockopt_impl, libc, sockopt_impl, sys::socket::GetSockOpt};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, Interest},
     net::UnixStream,
 };
 
@@ -26,6 +27,37 @@ use super::{
 
 /// How much output waits for a client that reads it as the body of an answer, in bytes.
 const WAITING: usize = 64 << 10;
+
+/// How long a session waits for its client to read the head of the answer.
+const HEAD: Duration = Duration::from_secs(1);
+
+/// `SK_MEMINFO_WMEM_ALLOC` of linux/sock_diag.h.
+const UNREAD: usize = 2;
+/// `SK_MEMINFO_VARS`.
+const COUNTERS: usize = 9;
+
+sockopt_impl!(
+    /// What the kernel has allocated for a socket, in bytes, by use.
+    Memory,
+    GetOnly,
+    libc::SOL_SOCKET,
+    libc::SO_MEMINFO,
+    [u32; COUNTERS]
+);
+
+/// Waits until the other end has read all that was sent, or is gone.
+///
+/// # Errors
+/// The kernel does not say.
+async fn is_read(stream: &UnixStream) -> io::Result<()> {
+    // What is read wakes those who want to write.
+    let look = || match Memory.get(&stream)?[UNREAD] {
+        // The kernel takes off the last byte of a message after it has woken them (`sock_wfree`).
+        0 | 1 => Ok(()),
+        _ => Err(io::ErrorKind::WouldBlock.into()),
+    };
+    stream.async_io(Interest::WRITABLE, look).await
+}
 
 /// How output is framed, which the answer's content type says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +96,9 @@ pub(crate) enum Pending {
 
 impl Pending {
     /// Waits for the connection. `None` if the client went away before.
+    ///
+    /// docker-py reads the head of an answer through a buffer that it then drops: output that comes
+    /// before the client has read the head would be lost in it.
     pub(crate) async fn client(self) -> Option<Client> {
         let upgraded = match self {
             Self::Bodies(client) => return Some(client),
@@ -74,6 +109,7 @@ impl Pending {
         };
         let parts = upgraded.downcast::<TokioIo<UnixStream>>().ok()?;
         let stream = parts.io.into_inner();
+        let _ = tokio::time::timeout(HEAD, is_read(&stream)).await;
         let presence = Presence::of(&stream);
         let (then, output) = stream.into_split();
         let input = Box::new(Rest { first: parts.read_buf, then });

@@ -96,8 +96,7 @@ pub(super) async fn start(call: Call, id: &str) -> Result<Answer> {
     Ok(answer)
 }
 
-/// Starts an exec for a client that has its answer. Not before: docker-py reads the answer with a
-/// buffer that it then drops, and output that comes with the answer would be lost in it.
+/// Starts an exec for a client that has its answer.
 async fn serve(
     engine: Arc<Engine>,
     exec: Arc<Exec>,
