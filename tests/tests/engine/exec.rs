@@ -173,3 +173,18 @@ async fn an_exec_runs_once_is_inspected_and_is_refused_where_nothing_runs() {
     engine.remove("c1").await;
     machine.assert_clean().await;
 }
+
+#[tokio::test]
+async fn a_user_with_a_group_has_no_other_groups() {
+    if skip_without(Capability::DockerCli) {
+        return;
+    }
+    let (machine, _daemon, engine, image) = ready().await;
+    sleeping(&engine, &image).await;
+    for (user, groups) in [("1000:1000", "1000"), ("web:web", "1000"), ("web", "1000 2000")] {
+        for command in [&["run", "--rm", "-u", user, &image][..], &["exec", "-u", user, "c1"]] {
+            let output = machine.docker(&[command, &["id", "-G"]].concat());
+            assert_eq!(text(&output.stdout).trim_end(), groups, "{command:?}");
+        }
+    }
+}

@@ -29,6 +29,12 @@ pub(crate) fn check(pid: u32, user: &str) -> Result<()> {
     }
 }
 
+/// Whether `USER[:GROUP]` has a group. It is the only one then: what else /etc/group says of the user
+/// does not count.
+pub(crate) fn has_group(user: &str) -> bool {
+    user.split_once(':').is_some_and(|(_, group)| !group.is_empty())
+}
+
 /// The user and the group of `USER[:GROUP]`, each a name or a number, in the container whose root
 /// directory this is.
 ///

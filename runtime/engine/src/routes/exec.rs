@@ -235,7 +235,7 @@ fn parse_user(text: &str, groups: &[String]) -> User {
         user: identity(user),
         group: (!group.is_empty()).then(|| identity(group)),
         supplementary: groups.iter().filter_map(|id| id.parse().ok()).collect(),
-        merge_groups: true,
+        merge_groups: !users::has_group(text),
         group_names: groups.iter().filter(|id| id.parse::<u32>().is_err()).cloned().collect(),
     }
 }

@@ -11,7 +11,7 @@ use http::StatusCode;
 
 use crate::{
     api::host_config::HostConfig,
-    container::record::Record,
+    container::{record::Record, users},
     http::error::{Failure, Result},
 };
 
@@ -95,6 +95,7 @@ pub(super) fn of(record: &Record, namespaces: NamespaceModes) -> Result<Security
         add_capabilities: host.cap_add.clone().unwrap_or_default(),
         drop_capabilities: dropped(host),
         user: Some(record.config.user.clone()),
+        strict_groups: users::has_group(&record.config.user),
         supplemental_groups: numbers.iter().filter_map(|group| group.parse().ok()).collect(),
         group_names: names.into_iter().cloned().collect(),
         readonly_rootfs: host.readonly_rootfs,
