@@ -31,6 +31,7 @@ use tokio::{sync::watch, task::JoinHandle};
 
 pub use self::report::{Report, percentile};
 use self::{
+    board::Board,
     client::{Client, Standing, World},
     events::follow,
     images::Images,
@@ -151,54 +152,16 @@ impl Churn {
         Ok(())
     }
 
-    /// All clients make their verbs, while somebody kills.
     async fn round(&mut self, daemon: Daemon) -> anyhow::Result<Daemon> {
-        let (peace, war) = watch::channel(false);
         let deadline = self.deadline;
+        let work = move |mut client: Client| async move {
+            let done = client.round(ROUND, deadline).await;
+            (client, done)
+        };
         let board = self.world.board.clone();
-        let mut working = Vec::new();
-        for mut client in self.clients.drain(..) {
-            let board = board.clone();
-            working.push(tokio::spawn(async move {
-                let done = client.round(ROUND, deadline).await;
-                if done.is_err() {
-                    board.fail();
-                }
-                (client, done)
-            }));
-        }
-        let killing = async {
-            let killed = self.killer.run(daemon, war).await;
-            if killed.is_err() {
-                // Releases the clients, who wait for a daemon that serves.
-                board.fail();
-                board.daemon_serves();
-            }
-            killed
-        };
-        let ending = async {
-            let mut ended = Vec::new();
-            for client in working {
-                ended.push(client.await);
-            }
-            peace.send_replace(true);
-            ended
-        };
-        let (killed, ended) = tokio::join!(killing, ending);
-        // The daemon's failure explains those of the clients, and the first of those the others.
-        let daemon = killed?;
-        let mut first = None;
-        for client in ended {
-            let (client, done) = client.context("a client panicked")?;
-            self.clients.push(client);
-            if let Err(error) = done
-                && first.as_ref().is_none_or(is_consequence)
-            {
-                first = Some(error);
-            }
-        }
+        let fought = fight(&board, &mut self.killer, daemon, &mut self.clients, work).await;
         self.check_listener().await?;
-        first.map_or(Ok(daemon), Err)
+        fought
     }
 
     async fn check_listener(&mut self) -> anyhow::Result<()> {
@@ -267,6 +230,65 @@ impl Churn {
         })
         .await
     }
+}
+
+/// All clients do their work, while somebody kills. Gives the daemon that runs then.
+///
+/// # Errors
+/// The daemon's failure, which explains those of the clients, or else the first of these, which
+/// explains the others.
+async fn fight<C: Send + 'static, W>(
+    board: &Arc<Board>,
+    killer: &mut Killer,
+    daemon: Daemon,
+    clients: &mut Vec<C>,
+    work: impl Fn(C) -> W,
+) -> anyhow::Result<Daemon>
+where
+    W: Future<Output = (C, anyhow::Result<()>)> + Send + 'static,
+{
+    let (peace, war) = watch::channel(false);
+    let mut working = Vec::new();
+    for client in clients.drain(..) {
+        let (board, work) = (board.clone(), work(client));
+        working.push(tokio::spawn(async move {
+            let (client, done) = work.await;
+            if done.is_err() {
+                board.fail();
+            }
+            (client, done)
+        }));
+    }
+    let killing = async {
+        let killed = killer.run(daemon, war).await;
+        if killed.is_err() {
+            // Releases the clients, who wait for a daemon that serves.
+            board.fail();
+            board.daemon_serves();
+        }
+        killed
+    };
+    let ending = async {
+        let mut ended = Vec::new();
+        for client in working {
+            ended.push(client.await);
+        }
+        peace.send_replace(true);
+        ended
+    };
+    let (killed, ended) = tokio::join!(killing, ending);
+    let daemon = killed?;
+    let mut first = None;
+    for client in ended {
+        let (client, done) = client.context("a client panicked")?;
+        clients.push(client);
+        if let Err(error) = done
+            && first.as_ref().is_none_or(is_consequence)
+        {
+            first = Some(error);
+        }
+    }
+    first.map_or(Ok(daemon), Err)
 }
 
 /// Whether an error only says that another client has failed.

@@ -7,11 +7,10 @@ mod model;
 use std::{collections::BTreeSet, fs, sync::Arc, time::Instant};
 
 use anyhow::{Context, ensure};
-use tokio::sync::watch;
 
 use super::{
-    BACKGROUND, KILLER, Plan, ROUND, Report, board::Board, is_consequence, kills::Killer,
-    random::Random, tell, within,
+    BACKGROUND, KILLER, Plan, ROUND, Report, board::Board, fight, kills::Killer, random::Random,
+    tell, within,
 };
 use crate::{Daemon, Engine, Image, Machine, engine};
 
@@ -85,50 +84,13 @@ impl Churn {
         self.removal().await.context("at the removal of everything")
     }
 
-    /// All clients make their verbs, while somebody kills.
     async fn round(&mut self, daemon: Daemon) -> anyhow::Result<Daemon> {
-        let (peace, war) = watch::channel(false);
-        let mut working = Vec::new();
-        for mut client in self.clients.drain(..) {
-            let (board, deadline) = (self.board.clone(), self.deadline);
-            working.push(tokio::spawn(async move {
-                let done = client.round(ROUND, deadline).await;
-                if done.is_err() {
-                    board.fail();
-                }
-                (client, done)
-            }));
-        }
-        let killing = async {
-            let killed = self.killer.run(daemon, war).await;
-            if killed.is_err() {
-                // Releases the clients, who wait for a daemon that serves.
-                self.board.fail();
-                self.board.daemon_serves();
-            }
-            killed
+        let deadline = self.deadline;
+        let work = move |mut client: Client| async move {
+            let done = client.round(ROUND, deadline).await;
+            (client, done)
         };
-        let ending = async {
-            let mut ended = Vec::new();
-            for client in working {
-                ended.push(client.await);
-            }
-            peace.send_replace(true);
-            ended
-        };
-        let (killed, ended) = tokio::join!(killing, ending);
-        let daemon = killed?;
-        let mut first = None;
-        for client in ended {
-            let (client, done) = client.context("a client panicked")?;
-            self.clients.push(client);
-            if let Err(error) = done
-                && first.as_ref().is_none_or(is_consequence)
-            {
-                first = Some(error);
-            }
-        }
-        first.map_or(Ok(daemon), Err)
+        fight(&self.board, &mut self.killer, daemon, &mut self.clients, work).await
     }
 
     /// Everything that is listed, and every shim that there is, is what is known of.
