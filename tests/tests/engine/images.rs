@@ -26,6 +26,10 @@ async fn a_pull_shows_its_layers_and_is_made_with_the_credentials_of_the_client(
         (!known).then(|| Response { status: 401, headers, ..Response::default() })
     });
     let name = format!("{}/tools/box:1", registry.host);
+    let path = format!("/images/create?fromImage={}/tools/box&tag=1", registry.host);
+    let (status, answer) = engine.request("POST", &path, None).await;
+    // 401 would make the CLI ask for a password.
+    assert_eq!(status, 500, "{answer}");
     let refused = machine.docker(&["pull", &name]);
     assert!(!refused.status.success(), "{refused:?}");
     assert!(text(&refused.stderr).starts_with("Error response from daemon: "), "{refused:?}");

@@ -6,7 +6,7 @@ use base64::{
     Engine as _, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
-use berth_base::error::Error;
+use berth_base::error::{Error, Kind};
 use berth_image::{AuthConfig, Digest, LayerProgress, LayerStep, normalize, watch};
 use bytes::Bytes;
 use futures_util::stream;
@@ -126,8 +126,17 @@ pub(in crate::routes) async fn pull(call: Call) -> Result<Answer> {
 
 fn joined(result: Result<Result<Digest, Error>, tokio::task::JoinError>) -> Result<Digest> {
     match result {
-        Ok(pulled) => Ok(pulled?),
+        Ok(pulled) => pulled.map_err(refused),
         Err(error) => Err(anyhow::Error::new(error).context("pull an image").into()),
+    }
+}
+
+/// A registry that wants credentials is an internal error, as with dockerd: 401 would be the
+/// engine's own refusal, at which some CLIs ask for a password, and wait for ever without a terminal.
+fn refused(error: Error) -> Failure {
+    match error.kind {
+        Kind::Unauthenticated => Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.message),
+        _ => error.into(),
     }
 }
 
