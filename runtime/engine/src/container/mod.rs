@@ -4,7 +4,8 @@
 //!
 //! - `container.json`, what was asked for (`record`);
 //! - `state.json`, how its last run went, and whether one is under way (`state`);
-//! - `upper` and `work`, its writable layer; `container.log`, the output of all its runs.
+//! - `upper` and `work`, its writable layer; `volumes`, those that its image declares;
+//! - `container.log`, the output of all its runs, with the files that rotation has put aside.
 
 pub(crate) mod check;
 pub(crate) mod create;

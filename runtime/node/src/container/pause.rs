@@ -1,7 +1,7 @@
 //! Pause and unpause: the processes of a container are frozen, and know nothing of it.
 //!
-//! The kernel remembers it, so that a daemon that starts finds it there. A stop or a signal thaws
-//! the container first: frozen processes handle none.
+//! The kernel remembers it, so that a daemon that starts finds it there. A stop thaws the
+//! container first: frozen processes handle no signal. One that is sent waits until they go on.
 
 use std::{
     io,
