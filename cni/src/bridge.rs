@@ -113,14 +113,17 @@ async fn attach(conf: &Conf, args: &Args) -> Result<Success, Error> {
     Ok(success(conf, args, lease, routes, &[bridge, port, inside]))
 }
 
-/// Makes a veth pair in the place of one that the kernel is about to delete: a container that starts
-/// anew has the same port, and that of the namespace before may be there still (`netns_ends`).
+/// Makes a veth pair, in the place of one that the kernel is about to delete if need be: a container
+/// that starts anew has the same port, and that of the namespace before may be there still
+/// (`netns_ends`).
 async fn add_pair(host: &Handle, pair: &Pair<'_>, netns: &File) -> Result<(), Error> {
     let Err(error) = link::add_pair(host, pair).await else { return Ok(()) };
-    let is_attached = link::find(&netns::inside(netns)?, pair.inside).await?.is_some();
-    if is_attached || link::find(host, pair.host).await?.is_none() {
+    // A second ADD of the same interface is an error, and what the first made stays.
+    if link::find(&netns::inside(netns)?, pair.inside).await?.is_some() {
         return Err(error);
     }
+    // Tried again in any case. That the port is not there now says nothing: the kernel may have
+    // deleted it a moment after it was in the way.
     link::delete(host, pair.host).await?;
     link::add_pair(host, pair).await
 }

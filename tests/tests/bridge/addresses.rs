@@ -73,6 +73,23 @@ fn results_have_the_form_of_the_version_that_was_asked_for() {
     assert_eq!(refused["code"], 1);
 }
 
+/// A container that starts anew has the port of the run before, which the kernel deletes with that
+/// run's namespace whenever it gets round to it: before, after or while the plugin looks.
+#[test]
+fn a_port_that_goes_with_its_namespace_is_in_no_later_adds_way() {
+    let host = Host::new();
+    let ends = ("CNI_ARGS", "IgnoreUnknown=1;BERTH_NETNS_ENDS=1");
+    let conf = host.conf.to_string();
+    let netns: Vec<String> = (0..20).map(|run| format!("run-{run}")).collect();
+    netns.iter().for_each(|name| host.pod(name));
+    for name in &netns {
+        let path = ("CNI_NETNS", &*format!("/run/netns/{name}"));
+        host.call_with("ADD", "again", &conf, &[path]).unwrap();
+        host.call_with("DEL", "again", &conf, &[path, ends]).unwrap();
+        host.machine.output("ip", &["netns", "del", name]);
+    }
+}
+
 #[test]
 fn an_add_whose_runtime_is_gone_undoes_itself() {
     let host = Host::new();
