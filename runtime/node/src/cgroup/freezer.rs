@@ -11,7 +11,10 @@ use std::{
 use anyhow::Context;
 use berth_base::error::Error;
 
-use super::{Hierarchies, kill::await_event};
+use super::{
+    Hierarchies,
+    kill::{await_event, is_of_removed},
+};
 
 /// How long processes may take to freeze. One that waits for a disk does so when that has answered.
 const FREEZING: Duration = Duration::from_secs(10);
@@ -69,7 +72,10 @@ impl Frozen {
     /// The kernel refuses.
     pub fn thaw(&self) -> anyhow::Result<()> {
         let Self(freezer) = self;
-        if freezer.file().exists() { freezer.write(freezer.thawed()) } else { Ok(()) }
+        match freezer.write(freezer.thawed()) {
+            Err(error) if error.downcast_ref().is_some_and(is_of_removed) => Ok(()),
+            result => result,
+        }
     }
 }
 

@@ -22,11 +22,15 @@ const DYING: Duration = Duration::from_secs(10);
 /// A process does not die.
 pub(super) fn kill(directory: &Path) -> io::Result<()> {
     match kill_and_wait(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        // The cgroup was removed after its file had been opened.
-        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        Err(error) if is_of_removed(&error) => Ok(()),
         result => result,
     }
+}
+
+/// Whether a file could not be read or written because its cgroup does not exist. ENODEV: it was
+/// removed after the file had been opened.
+pub(crate) fn is_of_removed(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
 }
 
 fn kill_and_wait(directory: &Path) -> io::Result<()> {

@@ -26,6 +26,7 @@ use berth_base::config::Driver;
 use berth_shim::spec::Cgroups;
 use cgroups_rs::fs::Cgroup;
 
+pub(crate) use self::kill::is_of_removed;
 pub use self::{
     block_io::{BlockIo, DeviceLimit},
     details::{Details, DeviceIo, HugePages},

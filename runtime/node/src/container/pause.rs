@@ -3,10 +3,7 @@
 //! The kernel remembers it, so that a daemon that starts finds it there. A stop thaws the
 //! container first: frozen processes handle no signal. One that is sent waits until they go on.
 
-use std::{
-    io,
-    sync::{MutexGuard, PoisonError},
-};
+use std::sync::{MutexGuard, PoisonError};
 
 use berth_base::{
     blocking::{blocking, spawn_blocking},
@@ -14,7 +11,10 @@ use berth_base::{
 };
 
 use super::object::Container;
-use crate::{cgroup::Frozen, host::Host};
+use crate::{
+    cgroup::{self, Frozen},
+    host::Host,
+};
 
 impl Container {
     /// Freezes all of its processes.
@@ -34,9 +34,9 @@ impl Container {
         let freeze = spawn_blocking(move || cgroups.freeze(&path)).await;
         let frozen = freeze
             .map_err(|error| Error::new(Kind::Internal, error.to_string()))?
-            .map_err(|error| match error.downcast_ref::<io::Error>().map(io::Error::kind) {
-                // Its cgroup is gone, of which its shim has not told yet.
-                Some(io::ErrorKind::NotFound) => {
+            .map_err(|error| match error.downcast_ref() {
+                // Its shim has not told yet that it has ended.
+                Some(cause) if cgroup::is_of_removed(cause) => {
                     Error::precondition(format!("container {} is not running", self.meta.id))
                 }
                 _ => Error::from(error).during(format!("pause {}", self.meta.id)),
