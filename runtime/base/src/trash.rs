@@ -3,7 +3,11 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use crate::{blocking::blocking, error::ignore_not_found, id, layout::Layout};
@@ -60,8 +64,43 @@ fn delete_forgotten(layout: &Layout) {
     }
 }
 
+/// How many threads are deleting.
+static DELETING: Mutex<usize> = Mutex::new(0);
+/// One of them has ended.
+static DELETED: Condvar = Condvar::new();
+
+fn deleting() -> MutexGuard<'static, usize> {
+    DELETING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits until all that was discarded has given up its room, but no longer than `limit`: a disk may
+/// hang, and others may discard more all the time.
+pub fn wait_until_deleted(limit: Duration) {
+    let wait = DELETED.wait_timeout_while(deleting(), limit, |deleting| *deleting > 0);
+    drop(wait.unwrap_or_else(PoisonError::into_inner));
+}
+
+/// Counts as a thread that deletes for as long as it lives.
+struct Deletion;
+
+impl Deletion {
+    fn begin() -> Self {
+        *deleting() += 1;
+        Self
+    }
+}
+
+impl Drop for Deletion {
+    fn drop(&mut self) {
+        *deleting() -= 1;
+        DELETED.notify_all();
+    }
+}
+
 fn delete(path: PathBuf) {
+    let deletion = Deletion::begin();
     let spawned = std::thread::Builder::new().name("trash".into()).spawn(move || {
+        let _deletion = deletion;
         if let Err(error) = ignore_not_found(delete_now(&path)) {
             tracing::warn!(path = %path.display(), %error, "delete from the trash");
         }

@@ -3,16 +3,19 @@
 use std::{
     collections::HashMap,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use berth_base::error::Error;
+use berth_base::{error::Error, trash};
 use berth_node::Node;
 use berth_proto::v1::{self, image_service_server::ImageService};
 use tonic::{Request, Response, Status, codegen::BoxStream};
 
 use super::{chunks, convert, status};
 use crate::code::to_status;
+
+/// How long the answer to a removal waits for the disk: less than what the kubelet allows for it.
+const DELETION_LIMIT: Duration = Duration::from_secs(20);
 
 #[derive(Debug)]
 pub(super) struct Images {
@@ -114,6 +117,10 @@ impl ImageService for Images {
             .images
             .remove(&self.named(request.into_inner().image).map_err(to_status)?.image)
             .map_err(to_status)?;
+        // A kubelet that is short of disk looks at what is free as soon as it has the answer, and
+        // evicts a pod if that is not more than before.
+        let deleted = tokio::task::spawn_blocking(|| trash::wait_until_deleted(DELETION_LIMIT));
+        let _ = deleted.await;
         Ok(Response::new(v1::RemoveImageResponse {}))
     }
 
