@@ -6,7 +6,8 @@
 //! valid before stays in use.
 
 use std::{
-    fs, io,
+    error::Error,
+    fmt, fs, io,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -74,6 +75,20 @@ pub(super) struct Confs {
     /// The network of the last valid file.
     last: Mutex<Option<Network>>,
 }
+
+/// The network of the template needs what the kubelet has not told yet, as at every first start.
+#[derive(Debug)]
+pub(super) struct Untold {
+    template: PathBuf,
+}
+
+impl fmt::Display for Untold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} waits for the kubelet to tell the pods' network", self.template.display())
+    }
+}
+
+impl Error for Untold {}
 
 /// What the directory has in it.
 enum Found {
@@ -154,7 +169,7 @@ impl Confs {
         let shown = path.display();
         // Filled in with nothing, it would be a valid list whose pods get no address.
         if ranges.is_empty() {
-            bail!("{shown} waits for the kubelet to tell the pods' network");
+            return Err(Untold { template: path.clone() }.into());
         }
         let source = fs::read_to_string(path).with_context(|| format!("read {shown}"))?;
         let text = template::fill(&source, ranges).map_err(|error| anyhow!("{shown}: {error}"))?;

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::{
     Networks,
     attachment::INTERFACE,
+    conf::Untold,
     exec_config::{self, is_1_1},
 };
 
@@ -48,6 +49,8 @@ impl Networks {
             pause = match self.sweep().await {
                 Ok(Sweep::Done) => LONGEST_PAUSE,
                 Ok(Sweep::GaveWay) => pause,
+                // Nothing is wrong: no pod has had a network, and Status says for what it waits.
+                Err(error) if error.is::<Untold>() => pause,
                 Err(error) => {
                     tracing::warn!("garbage collection of pod networks: {error:#}");
                     pause
