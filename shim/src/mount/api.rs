@@ -25,8 +25,8 @@ pub(crate) fn attributes(request: &Mount) -> MountAttrFlags {
     .fold(MountAttrFlags::empty(), |all, (_, flag)| all | flag)
 }
 
-/// A detached mount of a new file system of this kind. `label` is the SELinux label of all of its
-/// files.
+/// A detached mount of a new file system of this kind, which /proc/mounts shows as its source, too, as
+/// with runc: `df tmpfs` finds it. `label` is the SELinux label of all of its files.
 pub(crate) fn new_filesystem(
     kind: &str,
     options: &[(&str, &str)],
@@ -34,6 +34,7 @@ pub(crate) fn new_filesystem(
     attributes: MountAttrFlags,
 ) -> IoResult<OwnedFd> {
     let filesystem = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&filesystem, "source", kind)?;
     for (key, value) in options.iter().copied().chain(label.map(|label| ("context", label))) {
         fsconfig_set_string(&filesystem, key, value)?;
     }

@@ -16,8 +16,8 @@ use rustix::{
     fs::{AtFlags, OFlags, ResolveFlags, fstat, fstatfs, openat2, statat},
     io::Result as IoResult,
     mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_fd, fsmount,
-        fsopen,
+        FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_fd,
+        fsconfig_set_string, fsmount, fsopen,
     },
 };
 
@@ -37,6 +37,7 @@ use crate::{
 /// EINVAL if the kernel cannot do that.
 fn of(namespace: BorrowedFd<'_>, attributes: MountAttrFlags) -> IoResult<OwnedFd> {
     let filesystem = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&filesystem, "source", "proc")?;
     fsconfig_set_fd(&filesystem, c"pidns", namespace)?;
     fsconfig_create(&filesystem)?;
     fsmount(&filesystem, FsMountFlags::FSMOUNT_CLOEXEC, attributes)

@@ -152,6 +152,7 @@ fn part_of_hierarchy(path: &Path, attributes: MountAttrFlags) -> Result<OwnedFd>
 fn new_hierarchy(name: &str, attributes: MountAttrFlags) -> IoResult<OwnedFd> {
     let (key, value) = name.split_once('=').unwrap_or((name, ""));
     let filesystem = fsopen("cgroup", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&filesystem, "source", "cgroup")?;
     if value.is_empty() {
         for controller in key.split(',') {
             rustix::mount::fsconfig_set_flag(&filesystem, controller)?;

@@ -109,6 +109,7 @@ fn new_overlay(
     label: Option<&str>,
 ) -> rustix::io::Result<OwnedFd> {
     let filesystem = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&filesystem, "source", "overlay")?;
     for layer in layers {
         fsconfig_set_string(&filesystem, "lowerdir+", layer)?;
     }

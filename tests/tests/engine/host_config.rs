@@ -69,6 +69,9 @@ async fn file_systems_in_memory_have_their_sizes_modes_and_options() {
     assert!(lines[4].contains("nosuid,nodev") && lines[4].contains("size=64k"), "{shown}");
     assert!(!lines[4].contains("noexec") && lines[6].contains("noexec"), "{shown}");
     assert!(lines[8].contains("size=64k"), "{shown}");
+    assert!(lines[4].starts_with("tmpfs /t tmpfs ") && lines[2].starts_with("shm "), "{shown}");
+    let sources = run(&machine, &[], &image, "cut -d ' ' -f 1 /proc/mounts | sort -u");
+    assert!(!sources.lines().any(|source| source == "none"), "{sources}");
     machine.assert_clean().await;
 }
 
