@@ -76,6 +76,58 @@ async fn file_systems_in_memory_have_their_sizes_modes_and_options() {
 }
 
 #[tokio::test]
+async fn a_bind_with_the_daemons_directory_in_it_follows_the_host() {
+    let (machine, _daemon, engine, image) = ready().await;
+    let own = machine.path("");
+    let own = own.to_str().unwrap().trim_end_matches('/');
+    let beside = machine.path("beside");
+    std::fs::create_dir_all(&beside).unwrap();
+    let beside = beside.to_str().unwrap();
+    let create = |binds: Value| {
+        let body = json!({
+            "Image": image, "Cmd": ["sleep", "1000"], "HostConfig": { "Binds": binds },
+        });
+        engine.request("POST", "/containers/create?name=c1", Some(body))
+    };
+    for (source, mode, expected) in [
+        ("/", "", "rslave"),
+        (own, "", "rslave"),
+        (own, ":rshared", "rshared"),
+        (beside, "", "rprivate"),
+        (beside, ":slave", "slave"),
+    ] {
+        let (status, answer) = create(json!([format!("{source}:/h{mode}")])).await;
+        assert_eq!(status, 201, "{answer}");
+        let shown = engine.inspect("c1").await["Mounts"][0]["Propagation"].clone();
+        assert_eq!(shown, expected, "{source}{mode}");
+        engine.remove("c1").await;
+    }
+    let (status, answer) = create(json!([format!("{own}:/h:private")])).await;
+    let message = answer["message"].as_str().unwrap();
+    let expected =
+        "invalid mount config: must use either propagation mode \"rslave\" or \"rshared\"";
+    assert!(status == 400 && message.starts_with(expected), "{answer}");
+    // What is unmounted on the host is unmounted in the container.
+    let mounted = machine.path("mounted");
+    std::fs::create_dir_all(&mounted).unwrap();
+    let mounted = mounted.to_str().unwrap();
+    machine.output("mount", &["--make-rshared", "/"]);
+    machine.output("mount", &["-t", "tmpfs", "tmpfs", mounted]);
+    create(json!([format!("{own}:/h")])).await;
+    engine.start("c1").await;
+    let pid = engine.inspect("c1").await["State"]["Pid"].to_string();
+    let has_it = || {
+        let mounts = std::fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap();
+        mounts.lines().any(|line| line.contains(" /h/mounted "))
+    };
+    assert!(has_it());
+    machine.output("umount", &[mounted]);
+    assert!(!has_it());
+    engine.remove("c1").await;
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
 async fn mounts_may_leave_out_a_part_of_their_source() {
     if skip_without(Capability::DockerCli) {
         return;

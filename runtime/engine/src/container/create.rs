@@ -19,6 +19,7 @@ use super::{
     check::check,
     defaults, links,
     merge::{merge, of_image},
+    mounts,
     object::Container,
     platform::Platform,
     record::{Directory, Record},
@@ -51,6 +52,7 @@ pub(crate) fn create(
     let machine = SysInfo::read();
     name_network(&mut body);
     let warnings = check(&mut body, &machine)?;
+    mounts::check_propagation(&engine.node.host.layout, &body.host_config)?;
     check_cgroup_parent(engine, &body.host_config.cgroup_parent)?;
     check_runtime(engine, &body.host_config.runtime)?;
     resolve(engine, &mut body.host_config)?;

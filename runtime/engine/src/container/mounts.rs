@@ -2,6 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
+use berth_base::layout::Layout;
 use http::StatusCode;
 use serde::Serialize;
 
@@ -49,6 +50,8 @@ pub(crate) struct Details {
     pub is_single: bool,
     /// Whether read-only is meant for the mounts below as well; `None` where the kernel can.
     pub recursive_readonly: Option<bool>,
+    /// Whether the request says how mounts propagate.
+    pub names_propagation: bool,
     /// Of a tmpfs, as mount(8) takes them.
     pub options: Vec<String>,
     /// The part of an image that is shown; empty for all of it.
@@ -76,6 +79,48 @@ pub(crate) fn mount_points(host: &HostConfig) -> Result<Vec<MountPoint>> {
         add(&mut points, long(mount).map_err(invalid)?)?;
     }
     Ok(points)
+}
+
+/// As `mount_points`, for the daemon of `layout`. A bind that has the daemon's mounts in it follows
+/// the host where the request does not say otherwise: else the container would keep what the daemon
+/// has unmounted, and with it the files and networks of other containers.
+///
+/// # Errors
+/// As `mount_points`.
+pub(crate) fn mount_points_beside(layout: &Layout, host: &HostConfig) -> Result<Vec<MountPoint>> {
+    let mut points = mount_points(host)?;
+    for point in points.iter_mut().filter(|point| !point.details.names_propagation) {
+        if is_beside(point, &layout.root) || is_beside(point, &layout.state) {
+            point.propagation = "rslave".to_owned();
+        }
+    }
+    Ok(points)
+}
+
+/// Refuses a bind that has the daemon's root directory in it, or is in that, and would not follow the
+/// host.
+///
+/// # Errors
+/// 400, in dockerd's words.
+pub(crate) fn check_propagation(layout: &Layout, host: &HostConfig) -> Result<()> {
+    let follows = |point: &MountPoint| {
+        !point.details.names_propagation || ["rslave", "rshared"].contains(&&*point.propagation)
+    };
+    let points = mount_points(host)?;
+    match points.iter().find(|point| is_beside(point, &layout.root) && !follows(point)) {
+        None => Ok(()),
+        Some(MountPoint { source, propagation, .. }) => Err(Failure::bad_request(format!(
+            "invalid mount config: must use either propagation mode \"rslave\" or \"rshared\" when \
+             mount source is within the daemon root, daemon root: {:?}, bind mount source: \
+             {source:?}, propagation: {propagation:?}",
+            layout.root.display().to_string()
+        ))),
+    }
+}
+
+fn is_beside(point: &MountPoint, own: &Path) -> bool {
+    let source = Path::new(&point.source);
+    point.kind == Kind::Bind && (source.starts_with(own) || own.starts_with(source))
 }
 
 fn add(points: &mut Vec<MountPoint>, point: MountPoint) -> Result<()> {
@@ -134,6 +179,7 @@ fn short(bind: &str) -> Result<MountPoint> {
         },
         details: Details {
             makes_source: kind == Kind::Bind,
+            names_propagation: propagation.is_some(),
             relabels: options.iter().any(|option| ["z", "Z"].contains(option)),
             ..Details::default()
         },
@@ -219,6 +265,7 @@ fn long(mount: &Mount) -> Result<MountPoint, String> {
         },
         details: Details {
             makes_source: bind.create_mountpoint,
+            names_propagation: !bind.propagation.is_empty(),
             relabels: false,
             is_single: bind.non_recursive,
             recursive_readonly: match () {

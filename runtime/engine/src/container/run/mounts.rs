@@ -13,7 +13,7 @@ use http::StatusCode;
 use crate::{
     api::host_config::HostConfig,
     container::{
-        mounts::{Kind, MountPoint, mount_points},
+        mounts::{Kind, MountPoint, mount_points, mount_points_beside},
         record::Record,
     },
     http::error::{Failure, Result},
@@ -46,7 +46,7 @@ pub(crate) fn of(layout: &Layout, record: &Record) -> Result<Vec<Mount>> {
         let text = "volumes of other containers are not implemented yet";
         return Err(Failure::new(StatusCode::NOT_IMPLEMENTED, text));
     }
-    let points = mount_points(&record.host_config)?;
+    let points = mount_points_beside(layout, &record.host_config)?;
     let mut mounts = Vec::new();
     for point in points.iter().filter(|point| point.kind != Kind::Tmpfs) {
         if !record.host_config.privileged {

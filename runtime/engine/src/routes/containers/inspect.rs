@@ -14,7 +14,7 @@ use crate::{
     api::{create::ContainerConfig, host_config::HostConfig},
     container::{
         links,
-        mounts::{MountPoint, mount_points},
+        mounts::{MountPoint, mount_points_beside},
         object::Container,
         record::Record,
         size,
@@ -132,7 +132,8 @@ pub(in crate::routes) async fn inspect(call: &Call, name: &str) -> Result<Answer
         graph_driver: graph_driver(engine, &container, &record, &state),
         size_rw: written,
         size_root_fs: written.map(|written| written + of_image),
-        mounts: mount_points(&record.host_config).unwrap_or_default(),
+        mounts: mount_points_beside(&engine.node.host.layout, &record.host_config)
+            .unwrap_or_default(),
         config: &record.config,
         network_settings: network_settings(engine, &container),
     };

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     container::{
         links,
-        mounts::{MountPoint, mount_points},
+        mounts::{MountPoint, mount_points, mount_points_beside},
         object::Container,
         record::Record,
         size,
@@ -175,7 +175,8 @@ fn entry(engine: &Engine, container: &Arc<Container>) -> Entry {
             annotations: record.host_config.annotations.clone(),
         },
         network_settings: EntryNetworks { networks: endpoints(engine, container) },
-        mounts: mount_points(&record.host_config).unwrap_or_default(),
+        mounts: mount_points_beside(&engine.node.host.layout, &record.host_config)
+            .unwrap_or_default(),
     }
 }
 
