@@ -36,7 +36,8 @@ pub struct Overrides {
     /// Resolved in the container, with all of its groups. HOME follows it, unless the environment
     /// has one.
     pub user: Option<User>,
-    /// `NAME=value`: added to the environment, in the place of a variable with the same name.
+    /// `NAME=value`: added to the environment, in the place of a variable with the same name. `NAME`
+    /// alone takes that of the first process away.
     pub env: Vec<String>,
     /// Absolute.
     pub cwd: Option<PathBuf>,
@@ -76,10 +77,14 @@ impl ExecRequest {
         let Self { args, tty, overrides } = self;
         let mut env = first.env.clone();
         for variable in &overrides.env {
-            // If a name came twice, it would depend on the program which of the two counts:
-            // getenv(3) of glibc finds the first, and bash keeps the last.
-            env.retain(|old| name(old) != name(variable));
-            env.push(variable.clone());
+            let is_set = variable.contains('=');
+            // As in Docker, a name alone says nothing of what the request itself sets.
+            if is_set || first.env.iter().any(|old| name(old) == variable) {
+                // If a name came twice, it would depend on the program which of the two counts:
+                // getenv(3) of glibc finds the first, and bash keeps the last.
+                env.retain(|old| name(old) != name(variable));
+            }
+            env.extend(is_set.then(|| variable.clone()));
         }
         // As Docker does: a shell without TERM cannot clear the screen or move the cursor.
         if *tty && !env.iter().any(|variable| name(variable) == "TERM") {
@@ -154,6 +159,10 @@ mod tests {
         let request = ExecRequest { args: vec!["ls".into()], tty: false, overrides };
         let merged = request.merge(&first());
         assert_eq!(merged.env, ["PATH=/bin", "AB=2", "A=3", "B=4"]);
+        let unset = ["A", "B=1", "B", "AB=3", "AB", "none"].map(str::to_owned).to_vec();
+        let overrides_env = Overrides { env: unset, ..Overrides::default() };
+        let unsetting = ExecRequest { overrides: overrides_env, ..request.clone() };
+        assert_eq!(unsetting.merge(&first()).env, ["PATH=/bin", "B=1"]);
         assert_eq!(merged.user, user(8));
         assert_eq!(merged.cwd.to_str(), Some("/tmp"));
         assert!(merged.seccomp && merged.no_new_privileges, "privileges stay as they are");

@@ -5,7 +5,7 @@ use std::{
     process::{Output, Stdio},
 };
 
-use berth_tests::{Capability, Engine, Machine, skip_without};
+use berth_tests::{Capability, Engine, Image, Machine, busybox, skip_without};
 use serde_json::json;
 
 use crate::ready;
@@ -187,4 +187,33 @@ async fn a_user_with_a_group_has_no_other_groups() {
             assert_eq!(text(&output.stdout).trim_end(), groups, "{command:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_variable_without_a_value_is_unset() {
+    if skip_without(Capability::DockerCli) {
+        return;
+    }
+    let (machine, daemon, engine, _image) = ready().await;
+    let layer = busybox().bytes();
+    let config = json!({ "Env": ["OF_IMAGE=1", "KEPT=1"] });
+    let image = Image::docker(&[(layer.clone(), layer)], &config);
+    let image = daemon.cri().pull_image(&machine, image).await;
+    sleeping(&engine, &image).await;
+    let names = |arguments: &[&str]| {
+        let output = machine.docker(arguments);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let lines = text(&output.stdout);
+        let mut names: Vec<_> = lines.lines().map(|line| line.split('=').next().unwrap()).collect();
+        names.retain(|name| !["PATH", "HOSTNAME", "HOME"].contains(name));
+        names.join(" ")
+    };
+    assert_eq!(names(&["exec", "c1", "env"]), "OF_IMAGE KEPT");
+    let asked = ["-e", "OF_IMAGE", "-e", "NOWHERE", "-e", "NEW=1"];
+    let exec = [&["exec"], &asked[..], &["c1", "env"]].concat();
+    assert_eq!(names(&exec), "KEPT NEW");
+    let run = [&["run", "--rm"], &asked[..], &[&image, "env"]].concat();
+    assert_eq!(names(&run), "KEPT NEW");
+    engine.remove("c1").await;
+    machine.assert_clean().await;
 }

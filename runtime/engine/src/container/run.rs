@@ -81,7 +81,9 @@ pub(crate) fn container(layout: &Layout, record: &Record, is_awaited: bool) -> R
     let config = &record.config;
     let mut command = vec![record.path.clone()];
     command.extend(record.args.iter().cloned());
-    let env = config.env.iter().flatten().filter_map(|entry| {
+    let (set, unset): (Vec<&String>, Vec<&String>) =
+        config.env.iter().flatten().partition(|entry| entry.contains('='));
+    let env = set.into_iter().filter_map(|entry| {
         let (name, value) = entry.split_once('=')?;
         Some((name.to_owned(), value.to_owned()))
     });
@@ -92,6 +94,7 @@ pub(crate) fn container(layout: &Layout, record: &Record, is_awaited: bool) -> R
         command,
         working_dir: config.working_dir.clone(),
         env: env.collect(),
+        unset_env: unset.into_iter().cloned().collect(),
         mounts: mounts::of(layout, record)?,
         devices: devices::of(host)?,
         cdi_devices: devices::cdi(host)?,

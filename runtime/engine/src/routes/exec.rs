@@ -209,13 +209,12 @@ fn short(length: u32) -> u16 {
 fn request(exec: &Exec) -> ExecRequest {
     let ExecBody { user, tty, env, working_dir, privileged, .. } = &exec.body;
     let groups = exec.container.record().host_config.group_add.clone();
-    let env = env.iter().flatten().filter(|entry| entry.contains('='));
     ExecRequest {
         args: exec.command.clone(),
         tty: *tty,
         overrides: Overrides {
             user: (!user.is_empty()).then(|| parse_user(user, &groups.unwrap_or_default())),
-            env: env.cloned().collect(),
+            env: env.clone().unwrap_or_default(),
             cwd: (!working_dir.is_empty()).then(|| PathBuf::from(working_dir)),
             capabilities: privileged.then_some(ALL_CAPABILITIES),
         },

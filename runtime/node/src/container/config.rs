@@ -26,6 +26,8 @@ pub struct Config {
     pub args: Vec<String>,
     pub working_dir: String,
     pub env: Vec<(String, String)>,
+    /// Variables that it does not have from its image or by default.
+    pub unset_env: Vec<String>,
     pub mounts: Vec<Mount>,
     pub devices: Vec<Device>,
     /// Names of CDI devices, such as `nvidia.com/gpu=0`.

@@ -75,14 +75,16 @@ fn args(config: &Config, entrypoint: &[String], cmd: &[String]) -> Result<Vec<St
     }
 }
 
-/// The environment: defaults, the image's variables, the request's, and those of CDI devices. A
-/// later value of a variable replaces an earlier one, in the place of the earlier one.
+/// The environment: defaults and the image's variables, without those that the request unsets, the
+/// request's, and those of CDI devices. A later value of a variable replaces an earlier one, in the
+/// place of the earlier one.
 fn env(inputs: &Inputs<'_>, of_image: &[String]) -> Vec<String> {
     let hostname = &inputs.hostname;
     let mut all = vec![PATH.to_owned()];
     all.extend((!hostname.is_empty()).then(|| format!("HOSTNAME={hostname}")));
     all.extend(inputs.config.tty.then(|| "TERM=xterm".to_owned()));
     all.extend(of_image.iter().cloned());
+    all.retain(|variable| inputs.config.unset_env.iter().all(|unset| unset != name(variable)));
     all.extend(inputs.config.env.iter().map(|(name, value)| format!("{name}={value}")));
     all.extend(inputs.named.env.iter().cloned());
     let mut env: Vec<String> = Vec::new();
