@@ -10,7 +10,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use berth_tests::{Capability, Engine, Machine, skip_without};
+use berth_tests::{Capability, Engine, Image, Machine, busybox, skip_without};
 use serde_json::json;
 
 use crate::ready;
@@ -263,6 +263,54 @@ async fn a_client_that_goes_away_leaves_nothing_and_a_start_waits_for_one_that_s
     drop(client);
     engine.start("c1").await;
     assert_eq!(engine.wait("c1").await, 0);
+    engine.remove("c1").await;
+    machine.assert_clean().await;
+}
+
+#[tokio::test]
+async fn volumes_and_images_are_seen_in_a_stopped_container_too() {
+    if skip_without(Capability::DockerCli) {
+        return;
+    }
+    let (machine, daemon, engine, other) = ready().await;
+    let layer = busybox().directory("vol", 0o751).file("vol/of-image", b"it").bytes();
+    let config = json!({ "Volumes": { "/vol": {}, "/fresh": {} } });
+    let image = Image::docker(&[(layer.clone(), layer)], &config);
+    let image = daemon.cri().pull_image(&machine, image).await;
+    let mounts = json!([
+        { "Type": "image", "Source": other, "Target": "/whole" },
+        { "Type": "image", "Source": other, "Target": "/vol/part", "ImageOptions": { "Subpath": "etc" } },
+    ]);
+    let host = json!({ "Mounts": mounts, "ReadonlyRootfs": true });
+    let body = json!({
+        "Image": image,
+        "Cmd": ["sh", "-c", "cat /vol/* /fresh/* 2>/dev/null; echo run > /vol/written"],
+        "HostConfig": host,
+    });
+    engine.create("c1", body).await;
+    let file = machine.path("file");
+    fs::write(&file, "copied ").unwrap();
+    let file = file.to_str().unwrap();
+    for has_run in [false, true] {
+        docker(&machine, &["cp", "c1:/vol/of-image", machine.path("out").to_str().unwrap()]);
+        for (path, expected) in
+            [("/whole/etc/passwd", true), ("/vol/part/passwd", true), ("/vol/written", has_run)]
+        {
+            let read = machine.docker(&["cp", &format!("c1:{path}"), "-"]);
+            assert_eq!(read.status.success(), expected, "{path} {}", text(&read.stderr));
+        }
+        for to in ["c1:/vol/new", "c1:/fresh/new"] {
+            docker(&machine, &["cp", file, to]);
+        }
+        for to in ["c1:/whole/etc/", "c1:/vol/part/"] {
+            let said = refused(&machine, &["cp", file, to]);
+            assert!(said.contains("mounted volume is marked read-only"), "{to}: {said}");
+        }
+        engine.start("c1").await;
+        assert_eq!(engine.wait("c1").await, 0);
+    }
+    let logs = text(&docker(&machine, &["logs", "c1"]).stdout);
+    assert_eq!(logs, "copied itcopied copied itrun\ncopied ", "what was copied is there");
     engine.remove("c1").await;
     machine.assert_clean().await;
 }

@@ -26,3 +26,4 @@ pub(crate) mod run;
 pub(crate) mod size;
 pub(crate) mod state;
 pub(crate) mod users;
+pub(crate) mod volumes;

@@ -74,6 +74,11 @@ impl Directory {
         self.0.join(layout::WORK)
     }
 
+    /// Those that its image declares.
+    pub(crate) fn volumes(&self) -> PathBuf {
+        self.0.join(layout::VOLUMES)
+    }
+
     pub(crate) fn log(&self) -> PathBuf {
         self.0.join(LOG)
     }

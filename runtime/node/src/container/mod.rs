@@ -45,7 +45,7 @@ pub use self::{
     exec::{Execution, Output},
     object::{Container, Loaded},
     remove::remove,
-    spec::{ALL_CAPABILITIES, MOUNT_OPTIONS, capability_bit, parse_user},
+    spec::{ALL_CAPABILITIES, MOUNT_OPTIONS, capability_bit, declared_volumes, parse_user},
     state::{State, Verdict, read as read_state, reason},
     system_paths::{MASKED_PATHS, READONLY_PATHS},
     usage::{Sample, Stats, all as all_stats, refresh as refresh_disk_usage},

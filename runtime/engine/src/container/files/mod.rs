@@ -2,11 +2,12 @@
 //! which no process of the container, and none of the host, knows.
 //!
 //! - `running`: a copy of the mounts that the container has;
-//! - `stopped`: its layers, mounted anew, and its binds over them.
+//! - `stopped`: its layers, mounted anew, and over them what `mounts` finds.
 //!
 //! All mounts are in memory, held by descriptors: whatever ends the daemon ends them as well.
 
 mod apart;
+mod mounts;
 mod overlay;
 mod running;
 mod stopped;
@@ -17,11 +18,12 @@ use std::{
 };
 
 use berth_base::blocking::spawn_blocking;
+use berth_image::Lease;
 use berth_node::container::State;
 
 pub(crate) use self::overlay::Layers;
 
-use super::{life, object::Container, run};
+use super::{life, object::Container};
 use crate::{
     engine::Engine,
     http::error::{Failure, Result},
@@ -43,6 +45,8 @@ pub(crate) struct Files {
     /// The mount namespace that holds the mounts below the root.
     _namespace: Option<OwnedFd>,
     _use: Use,
+    /// Of the images that are mounted in it.
+    _images: Vec<Lease>,
 }
 
 /// overlayfs must not be mounted twice over one writable directory. So while files of a stopped
@@ -74,7 +78,8 @@ impl Files {
                 let opened = spawn_blocking(move || running::open(&started, scope)).await;
                 let (root, namespace) = opened.map_err(anyhow::Error::from)??;
                 let shared = Use::Shared { _guard: shared };
-                return Ok(Self { root, _namespace: namespace, _use: shared });
+                let images = Vec::new();
+                return Ok(Self { root, _namespace: namespace, _use: shared, _images: images });
             }
             // It may run, so that its layers may be mounted.
             Some(State::Unknown { why }) => return Err(Failure::conflict(why)),
@@ -82,15 +87,15 @@ impl Files {
         }
         let alone = container.files.clone().write_owned().await;
         let record = container.record();
-        let layout = &engine.node.host.layout;
-        let binds = match scope {
-            Scope::Mounts => run::mounts(layout, &record)?,
-            Scope::RootOnly => Vec::new(),
+        let (below, images) = match scope {
+            Scope::Mounts => mounts::of(engine, &record)?,
+            Scope::RootOnly => Default::default(),
         };
-        let layers = Layers::of(layout, &record);
-        let opened = spawn_blocking(move || stopped::open(&layers, &binds)).await;
+        let layers = Layers::of(&engine.node.host.layout, &record);
+        let opened = spawn_blocking(move || stopped::open(&layers, below)).await;
         let (root, namespace) = opened.map_err(anyhow::Error::from)??;
-        Ok(Self { root, _namespace: namespace, _use: Use::Alone { _guard: alone } })
+        let alone = Use::Alone { _guard: alone };
+        Ok(Self { root, _namespace: namespace, _use: alone, _images: images })
     }
 
     pub(crate) fn root(&self) -> BorrowedFd<'_> {

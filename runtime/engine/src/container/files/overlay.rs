@@ -1,4 +1,4 @@
-//! The layers of a container, and their overlay.
+//! The layers of containers and of images, and their overlays.
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -7,8 +7,9 @@ use std::{
 
 use anyhow::Context;
 use berth_base::layout::Layout;
+use berth_image::LayerKey;
 use nix::{
-    mount::{MsFlags, mount},
+    mount::{MntFlags, MsFlags, mount, umount2},
     unistd::chdir,
 };
 use rustix::{
@@ -20,18 +21,24 @@ use rustix::{
     },
 };
 
-use super::apart::own_mounts;
 use crate::{
     changes::{Change, Overlay},
     container::record::{Directory, Record},
 };
 
+/// Directories that only the layers of images are in.
+#[derive(Clone, Debug)]
+pub(super) struct ImageLayers {
+    directory: PathBuf,
+    /// Below that, topmost first.
+    layers: Vec<PathBuf>,
+}
+
 /// The directories that make up the root of a container.
 #[derive(Clone, Debug)]
 pub(crate) struct Layers {
-    layers_dir: PathBuf,
-    /// Below that, topmost first.
-    lower: Vec<PathBuf>,
+    /// Those of the image.
+    lower: ImageLayers,
     upper: PathBuf,
     work: PathBuf,
 }
@@ -39,23 +46,13 @@ pub(crate) struct Layers {
 impl Layers {
     pub(crate) fn of(layout: &Layout, record: &Record) -> Self {
         let own = Directory::of(&layout.root, &record.id);
-        let files = |key: &berth_image::LayerKey| Path::new(key.as_ref()).join(berth_image::FILES);
-        Self {
-            layers_dir: layout.layers(),
-            lower: record.layers.iter().map(files).collect(),
-            upper: own.upper(),
-            work: own.work(),
-        }
+        let lower = ImageLayers::of(layout, &record.layers);
+        Self { lower, upper: own.upper(), work: own.work() }
     }
 
     /// What the container has written.
     pub(crate) fn upper(&self) -> &Path {
         &self.upper
-    }
-
-    /// Those of the image, topmost first.
-    pub(crate) fn lower(&self) -> impl Iterator<Item = PathBuf> {
-        self.lower.iter().map(|layer| self.layers_dir.join(layer))
     }
 
     /// What the container has changed in its image. Of the paths `own`, relative to the root, nothing
@@ -71,7 +68,7 @@ impl Layers {
         };
         let upper = open(&self.upper)?;
         let lower: Vec<OwnedFd> =
-            self.lower().map(|layer| open(&layer)).collect::<anyhow::Result<_>>()?;
+            self.lower.paths().map(|layer| open(&layer)).collect::<anyhow::Result<_>>()?;
         let lower: Vec<BorrowedFd<'_>> = lower.iter().map(AsFd::as_fd).collect();
         let overlay = Overlay { upper: upper.as_fd(), lower: &lower };
         let own = own.iter().map(PathBuf::from).collect();
@@ -79,45 +76,79 @@ impl Layers {
         overlay.changes(&own, &places).context("compare the container with its image")
     }
 
-    /// Mounts them, attached to nothing. To be called in a thread that ends afterwards.
+    /// Mounts them, attached to nothing. To be called in a mount namespace of this thread's own.
     ///
     /// # Errors
     /// The kernel's.
     pub(super) fn mount(&self) -> anyhow::Result<OwnedFd> {
-        match self.mount_new() {
-            // Before Linux 6.5 there is no `lowerdir+`.
-            Err(Errno::INVAL) => self.mount_by_option(),
-            mounted => mounted.context("mount the overlay of the container"),
+        self.lower.overlay(Some(self)).context("mount the overlay of the container")
+    }
+}
+
+impl ImageLayers {
+    pub(super) fn of(layout: &Layout, layers: &[LayerKey]) -> Self {
+        let files = |key: &LayerKey| Path::new(key.as_ref()).join(berth_image::FILES);
+        Self { directory: layout.layers(), layers: layers.iter().map(files).collect() }
+    }
+
+    fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        self.layers.iter().map(|layer| self.directory.join(layer))
+    }
+
+    /// Mounts them, attached to nothing. To be called in a mount namespace of this thread's own.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn mount(&self) -> anyhow::Result<OwnedFd> {
+        match self.layers.as_slice() {
+            // overlayfs wants two layers if none is writable.
+            [only] => clone(&self.directory.join(only)).context("clone the layer of the image"),
+            _ => self.overlay(None).context("mount the overlay of the image"),
         }
     }
 
-    fn mount_new(&self) -> rustix::io::Result<OwnedFd> {
+    /// These layers, below what `container` has written if there is one.
+    fn overlay(&self, container: Option<&Layers>) -> anyhow::Result<OwnedFd> {
+        match self.new_overlay(container) {
+            // Before Linux 6.5 there is no `lowerdir+`.
+            Err(Errno::INVAL) => self.overlay_by_option(container),
+            mounted => Ok(mounted?),
+        }
+    }
+
+    fn new_overlay(&self, container: Option<&Layers>) -> rustix::io::Result<OwnedFd> {
         let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        for layer in self.lower() {
+        for layer in self.paths() {
             fsconfig_set_string(&overlay, "lowerdir+", layer)?;
         }
-        fsconfig_set_string(&overlay, "upperdir", &self.upper)?;
-        fsconfig_set_string(&overlay, "workdir", &self.work)?;
+        if let Some(Layers { upper, work, .. }) = container {
+            fsconfig_set_string(&overlay, "upperdir", upper)?;
+            fsconfig_set_string(&overlay, "workdir", work)?;
+        }
         fsconfig_create(&overlay)?;
         fsmount(&overlay, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
     }
 
     /// With mount(2), whose options have room for some sixty layers, named relative to their
     /// directory.
-    fn mount_by_option(&self) -> anyhow::Result<OwnedFd> {
-        own_mounts()?;
-        chdir(&self.layers_dir).context("enter the directory of the layers")?;
-        let lower: Vec<_> = self.lower.iter().map(|layer| layer.display().to_string()).collect();
-        let options = format!(
-            "lowerdir={},upperdir={},workdir={}",
-            lower.join(":"),
-            self.upper.display(),
-            self.work.display()
-        );
-        // Over its own upper directory, which this mount namespace does not need.
-        mount(Some("overlay"), &self.upper, Some("overlay"), MsFlags::empty(), Some(&*options))
-            .context("mount the overlay of the container")?;
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        open_tree(CWD, &self.upper, flags).context("clone the overlay of the container")
+    fn overlay_by_option(&self, container: Option<&Layers>) -> anyhow::Result<OwnedFd> {
+        chdir(&self.directory).context("enter the directory of the layers")?;
+        let lower: Vec<_> = self.layers.iter().map(|layer| layer.display().to_string()).collect();
+        let mut options = format!("lowerdir={}", lower.join(":"));
+        if let Some(Layers { upper, work, .. }) = container {
+            options += &format!(",upperdir={},workdir={}", upper.display(), work.display());
+        }
+        // It has to be somewhere until it is cloned, in this mount namespace only.
+        let place = container.map_or(&self.directory, |container| &container.upper);
+        mount(Some("overlay"), place, Some("overlay"), MsFlags::empty(), Some(&*options))?;
+        let cloned = clone(place)?;
+        umount2(place, MntFlags::MNT_DETACH).context("uncover the layers")?;
+        Ok(cloned)
     }
+}
+
+/// A detached mount of a directory, without what is mounted below it.
+fn clone(directory: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(CWD, directory, flags)
 }

@@ -1,4 +1,5 @@
-//! The files of a container that does not run: its layers, mounted anew, with its binds.
+//! The files of a container that does not run: its layers, mounted anew, with its binds, its volumes
+//! and the images that it mounts.
 
 use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd},
@@ -7,7 +8,6 @@ use std::{
 
 use anyhow::{Context, bail};
 use berth_base::open_in_root::open_in_root;
-use berth_node::container::{Mount, MountSource};
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
     unistd::{fchdir, pivot_root},
@@ -21,6 +21,7 @@ use rustix::{
 use super::{
     Root,
     apart::{apart, host_proc, mount_namespace, own_mounts},
+    mounts::{Below, Source},
     overlay::Layers,
 };
 
@@ -28,54 +29,56 @@ use super::{
 ///
 /// # Errors
 /// The kernel's.
-pub(super) fn open(layers: &Layers, binds: &[Mount]) -> anyhow::Result<Root> {
-    if binds.is_empty() {
-        let layers = layers.clone();
-        // A thread of its own, as old kernels need a namespace of its own for this.
-        return apart(move || Ok((layers.mount()?, None)));
-    }
-    let (layers, binds) = (layers.clone(), binds.to_vec());
-    apart(move || mount_all(&layers, &binds))
+pub(super) fn open(layers: &Layers, mounts: Vec<Below>) -> anyhow::Result<Root> {
+    let layers = layers.clone();
+    apart(move || {
+        let host_proc = host_proc()?;
+        own_mounts()?;
+        let root = layers.mount()?;
+        if mounts.is_empty() {
+            return Ok((root, None));
+        }
+        // It replaces the root of this namespace in the end; until then any directory will do.
+        let place = open_directory(layers.upper())?;
+        attach(&root, &place).context("mount the container's files")?;
+        for mount in &mounts {
+            let path = mount.target.display();
+            mount_below(&root, mount).with_context(|| format!("mount {path}"))?;
+        }
+        // So that nothing of the host stays mounted for as long as somebody reads.
+        fchdir(&root).context("enter the container's files")?;
+        pivot_root(".", ".").context("pivot_root")?;
+        umount2(".", MntFlags::MNT_DETACH).context("leave the host's files")?;
+        Ok((root, Some(mount_namespace(&host_proc)?)))
+    })
 }
 
-fn mount_all(layers: &Layers, binds: &[Mount]) -> anyhow::Result<Root> {
-    let host_proc = host_proc()?;
-    own_mounts()?;
-    let root = layers.mount()?;
-    // It replaces the root of this namespace in the end; until then any directory will do.
-    let place = open_directory(layers.upper())?;
-    attach(&root, &place).context("mount the container's files")?;
-    for bind in binds {
-        let path = bind.container_path.display();
-        bind_below(&root, bind).with_context(|| format!("mount {path}"))?;
-    }
-    // So that nothing of the host stays mounted for as long as somebody reads.
-    fchdir(&root).context("enter the container's files")?;
-    pivot_root(".", ".").context("pivot_root")?;
-    umount2(".", MntFlags::MNT_DETACH).context("leave the host's files")?;
-    Ok((root, Some(mount_namespace(&host_proc)?)))
-}
-
-fn bind_below(root: &OwnedFd, bind: &Mount) -> anyhow::Result<()> {
-    let MountSource::Host(source) = &bind.source else {
-        // Nothing of an image can be changed, and the image is there to be read.
-        return Ok(());
+fn mount_below(root: &OwnedFd, asked: &Below) -> anyhow::Result<()> {
+    let mounted = match &asked.source {
+        Source::Path(path) | Source::Volume(path) => {
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            match openat(CWD, path, flags, Mode::empty()) {
+                Err(Errno::NOENT) => return place_of_missing(root, asked),
+                opened => clone(&opened.context("open the source")?, true)?,
+            }
+        }
+        Source::Image(layers, _) => layers.mount()?,
     };
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let source = match openat(CWD, source, flags, Mode::empty()) {
-        // Its directory is made by the first start.
-        Err(Errno::NOENT) => return Ok(()),
-        opened => opened.context("open the source")?,
+    let kind = FileType::from_raw_mode(fstat(&mounted)?.st_mode);
+    let place = place(root, &asked.target, kind)?;
+    attach(&mounted, &place).context("attach")?;
+    let shown = match &asked.source {
+        Source::Image(_, part) if !part.as_os_str().is_empty() => {
+            // Over the whole image, as only of what is attached a part can be cloned (Linux 6.15).
+            let found = open_in_root(&mounted, part, OFlags::PATH).context("open the part")?;
+            let part = clone(&found, false)?;
+            attach(&part, &place).context("attach the part")?;
+            part
+        }
+        _ => mounted,
     };
-    let place = place(root, &bind.container_path, &source)?;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH
-        | OpenTreeFlags::AT_RECURSIVE;
-    let mounted = open_tree(&source, "", flags).context("clone the source")?;
-    attach(&mounted, &place)?;
-    if bind.readonly {
-        let path = format!("/proc/self/fd/{}", mounted.as_raw_fd());
+    if asked.readonly {
+        let path = format!("/proc/self/fd/{}", shown.as_raw_fd());
         let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
         mount(None::<&str>, path.as_str(), None::<&str>, flags, None::<&str>)
             .context("make it read-only")?;
@@ -83,8 +86,24 @@ fn bind_below(root: &OwnedFd, bind: &Mount) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn place_of_missing(root: &OwnedFd, asked: &Below) -> anyhow::Result<()> {
+    if let Source::Volume(_) = asked.source {
+        place(root, &asked.target, FileType::Directory)?;
+    }
+    Ok(())
+}
+
+/// A detached copy of what is mounted at `source`: with what is mounted below, if `is_recursive`.
+fn clone(source: &OwnedFd, is_recursive: bool) -> anyhow::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, is_recursive);
+    open_tree(source, "", flags).context("clone the source")
+}
+
 /// The place of a mount in the container, which is made if it is missing, as the start makes it.
-fn place(root: &OwnedFd, path: &Path, source: &OwnedFd) -> anyhow::Result<OwnedFd> {
+fn place(root: &OwnedFd, path: &Path, kind: FileType) -> anyhow::Result<OwnedFd> {
     let relative = path.strip_prefix("/").unwrap_or(path);
     match open_in_root(root, relative, OFlags::PATH) {
         Err(Errno::NOENT) => {}
@@ -100,7 +119,7 @@ fn place(root: &OwnedFd, path: &Path, source: &OwnedFd) -> anyhow::Result<OwnedF
         make_directory(&directory, Path::new(part))?;
     }
     let directory = open_in_root(root, parent, OFlags::PATH | OFlags::DIRECTORY)?;
-    if FileType::from_raw_mode(fstat(source)?.st_mode) == FileType::Directory {
+    if kind == FileType::Directory {
         make_directory(&directory, Path::new(name))?;
     } else {
         let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -13,8 +13,8 @@ use crate::{
     container::{
         files::{Files, Scope},
         mounts::{Kind, mount_points},
-        record::Record,
         users,
+        volumes::{self, Volume},
     },
     http::{
         body::{self, Answer},
@@ -68,10 +68,11 @@ pub(in crate::routes) async fn extract(call: Call, name: &str) -> Result<Answer>
     let container = engine.containers.find(name)?;
     let files = Files::open(&engine, &container, Scope::Mounts).await?;
     let record = container.record();
+    let volumes = volumes::declared(&engine, &record)?;
     let called = name.to_owned();
     let extracted = transfer::receive(request.into_body(), move |from| -> Result<()> {
         let inside = ContainerFiles::new(files.root(), &called);
-        check_writable(&record, &inside.extraction_point(&path)?)?;
+        check_writable(&record.host_config, &volumes, &inside.extraction_point(&path)?)?;
         let user = record.config.user.as_str();
         let owner = match has_owner && !user.is_empty() {
             true => Some(users::find(files.root(), user)?),
@@ -86,9 +87,8 @@ pub(in crate::routes) async fn extract(call: Call, name: &str) -> Result<Answer>
 }
 
 /// Refuses a directory that is read-only for the container.
-fn check_writable(record: &Record, directory: &Path) -> Result<()> {
-    let host = &record.host_config;
-    match mount_at(host, directory)? {
+fn check_writable(host: &HostConfig, volumes: &[Volume], directory: &Path) -> Result<()> {
+    match mount_at(host, volumes, directory)? {
         Some(false) => Err(Failure::bad_request("mounted volume is marked read-only")),
         None if host.readonly_rootfs => {
             Err(Failure::bad_request("container rootfs is marked read-only"))
@@ -98,17 +98,18 @@ fn check_writable(record: &Record, directory: &Path) -> Result<()> {
 }
 
 /// Whether the mount that has `directory` is writable; `None` if it is of the root.
-fn mount_at(host: &HostConfig, directory: &Path) -> Result<Option<bool>> {
+fn mount_at(host: &HostConfig, volumes: &[Volume], directory: &Path) -> Result<Option<bool>> {
     let points = mount_points(host)?;
     let asked = points
         .iter()
         .map(|point| (point.destination.as_str(), point.writable && point.kind != Kind::Image));
     let memory = host.tmpfs.iter().flatten().map(|(path, _)| (path.as_str(), true));
-    let at = asked.chain(memory).filter(|(path, _)| directory.starts_with(path));
+    let asked = asked.chain(memory).map(|(path, writable)| (Path::new(path), writable));
+    // Those of the request come later, and take the place of the image's.
+    let all = volumes.iter().map(|volume| (volume.target.as_path(), true)).chain(asked);
+    let at = all.filter(|(path, _)| directory.starts_with(path));
     // The innermost one covers the others.
-    Ok(at
-        .max_by_key(|(path, _)| Path::new(path).components().count())
-        .map(|(_, writable)| writable))
+    Ok(at.max_by_key(|(path, _)| path.components().count()).map(|(_, writable)| writable))
 }
 
 #[cfg(test)]
@@ -123,6 +124,8 @@ mod tests {
             tmpfs: Some([("/tmp".to_owned(), String::new())].into()),
             ..HostConfig::default()
         };
+        let volumes = ["/data/ro", "/vol"]
+            .map(|target| Volume { directory: "/d".into(), target: target.into() });
         for (directory, expected) in [
             ("/", None),
             ("/database", None),
@@ -130,8 +133,13 @@ mod tests {
             ("/data/ro/x", Some(false)),
             ("/data/ro/rw", Some(true)),
             ("/tmp/x", Some(true)),
+            ("/vol/x", Some(true)),
         ] {
-            assert_eq!(mount_at(&host, Path::new(directory)).unwrap(), expected, "{directory}");
+            assert_eq!(
+                mount_at(&host, &volumes, Path::new(directory)).unwrap(),
+                expected,
+                "{directory}"
+            );
         }
     }
 }

@@ -4,7 +4,8 @@ use berth_base::blocking::spawn_blocking;
 
 use super::Call;
 use crate::{
-    container::{files::Layers, mounts::mount_points, record::Record},
+    container::{files::Layers, mounts::mount_points, record::Record, volumes},
+    engine::Engine,
     http::{
         body::{self, Answer},
         error::Result,
@@ -32,7 +33,7 @@ pub(in crate::routes) async fn changes(call: &Call, name: &str) -> Result<Answer
     // The places of mounts are made by the first start.
     let places = match container.state().last.started_at {
         0 => Vec::new(),
-        _ => places(&record)?,
+        _ => places(&call.engine, &record)?,
     };
     let changes = spawn_blocking(move || layers.changes(&OF_THE_RUNTIME, &places)).await;
     let changes = changes.map_err(anyhow::Error::from)??;
@@ -40,9 +41,12 @@ pub(in crate::routes) async fn changes(call: &Call, name: &str) -> Result<Answer
 }
 
 /// Where something is mounted, relative to the root.
-fn places(record: &Record) -> Result<Vec<String>> {
+fn places(engine: &Engine, record: &Record) -> Result<Vec<String>> {
     let points = mount_points(&record.host_config)?;
     let asked = points.into_iter().map(|point| point.destination);
     let memory = record.host_config.tmpfs.iter().flatten().map(|(path, _)| path.clone());
-    Ok(asked.chain(memory).map(|path| path.trim_matches('/').to_owned()).collect())
+    let volumes = volumes::declared(engine, record)?.into_iter();
+    let volumes = volumes.map(|volume| volume.target.display().to_string());
+    let all = asked.chain(memory).chain(volumes);
+    Ok(all.map(|path| path.trim_matches('/').to_owned()).collect())
 }

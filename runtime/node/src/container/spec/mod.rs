@@ -17,7 +17,10 @@ use berth_shim::spec::{Container, Program, Rootfs, Spec, Stdio};
 pub use capabilities::{ALL as ALL_CAPABILITIES, bit as capability_bit};
 pub(super) use devices::resolve as resolve_devices;
 pub(super) use inputs::Inputs;
-pub use {mounts::OPTIONS as MOUNT_OPTIONS, user::parse as parse_user};
+pub use {
+    mounts::{OPTIONS as MOUNT_OPTIONS, declared_volumes},
+    user::parse as parse_user,
+};
 
 use crate::{sandbox::Origin, security::selinux::Labels};
 

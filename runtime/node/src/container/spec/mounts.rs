@@ -8,6 +8,7 @@ use berth_base::{
     layout,
 };
 use berth_shim::spec::{Mount, MountKind, Propagation};
+use oci_spec::image::ImageConfiguration;
 
 use super::inputs::Inputs;
 use crate::{
@@ -126,12 +127,19 @@ fn bind(source: PathBuf, idmap: bool) -> MountKind {
 /// The volumes that the image declares. Each is a directory of the container's own, which is
 /// removed with the container.
 fn volumes(inputs: &Inputs<'_>) -> Result<Vec<Mount>> {
-    let declared = inputs
-        .image
-        .config()
-        .as_ref()
-        .and_then(|config| config.volumes().clone())
-        .unwrap_or_default();
+    let volume = |(index, target): (usize, PathBuf)| {
+        plain(target, MountKind::Volume { name: index.to_string() })
+    };
+    Ok(declared_volumes(inputs.image)?.into_iter().enumerate().map(volume).collect())
+}
+
+/// Where an image declares volumes. The directory of each has its index here for a name.
+///
+/// # Errors
+/// `InvalidArgument` for places that an image may not have.
+pub fn declared_volumes(image: &ImageConfiguration) -> Result<Vec<PathBuf>> {
+    let declared =
+        image.config().as_ref().and_then(|config| config.volumes().clone()).unwrap_or_default();
     let mut targets =
         declared.iter().map(|target| normal(Path::new(target))).collect::<Result<Vec<_>>>()?;
     if let Some(target) = targets.iter().find(|target| is_of_kernel(target)) {
@@ -142,10 +150,7 @@ fn volumes(inputs: &Inputs<'_>) -> Result<Vec<Mount>> {
     }
     targets.sort_unstable();
     targets.dedup();
-    let volume = |(index, target): (usize, PathBuf)| {
-        plain(target, MountKind::Volume { name: index.to_string() })
-    };
-    Ok(targets.into_iter().enumerate().map(volume).collect())
+    Ok(targets)
 }
 
 /// Paths that an image may not replace by files of its own. With a /proc of its own it could keep
