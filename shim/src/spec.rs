@@ -137,8 +137,8 @@ pub struct Hook {
 pub struct Rootfs {
     /// Absolute.
     pub layers_dir: PathBuf,
-    /// Names below `layers_dir`, topmost first. They are names so that the option string of old
-    /// kernels, one page, has room for more of them.
+    /// Names below `layers_dir`, or absolute paths, topmost first. Most are names so that the option
+    /// string of old kernels, one page, has room for more of them.
     pub layers: Vec<String>,
     /// A layer below all others, with places for the mounts. It is made by the first container that
     /// has these mounts. Absolute; absent if the places are to be made in `upper`.

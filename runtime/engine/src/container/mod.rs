@@ -7,6 +7,7 @@
 //! - `upper` and `work`, its writable layer; `volumes`, those that its image declares;
 //! - `container.log`, the output of all its runs, with the files that rotation has put aside.
 
+mod base_layer;
 pub(crate) mod check;
 pub(crate) mod create;
 mod defaults;

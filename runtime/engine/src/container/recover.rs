@@ -9,6 +9,7 @@ use berth_node::container::{self as node, State};
 use berth_shim::record::{self as disk, End, Exited, Found};
 
 use super::{
+    base_layer,
     life::{self, Seen},
     object::Container,
     record::{Directory, Record},
@@ -21,6 +22,7 @@ use crate::{engine::Engine, restart::Decision};
 /// # Errors
 /// Their directory cannot be read.
 pub(crate) async fn recover(engine: &Arc<Engine>) -> anyhow::Result<()> {
+    blocking(|| base_layer::make(&engine.node.host.layout.root))?;
     blocking(|| load(engine))?;
     for container in engine.containers.all() {
         take_up(engine, &container).await;

@@ -24,7 +24,7 @@ pub(crate) use self::{
 };
 
 use super::{
-    logging,
+    base_layer, logging,
     record::{Directory, LOG, Record},
 };
 use crate::{
@@ -113,6 +113,7 @@ pub(crate) fn container(layout: &Layout, record: &Record, is_awaited: bool) -> R
         resources: resources(host)?,
         security: security::of(record, namespaces::modes(host))?,
         writable_layer: Some(directory.path().to_owned()),
+        base_layer: Some(base_layer::path(&layout.root)),
         awaits_attach: is_awaited,
         ..Config::default()
     })

@@ -62,6 +62,8 @@ pub struct Config {
     /// it writes is in there, and is not removed with it. Absolute; absent if the container has a
     /// layer of its own.
     pub writable_layer: Option<PathBuf>,
+    /// A directory of the caller's that is a layer below those of the image. Absolute.
+    pub base_layer: Option<PathBuf>,
 }
 
 /// CRI's `Device`, as it was asked for.

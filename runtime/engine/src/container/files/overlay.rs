@@ -23,7 +23,10 @@ use rustix::{
 
 use crate::{
     changes::{Change, Overlay},
-    container::record::{Directory, Record},
+    container::{
+        base_layer,
+        record::{Directory, Record},
+    },
 };
 
 /// Directories that only the layers of images are in.
@@ -37,7 +40,7 @@ pub(super) struct ImageLayers {
 /// The directories that make up the root of a container.
 #[derive(Clone, Debug)]
 pub(crate) struct Layers {
-    /// Those of the image.
+    /// Those of the image, and the one of all containers.
     lower: ImageLayers,
     upper: PathBuf,
     work: PathBuf,
@@ -46,7 +49,8 @@ pub(crate) struct Layers {
 impl Layers {
     pub(crate) fn of(layout: &Layout, record: &Record) -> Self {
         let own = Directory::of(&layout.root, &record.id);
-        let lower = ImageLayers::of(layout, &record.layers);
+        let mut lower = ImageLayers::of(layout, &record.layers);
+        lower.layers.push(base_layer::path(&layout.root));
         Self { lower, upper: own.upper(), work: own.work() }
     }
 
@@ -55,12 +59,12 @@ impl Layers {
         &self.upper
     }
 
-    /// What the container has changed in its image. Of the paths `own`, relative to the root, nothing
-    /// is said, and those of `places` exist. Blocks.
+    /// What the container has changed in its image. The paths of `places`, relative to the root, exist.
+    /// Blocks.
     ///
     /// # Errors
     /// Those of the filesystem.
-    pub(crate) fn changes(&self, own: &[&str], places: &[String]) -> anyhow::Result<Vec<Change>> {
+    pub(crate) fn changes(&self, places: &[String]) -> anyhow::Result<Vec<Change>> {
         let open = |path: &Path| {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let opened = openat(CWD, path, flags, Mode::empty());
@@ -71,9 +75,8 @@ impl Layers {
             self.lower.paths().map(|layer| open(&layer)).collect::<anyhow::Result<_>>()?;
         let lower: Vec<BorrowedFd<'_>> = lower.iter().map(AsFd::as_fd).collect();
         let overlay = Overlay { upper: upper.as_fd(), lower: &lower };
-        let own = own.iter().map(PathBuf::from).collect();
         let places: Vec<PathBuf> = places.iter().map(PathBuf::from).collect();
-        overlay.changes(&own, &places).context("compare the container with its image")
+        overlay.changes(&places).context("compare the container with its image")
     }
 
     /// Mounts them, attached to nothing. To be called in a mount namespace of this thread's own.

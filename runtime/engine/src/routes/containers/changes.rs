@@ -12,19 +12,6 @@ use crate::{
     },
 };
 
-/// What is made in every container without being a change of it.
-const OF_THE_RUNTIME: [&str; 9] = [
-    "dev",
-    "dev/console",
-    "dev/pts",
-    "dev/shm",
-    "etc/hostname",
-    "etc/hosts",
-    "etc/resolv.conf",
-    "proc",
-    "sys",
-];
-
 /// What the container has changed in its image; `null` for nothing.
 pub(in crate::routes) async fn changes(call: &Call, name: &str) -> Result<Answer> {
     let container = call.engine.containers.find(name)?;
@@ -35,7 +22,7 @@ pub(in crate::routes) async fn changes(call: &Call, name: &str) -> Result<Answer
         0 => Vec::new(),
         _ => places(&call.engine, &record)?,
     };
-    let changes = spawn_blocking(move || layers.changes(&OF_THE_RUNTIME, &places)).await;
+    let changes = spawn_blocking(move || layers.changes(&places)).await;
     let changes = changes.map_err(anyhow::Error::from)??;
     Ok(body::ok(&Some(changes).filter(|changes| !changes.is_empty())))
 }

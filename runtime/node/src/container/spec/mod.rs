@@ -48,7 +48,7 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
     let container = Container {
         rootfs: Rootfs {
             layers_dir: inputs.layout.layers(),
-            layers: inputs.layers.clone(),
+            layers: layers(inputs),
             mount_points: None,
             readonly: config.security.readonly_rootfs,
             writable: config.writable_layer.clone(),
@@ -86,4 +86,10 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
         },
         label: None,
     })
+}
+
+/// Those of the image, and what is to be below them.
+fn layers(inputs: &Inputs<'_>) -> Vec<String> {
+    let base = inputs.config.base_layer.iter().map(|path| path.display().to_string());
+    inputs.layers.iter().cloned().chain(base).collect()
 }
