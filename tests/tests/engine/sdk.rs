@@ -143,6 +143,27 @@ async fn archives_that_are_put_may_be_compressed() {
     assert_eq!(rest(connection), b"plain gzip zstd ");
 }
 
+/// As bollard's users write them, with `tar::Header::new_gnu`.
+#[tokio::test]
+async fn entries_of_a_tar_need_not_say_who_owns_them() {
+    let (_machine, _daemon, engine, image) = ready().await;
+    let script = "stat -c '%a %u:%g %Y' /tmp/file";
+    engine.create("c1", json!({ "Image": image, "Cmd": ["sh", "-c", script], "Tty": true })).await;
+    let mut header = tar::Header::new_gnu();
+    header.set_path("file").unwrap();
+    header.set_size(2);
+    header.set_mode(0o744);
+    header.set_cksum();
+    let mut tar = tar::Builder::new(Vec::new());
+    tar.append(&header, &b"it"[..]).unwrap();
+    let answer = put(&engine, "c1", &tar.into_inner().unwrap());
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let path = "/containers/c1/attach?stream=1&stdout=1";
+    let (connection, _) = upgrade(&engine, path, "");
+    engine.start("c1").await;
+    assert_eq!(String::from_utf8_lossy(&rest(connection)), "744 0:0 0\r\n");
+}
+
 #[tokio::test]
 async fn lists_are_filtered_by_the_ports_that_they_show() {
     let (_machine, _daemon, engine, image) = ready().await;

@@ -53,17 +53,23 @@ impl Metadata {
             }
         }
         let header = entry.header();
-        let seconds = i64::try_from(header.mtime().context("mtime")?).unwrap_or(0);
+        let fields = header.as_old();
+        let seconds = number(&fields.mtime, header.mtime()).context("mtime")?;
         let (uid, gid) = match owner {
             Some(owner) => owner,
-            None => (id(header.uid().context("uid")?)?, id(header.gid().context("gid")?)?),
+            None => (
+                id(number(&fields.uid, header.uid()).context("uid")?)?,
+                id(number(&fields.gid, header.gid()).context("gid")?)?,
+            ),
         };
+        let mode = number(&fields.mode, header.mode()).context("mode")?;
         Ok(Self {
             uid: Uid::from_raw(uid),
             gid: Gid::from_raw(gid),
             // The type of the file comes from the type of the entry.
-            mode: Mode::from_raw_mode(header.mode().context("mode")? & 0o7777),
-            modified: fraction.unwrap_or(Timespec { tv_sec: seconds, tv_nsec: 0 }),
+            mode: Mode::from_raw_mode(mode & 0o7777),
+            modified: fraction
+                .unwrap_or(Timespec { tv_sec: i64::try_from(seconds).unwrap_or(0), tv_nsec: 0 }),
             xattrs,
         })
     }
@@ -76,6 +82,15 @@ impl Metadata {
 /// Attributes that control overlayfs would let a tar redirect directories of the container.
 fn may_set(name: &[u8]) -> bool {
     !name.starts_with(b"trusted.") && !name.starts_with(b"user.overlay.")
+}
+
+/// The number in a field. One that has not been written is 0, as in dockerd: not every client says who
+/// owns what it sends.
+fn number<T: Default>(field: &[u8], read: io::Result<T>) -> io::Result<T> {
+    match field.iter().all(|byte| [b' ', 0].contains(byte)) {
+        true => Ok(T::default()),
+        false => read,
+    }
 }
 
 /// To chown(2), -1 means "do not change", which would leave the file to root.
