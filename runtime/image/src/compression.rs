@@ -4,6 +4,7 @@
 use std::io::{self, BufReader, Cursor, Read};
 
 use berth_base::error::{Error, Result};
+use lzma_rust2::XzReader;
 
 /// How many bytes `Compression::detect` needs.
 pub(super) const MAGIC_LENGTH: usize = 4;
@@ -30,27 +31,67 @@ impl Compression {
     }
 }
 
-/// What `from` has, decompressed if it is compressed by gzip or zstd.
+/// How much memory the dictionary of an xz stream may take, in KiB: `xz -9` takes 65 MiB, and a header
+/// of 24 bytes can ask for 4 GiB.
+const XZ_MEMORY: u32 = 80 << 10;
+
+/// What `from` has, decompressed if it is compressed by one of docker's compressions: gzip, zstd,
+/// bzip2 or xz.
 ///
 /// # Errors
-/// `from` cannot be read, or `InvalidArgument` for other compressions that docker knows.
+/// `from` cannot be read. Reading from it fails with `OutOfMemory` if that would take too much.
 pub fn decompressed<'a>(mut from: impl Read + 'a) -> Result<Box<dyn Read + 'a>> {
     let mut magic = Vec::with_capacity(MAGIC_LENGTH);
     let read = |error: io::Error| Error::from(anyhow::Error::from(error).context("read"));
     from.by_ref().take(MAGIC_LENGTH as u64).read_to_end(&mut magic).map_err(read)?;
     let compression = Compression::detect(&magic);
-    let unsupported = match magic.as_slice() {
-        [b'B', b'Z', b'h', ..] => Some("bzip2"),
-        [0xfd, b'7', b'z', b'X'] => Some("xz"),
-        _ => None,
-    };
-    if let Some(name) = unsupported {
-        return Err(Error::invalid(format!("{name} is not supported: use gzip, zstd or none")));
-    }
+    // No layer has these, but archives of docker's clients may.
+    let (is_bzip2, is_xz) = (magic.starts_with(b"BZh"), magic == *b"\xfd7zX");
     let whole = BufReader::new(Cursor::new(magic).chain(from));
     Ok(match compression {
+        _ if is_bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(whole)),
+        _ if is_xz => Box::new(XzReader::new_mem_limit(whole, true, XZ_MEMORY)),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
         Compression::Zstd => Box::new(zstd::Decoder::with_buffer(whole).map_err(read)?),
         Compression::None => Box::new(whole),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn read(bytes: &[u8]) -> io::Result<Vec<u8>> {
+        let mut content = Vec::new();
+        decompressed(bytes).unwrap().read_to_end(&mut content).map(|_| content)
+    }
+
+    #[test]
+    fn every_compression_is_known_by_its_content() {
+        let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+        bzip2.write_all(b"content").unwrap();
+        let bzip2 = bzip2.finish().unwrap();
+        let zstd = zstd::encode_all(&b"content"[..], 0).unwrap();
+        for bytes in [&b"content"[..], &zstd, &bzip2] {
+            assert_eq!(read(bytes).unwrap(), b"content");
+        }
+        // They may be concatenated.
+        assert_eq!(read(&[bzip2.as_slice(), &bzip2].concat()).unwrap(), b"contentcontent");
+        assert!(read(&bzip2[..20]).is_err());
+    }
+
+    #[test]
+    fn a_header_cannot_take_all_memory() {
+        let crc = |bytes: &[u8]| {
+            let mut crc = flate2::Crc::new();
+            crc.update(bytes);
+            crc.sum().to_le_bytes()
+        };
+        // A stream with checksums of 32 bits, and a block with a dictionary of 4 GiB.
+        let (flags, block) = ([0, 1], [2, 0, 0x21, 1, 40, 0, 0, 0]);
+        let stream = [&b"\xfd7zXZ\0"[..], &flags, &crc(&flags), &block, &crc(&block)].concat();
+        assert_eq!(read(&stream).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+    }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use berth_tests::{Engine, Layer, gzip};
+use lzma_rust2::{XzOptions, XzWriter};
 use serde_json::{Value, json};
 
 use crate::ready;
@@ -123,24 +124,34 @@ fn put(engine: &Engine, name: &str, body: &[u8]) -> String {
 #[tokio::test]
 async fn archives_that_are_put_may_be_compressed() {
     let (_machine, _daemon, engine, image) = ready().await;
-    let script = "cat /tmp/plain /tmp/gzip /tmp/zstd";
+    let script = "cat /tmp/plain /tmp/gzip /tmp/zstd /tmp/bzip2 /tmp/xz";
     engine.create("c1", json!({ "Image": image, "Cmd": ["sh", "-c", script], "Tty": true })).await;
     let tar = |name: &str| Layer::new().file(name, format!("{name} ").as_bytes()).bytes();
-    for body in
-        [tar("plain"), gzip(&tar("gzip")), zstd::encode_all(tar("zstd").as_slice(), 0).unwrap()]
-    {
+    let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+    bzip2.write_all(&tar("bzip2")).unwrap();
+    // As `xz -9`, which takes most memory.
+    let mut xz = XzWriter::new(Vec::new(), XzOptions::with_preset(9)).unwrap();
+    xz.write_all(&tar("xz")).unwrap();
+    for body in [
+        tar("plain"),
+        gzip(&tar("gzip")),
+        zstd::encode_all(tar("zstd").as_slice(), 0).unwrap(),
+        bzip2.finish().unwrap(),
+        xz.finish().unwrap(),
+    ] {
         let answer = put(&engine, "c1", &body);
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     }
-    let answer = put(&engine, "c1", b"BZh91AY&SY and so on");
-    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
-    assert!(answer.contains("bzip2 is not supported: use gzip, zstd or none"), "{answer}");
+    for half in [&b"BZh91AY&SY and so on"[..], b"\xfd7zXZ\0 and so on"] {
+        let answer = put(&engine, "c1", half);
+        assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
+    }
     let answer = put(&engine, "c1", &gzip(&tar("half"))[..40]);
     assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
     let path = "/containers/c1/attach?stream=1&stdout=1";
     let (connection, _) = upgrade(&engine, path, "");
     engine.start("c1").await;
-    assert_eq!(rest(connection), b"plain gzip zstd ");
+    assert_eq!(rest(connection), b"plain gzip zstd bzip2 xz ");
 }
 
 /// As bollard's users write them, with `tar::Header::new_gnu`.

@@ -76,7 +76,9 @@ impl ContainerFiles<'_> {
         let mut writer = Writer { directory, shown, options, times: Vec::new() };
         let malformed = |error: io::Error| match (ended.get(), budget.get()) {
             (true, _) => Error::new(Kind::Internal, "unexpected EOF"),
-            (false, 0) => Error::from(anyhow::Error::from(error).context("read tar")),
+            (false, left) if left == 0 || error.kind() == io::ErrorKind::OutOfMemory => {
+                Error::from(anyhow::Error::from(error).context("read tar"))
+            }
             (false, _) => Error::new(Kind::Internal, "archive/tar: invalid tar header"),
         };
         for entry in archive.entries().map_err(malformed)? {
