@@ -1,7 +1,7 @@
 //! Restart policies: whether a container that has ended starts again, and when.
 //!
-//! Deciding is all that happens here. The truth, such as the number of attempts and whether a user
-//! has stopped the container, is in its record; timers are elsewhere.
+//! Deciding is all that happens here. What the decisions go by, such as the number of restarts and
+//! whether a user has stopped the container, is a part of its record; timers are elsewhere.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(60);
 /// A container that ran for so long counts as started well: the next delay is the first again.
-pub(crate) const RAN_WELL: Duration = Duration::from_secs(10);
+const RAN_WELL: Duration = Duration::from_secs(10);
 
 /// The policy of a container.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,30 +44,19 @@ pub enum Decision {
     After(Duration),
 }
 
-/// The end of one run of a container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ended {
-    pub exit_code: i32,
-    /// A stop, or a signal that `ends_restarts`: whatever the policy is, the container stays.
-    pub is_cancelled: bool,
+/// What has happened to a container since a user has started it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Restarts {
+    /// How often its policy has started it again (`RestartCount`).
+    pub count: u32,
+    /// How many of those came since a run has lasted ten seconds.
+    pub in_a_row: u32,
     /// A user has stopped it or sent it any signal.
     pub is_stopped_by_hand: bool,
-    /// How often the policy has started it again already (`RestartCount`).
-    pub attempts: u32,
-    /// How many of those last attempts, one after the other, came after a run of less than ten
-    /// seconds.
-    pub attempts_in_a_row: u32,
-    pub uptime: Duration,
-}
-
-/// What the record says of a container when the daemon starts and finds it not running.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Left {
-    pub exit_code: i32,
-    pub is_stopped_by_hand: bool,
-    /// It was never started.
-    pub is_new: bool,
-    pub attempts: u32,
+    /// That was a stop, or a signal that `ends_restarts`: whatever the policy is, the container
+    /// stays until the daemon starts.
+    pub is_cancelled: bool,
 }
 
 impl RestartPolicy {
@@ -129,34 +118,34 @@ impl Policy {
         RestartPolicy { name: name.to_owned(), maximum_retry_count: count }.check()
     }
 
-    /// What to do after a run has ended.
-    pub fn decide(self, ended: &Ended) -> Decision {
-        let left = Left {
-            exit_code: ended.exit_code,
-            is_stopped_by_hand: ended.is_stopped_by_hand,
-            is_new: false,
-            attempts: ended.attempts,
-        };
-        match !ended.is_cancelled && self.at_daemon_start(&left) {
-            true => Decision::After(delay(ended)),
-            false => Decision::Stay,
-        }
-    }
-
-    /// Whether to start a container that does not run when the daemon starts. Only
+    /// Whether to start a container that has run before, and does not when the daemon starts. Only
     /// `unless-stopped` knows then that a user has stopped it.
-    pub fn at_daemon_start(self, left: &Left) -> bool {
-        if left.is_new {
-            return false;
-        }
+    pub fn at_daemon_start(self, restarts: &Restarts, exit_code: i32) -> bool {
         match self {
             Self::No => false,
             Self::Always => true,
-            Self::UnlessStopped => !left.is_stopped_by_hand,
+            Self::UnlessStopped => !restarts.is_stopped_by_hand,
             Self::OnFailure { maximum } => {
-                left.exit_code != 0 && (maximum == 0 || left.attempts < maximum)
+                exit_code != 0 && (maximum == 0 || restarts.count < maximum)
             }
         }
+    }
+}
+
+impl Restarts {
+    /// What to do after a run has ended, which lasted for `uptime`. A restart is counted.
+    pub fn after_end(&mut self, policy: Policy, exit_code: i32, uptime: Duration) -> Decision {
+        if self.is_cancelled || !policy.at_daemon_start(self, exit_code) {
+            return Decision::Stay;
+        }
+        if uptime >= RAN_WELL {
+            self.in_a_row = 0;
+        }
+        // Ten doublings are more than the longest delay.
+        let delay = FIRST_DELAY.saturating_mul(1 << self.in_a_row.min(10)).min(LONGEST_DELAY);
+        self.count = self.count.saturating_add(1);
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        Decision::After(delay)
     }
 }
 
@@ -167,28 +156,14 @@ pub fn ends_restarts(signal: i32, stop_signal: Option<i32>) -> bool {
     signal == SIGKILL || stop_signal.is_none_or(|stop_signal| stop_signal == signal)
 }
 
-fn delay(ended: &Ended) -> Duration {
-    if ended.uptime >= RAN_WELL {
-        return FIRST_DELAY;
-    }
-    // Ten doublings are more than the longest delay.
-    FIRST_DELAY.saturating_mul(1 << ended.attempts_in_a_row.min(10)).min(LONGEST_DELAY)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    const FAILED: Ended = Ended {
-        exit_code: 1,
-        is_cancelled: false,
-        is_stopped_by_hand: false,
-        attempts: 0,
-        attempts_in_a_row: 0,
-        uptime: SECOND,
-    };
+    const NONE: Restarts =
+        Restarts { count: 0, in_a_row: 0, is_stopped_by_hand: false, is_cancelled: false };
 
     fn check(name: &str, count: i64) -> Result<Policy, String> {
         RestartPolicy { name: name.to_owned(), maximum_retry_count: count }
@@ -244,27 +219,28 @@ mod tests {
 
     #[test]
     fn each_policy_decides_for_itself() {
-        let succeeded = Ended { exit_code: 0, ..FAILED };
-        let cancelled = Ended { is_cancelled: true, is_stopped_by_hand: true, ..FAILED };
-        let signalled = Ended { is_stopped_by_hand: true, ..FAILED };
-        let third = Ended { attempts: 2, ..FAILED };
+        let cancelled = Restarts { is_cancelled: true, is_stopped_by_hand: true, ..NONE };
+        let signalled = Restarts { is_stopped_by_hand: true, ..NONE };
+        let third = Restarts { count: 2, ..NONE };
         let twice = Policy::OnFailure { maximum: 2 };
-        for (policy, ended, restarts) in [
-            (Policy::No, FAILED, false),
-            (Policy::Always, FAILED, true),
-            (Policy::Always, succeeded, true),
-            (Policy::Always, cancelled, false),
-            (Policy::Always, signalled, true),
-            (Policy::UnlessStopped, succeeded, true),
-            (Policy::UnlessStopped, signalled, false),
-            (twice, FAILED, true),
-            (twice, succeeded, false),
-            (twice, third, false),
-            (Policy::OnFailure { maximum: 0 }, third, true),
-            (Policy::OnFailure { maximum: 0 }, cancelled, false),
+        for (policy, before, exit_code, restarts) in [
+            (Policy::No, NONE, 1, false),
+            (Policy::Always, NONE, 1, true),
+            (Policy::Always, NONE, 0, true),
+            (Policy::Always, cancelled, 1, false),
+            (Policy::Always, signalled, 1, true),
+            (Policy::UnlessStopped, NONE, 0, true),
+            (Policy::UnlessStopped, signalled, 1, false),
+            (twice, NONE, 1, true),
+            (twice, NONE, 0, false),
+            (twice, third, 1, false),
+            (Policy::OnFailure { maximum: 0 }, third, 1, true),
+            (Policy::OnFailure { maximum: 0 }, cancelled, 1, false),
         ] {
-            let is_restart = policy.decide(&ended) != Decision::Stay;
-            assert_eq!(is_restart, restarts, "{policy:?} {ended:?}");
+            let mut after = before;
+            let is_restart = after.after_end(policy, exit_code, SECOND) != Decision::Stay;
+            assert_eq!(is_restart, restarts, "{policy:?} {before:?}");
+            assert_eq!(after.count, before.count + u32::from(restarts));
         }
     }
 
@@ -279,36 +255,33 @@ mod tests {
 
     #[test]
     fn the_delay_doubles_to_a_minute_and_begins_anew_after_ten_seconds() {
-        let of = |attempts_in_a_row, uptime| {
-            Policy::Always.decide(&Ended { attempts_in_a_row, uptime, ..FAILED })
+        let mut restarts = NONE;
+        let mut after = |uptime| match restarts.after_end(Policy::Always, 1, uptime) {
+            Decision::After(delay) => delay.as_millis(),
+            Decision::Stay => 0,
         };
-        for (attempts, milliseconds) in
-            [(0, 100), (1, 200), (2, 400), (9, 51_200), (10, 60_000), (1000, 60_000)]
-        {
-            let expected = Decision::After(Duration::from_millis(milliseconds));
-            assert_eq!(of(attempts, SECOND), expected);
-        }
-        assert_eq!(of(9, 10 * SECOND), Decision::After(FIRST_DELAY));
+        let delays: Vec<_> = (0..12).map(|_| after(SECOND)).collect();
+        let expected =
+            [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 51_200, 60_000, 60_000];
+        assert_eq!(delays, expected);
+        assert_eq!([after(10 * SECOND), after(SECOND), after(SECOND)], [100, 200, 400]);
     }
 
     #[test]
     fn a_daemon_that_starts_knows_whom_a_user_has_stopped() {
-        let left = Left { exit_code: 0, is_stopped_by_hand: false, is_new: false, attempts: 0 };
-        let stopped = Left { is_stopped_by_hand: true, ..left };
-        let failed = Left { exit_code: 1, ..left };
-        let fresh = Left { is_new: true, ..left };
+        let stopped = Restarts { is_stopped_by_hand: true, is_cancelled: true, ..NONE };
         let on_failure = Policy::OnFailure { maximum: 0 };
-        for (policy, left, starts) in [
-            (Policy::No, failed, false),
-            (Policy::Always, left, true),
-            (Policy::Always, stopped, true),
-            (Policy::Always, fresh, false),
-            (Policy::UnlessStopped, left, true),
-            (Policy::UnlessStopped, stopped, false),
-            (on_failure, left, false),
-            (on_failure, failed, true),
+        for (policy, restarts, exit_code, starts) in [
+            (Policy::No, NONE, 1, false),
+            (Policy::Always, NONE, 0, true),
+            (Policy::Always, stopped, 0, true),
+            (Policy::UnlessStopped, NONE, 0, true),
+            (Policy::UnlessStopped, stopped, 0, false),
+            (on_failure, NONE, 0, false),
+            (on_failure, NONE, 1, true),
         ] {
-            assert_eq!(policy.at_daemon_start(&left), starts, "{policy:?} {left:?}");
+            let decided = policy.at_daemon_start(&restarts, exit_code);
+            assert_eq!(decided, starts, "{policy:?} {restarts:?} {exit_code}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::health::Health;
+use crate::{health::Health, restart::Restarts};
 
 /// `state.json`. Times are in nanoseconds since the epoch, 0 for never.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,15 +16,8 @@ pub(crate) struct Last {
     /// Why the last start failed.
     pub error: String,
     pub oom: bool,
-    /// Restarts by its policy since it was last started by hand.
-    pub restarts: u32,
-    /// How many of those in a row followed a run that was short.
-    pub restarts_in_a_row: u32,
-    /// Whether a user has stopped it or sent it a signal since it was last started by hand, which
-    /// some policies respect when the daemon starts.
-    pub manually_stopped: bool,
-    /// Whether that was to end it: until the daemon starts, no policy starts it again.
-    pub restarts_cancelled: bool,
+    /// What its policy goes by.
+    pub restarts: Restarts,
     /// Set before anything of it is removed.
     pub removing: bool,
     /// What its probes have found. On disk is what it was when its status last changed.

@@ -13,7 +13,7 @@ use crate::{
         state::{Last, Phase},
     },
     engine::Engine,
-    restart::{Decision, Ended, Left, Policy, RAN_WELL},
+    restart::{Decision, Policy},
 };
 
 /// The exit code of a run that was not started.
@@ -49,14 +49,10 @@ pub(crate) async fn end(
         if let Some(health) = &mut last.health {
             health.suspend();
         }
-        let decision = match seen {
-            Seen::Live => policy.decide(&ended(last)),
+        match seen {
+            Seen::Live => last.restarts.after_end(policy, code, uptime(last)),
             Seen::Later => at_daemon_start(policy, last),
-        };
-        if seen == Seen::Live && decision != Decision::Stay {
-            count_restart(last);
         }
-        decision
     };
     let mut decision = Decision::Stay;
     // Before the run's own record goes: until then, the next daemon does all of this again.
@@ -100,36 +96,11 @@ pub(super) fn policy(container: &Container) -> Policy {
 
 /// What a daemon that starts does with a container that does not run.
 pub(super) fn at_daemon_start(policy: Policy, last: &Last) -> Decision {
-    let left = Left {
-        exit_code: last.exit_code,
-        is_stopped_by_hand: last.manually_stopped,
-        is_new: last.started_at == 0,
-        attempts: last.restarts,
-    };
-    match policy.at_daemon_start(&left) {
+    // Nobody has started one that is new.
+    match last.started_at != 0 && policy.at_daemon_start(&last.restarts, last.exit_code) {
         true => Decision::After(Duration::ZERO),
         false => Decision::Stay,
     }
-}
-
-pub(super) fn ended(last: &Last) -> Ended {
-    Ended {
-        exit_code: last.exit_code,
-        is_cancelled: last.restarts_cancelled,
-        is_stopped_by_hand: last.manually_stopped,
-        attempts: last.restarts,
-        attempts_in_a_row: last.restarts_in_a_row,
-        uptime: uptime(last),
-    }
-}
-
-/// Notes that its policy starts it again.
-pub(super) fn count_restart(last: &mut Last) {
-    last.restarts += 1;
-    last.restarts_in_a_row = match uptime(last) >= RAN_WELL {
-        true => 0,
-        false => last.restarts_in_a_row.saturating_add(1),
-    };
 }
 
 fn uptime(last: &Last) -> Duration {

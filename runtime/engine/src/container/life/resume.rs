@@ -34,8 +34,8 @@ pub(crate) fn resume(engine: &Arc<Engine>) {
             _ => continue,
         }
         // It counts until the daemon starts, as docker's users know it of `always`.
-        if state.last.restarts_cancelled
-            && let Err(error) = container.change_last(|last| last.restarts_cancelled = false)
+        if state.last.restarts.is_cancelled
+            && let Err(error) = container.change_last(|last| last.restarts.is_cancelled = false)
         {
             tracing::error!(container = container.id, "it stays as it is: {error:#}");
             container.stop_restarting();

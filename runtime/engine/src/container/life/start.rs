@@ -4,12 +4,10 @@ use std::sync::Arc;
 
 use super::{begin::begin, remove::remove, supervise::supervise};
 use crate::{
-    container::{
-        object::Container,
-        state::{Last, Phase},
-    },
+    container::{object::Container, state::Phase},
     engine::Engine,
     http::error::{Failure, Result},
+    restart::Restarts,
 };
 
 /// Starts a container. `false` if it runs already, or its policy is about to start it.
@@ -31,7 +29,8 @@ pub(crate) async fn start(engine: &Arc<Engine>, container: &Arc<Container>) -> R
             }
             Phase::Created | Phase::Exited => {}
         }
-        let begun = begin(engine, container, forget_restarts).await;
+        // A policy begins anew when a user starts its container.
+        let begun = begin(engine, container, |last| last.restarts = Restarts::default()).await;
         if begun.is_err() {
             // Whoever waits for its end waits no longer.
             container.enter(|state| state.ended += 1);
@@ -50,12 +49,4 @@ pub(crate) async fn start(engine: &Arc<Engine>, container: &Arc<Container>) -> R
             Err(failure)
         }
     }
-}
-
-/// A policy begins anew when a user starts its container.
-fn forget_restarts(last: &mut Last) {
-    last.manually_stopped = false;
-    last.restarts_cancelled = false;
-    last.restarts = 0;
-    last.restarts_in_a_row = 0;
 }

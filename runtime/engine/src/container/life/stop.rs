@@ -40,8 +40,8 @@ pub(crate) async fn stop(
         return Ok(false);
     }
     container.change_last(|last| {
-        last.manually_stopped = true;
-        last.restarts_cancelled = true;
+        last.restarts.is_stopped_by_hand = true;
+        last.restarts.is_cancelled = true;
     })?;
     let grace = grace.or(container.record().config.stop_timeout).unwrap_or(GRACE);
     let grace =
@@ -111,8 +111,8 @@ pub(crate) async fn kill(engine: &Engine, container: &Container, signal: i32) ->
     }
     let is_end = restart::ends_restarts(signal, run::stop_signal(&container.record()));
     container.change_last(|last| {
-        last.manually_stopped = true;
-        last.restarts_cancelled |= is_end;
+        last.restarts.is_stopped_by_hand = true;
+        last.restarts.is_cancelled |= is_end;
     })?;
     if give_up_restart(container).await {
         return Ok(());

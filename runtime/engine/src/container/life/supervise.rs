@@ -7,7 +7,7 @@ use berth_node::container as node;
 
 use super::{
     begin::begin,
-    end::{Seen, count_restart, end, ended, policy},
+    end::{Seen, end, policy},
     health,
     remove::remove,
 };
@@ -80,7 +80,7 @@ pub(super) async fn again(
         if container.state().phase != Phase::Restarting {
             return None;
         }
-        if container.state().last.restarts_cancelled {
+        if container.state().last.restarts.is_cancelled {
             container.stop_restarting();
             return None;
         }
@@ -101,10 +101,7 @@ fn after_failure(container: &Container) -> Option<Duration> {
         // It ran for no time at all.
         last.started_at = now();
         last.finished_at = last.started_at;
-        decision = policy(container).decide(&ended(last));
-        if decision != Decision::Stay {
-            count_restart(last);
-        }
+        decision = last.restarts.after_end(policy(container), last.exit_code, Duration::ZERO);
     });
     if let Err(error) = recorded {
         tracing::error!(container = container.id, "its failure cannot be recorded: {error:#}");

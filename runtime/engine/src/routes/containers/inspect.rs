@@ -121,7 +121,7 @@ pub(in crate::routes) async fn inspect(call: &Call, name: &str) -> Result<Answer
             _ => text(&container.directory.log()),
         },
         name: slashed(&container),
-        restart_count: state.last.restarts,
+        restart_count: state.last.restarts.count,
         driver: "overlay2",
         platform: "linux",
         mount_label: "",
