@@ -320,8 +320,12 @@ pub fn sync(path: &Path) -> io::Result<()> {
     sync_parent(path)
 }
 
-/// Syncs the directory of `path`, which holds its name: syncing a file does not do that (fsync(2)).
-fn sync_parent(path: &Path) -> io::Result<()> {
+/// Syncs the directory of `path`, so that a power loss changes nothing about whether that name is
+/// there: syncing a file does not do that (fsync(2)).
+///
+/// # Errors
+/// The disk cannot be written.
+pub fn sync_parent(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(parent) => File::open(parent)?.sync_all(),
         None => Ok(()),

@@ -84,12 +84,15 @@ pub(crate) fn create(
     let name = engine.name(name, &id)?;
     let record = Record { name: name.clone(), ..record };
     let directory = Directory::of(&engine.node.host.layout.root, &id);
-    let written = step_blocking(docker_create::RECORD, || blocking(|| write(&directory, &record)));
+    let host = &engine.node.host;
+    let written = step_blocking(docker_create::RECORD, || {
+        blocking(|| write(&directory, &record, &host.boot_id))
+    });
     if let Err(error) = written {
         engine.containers.release(&name);
         return Err(error.into());
     }
-    let container = Container::new(directory, record, Last::default(), lease);
+    let container = Container::new(directory, record, Last::default(), lease, host.reserve.clone());
     engine.containers.insert(container.clone());
     Ok((container, warnings))
 }
@@ -190,8 +193,9 @@ fn name_host(body: &mut CreateBody, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Writes its directory under another name, and renames it when it is complete.
-fn write(directory: &Directory, record: &Record) -> anyhow::Result<()> {
+/// Writes its directory under another name, and renames it when it is complete: on the disk, unless
+/// it goes with the boot anyway.
+fn write(directory: &Directory, record: &Record, boot_id: &str) -> anyhow::Result<()> {
     let incomplete = directory.incomplete();
     let path = incomplete.path();
     fs::DirBuilder::new()
@@ -203,7 +207,22 @@ fn write(directory: &Directory, record: &Record) -> anyhow::Result<()> {
         fs::create_dir(path.join(name)).with_context(|| format!("make {name}"))?;
     }
     disk::write_new(&incomplete.record(), record).context("write the container's record")?;
-    fs::rename(path, directory.path()).with_context(|| format!("rename {}", path.display()))
+    if record.outlives_boot() {
+        // What the directory holds before its name, so that a power loss shows nothing half-made.
+        disk::sync(&incomplete.record()).context("sync the container's record")?;
+    } else {
+        std::os::unix::fs::symlink(boot_id, incomplete.boot()).context("note the boot")?;
+    }
+    fs::rename(path, directory.path()).with_context(|| format!("rename {}", path.display()))?;
+    if record.outlives_boot() {
+        let synced = disk::sync_parent(directory.path());
+        if synced.is_err() {
+            // It is refused, and must not be there after the next start.
+            let _ = fs::remove_dir_all(directory.path());
+        }
+        synced.context("sync the names of containers")?;
+    }
+    Ok(())
 }
 
 /// The program with its arguments.

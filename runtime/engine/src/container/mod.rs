@@ -4,8 +4,12 @@
 //!
 //! - `container.json`, what was asked for (`record`);
 //! - `state.json`, how its last run went, and whether one is under way (`state`);
+//! - `boot`, a link to the id of the boot with which it goes, if it has `--rm`;
 //! - `upper` and `work`, its writable layer; `volumes`, those that its image declares;
 //! - `container.log`, the output of all its runs, with the files that rotation has put aside.
+//!
+//! A power loss takes back nothing that a client was told: the records are on the disk before that,
+//! and so is the removal of a container. What it has written itself, the kernel writes when it likes.
 
 mod base_layer;
 pub(crate) mod check;

@@ -3,6 +3,7 @@
 use std::{
     mem,
     os::fd::OwnedFd,
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -10,9 +11,10 @@ use std::{
 };
 
 use anyhow::Context;
-use berth_base::blocking::blocking;
+use berth_base::{blocking::blocking, reserve::Reserve};
 use berth_image::Lease;
-use berth_shim::record::{self as disk};
+use berth_shim::record as disk;
+use serde::Serialize;
 use tokio::sync::watch;
 
 use super::{
@@ -36,8 +38,10 @@ pub(crate) struct Container {
     pub directory: Directory,
     record: Mutex<Arc<Record>>,
     state: watch::Sender<State>,
-    /// Held while `state.json` is changed.
+    /// Held while a record is changed, for as long as the disk takes. Readers do not need it.
     writing: Mutex<()>,
+    /// Gives room on a full disk: a stop or a removal there is likely to be what makes more.
+    reserve: Arc<Reserve>,
     /// Held by whatever begins, ends or removes it.
     pub life: tokio::sync::Mutex<()>,
     /// Held by whoever has its files mounted (`files`), and by whoever makes a run.
@@ -54,6 +58,7 @@ impl Container {
         record: Record,
         last: Last,
         layers: Lease,
+        reserve: Arc<Reserve>,
     ) -> Arc<Self> {
         Arc::new(Self {
             id: record.id.clone(),
@@ -61,6 +66,7 @@ impl Container {
             record: Mutex::new(Arc::new(record)),
             state: watch::Sender::new(State::at_rest(last)),
             writing: Mutex::default(),
+            reserve,
             life: tokio::sync::Mutex::default(),
             files: Arc::default(),
             waiting: Mutex::default(),
@@ -77,14 +83,26 @@ impl Container {
     /// # Errors
     /// The disk cannot be written; nothing is changed then.
     pub(crate) fn change_record(&self, change: impl FnOnce(&mut Record)) -> anyhow::Result<()> {
-        let mut current = lock(&self.record);
-        let mut changed = Record::clone(&current);
-        change(&mut changed);
-        let path = self.directory.record();
-        blocking(|| disk::write(&path, &changed))
-            .with_context(|| format!("write {}", path.display()))?;
-        *current = Arc::new(changed);
-        Ok(())
+        blocking(|| {
+            let _writing = lock(&self.writing);
+            let mut changed = Record::clone(&self.record());
+            change(&mut changed);
+            self.write(&self.directory.record(), &changed)?;
+            *lock(&self.record) = Arc::new(changed);
+            Ok(())
+        })
+    }
+
+    /// Writes one of its records. Of one that outlives the boot it is on the disk then: dockerd waits
+    /// for that as well, and so do the shims with the end of a run. The state no less than what was
+    /// asked for, since the next boot goes by it: an `always` that was started comes again, an
+    /// `unless-stopped` that was stopped does not, and an exit code that was told stays what it was.
+    fn write<T: Serialize>(&self, path: &Path, record: &T) -> anyhow::Result<()> {
+        let written = self.reserve.with_room(|| match self.record().outlives_boot() {
+            true => disk::write_durable(path, record),
+            false => disk::write(path, record),
+        });
+        written.with_context(|| format!("write {}", path.display()))
     }
 
     pub(crate) fn state(&self) -> State {
@@ -126,15 +144,15 @@ impl Container {
     /// # Errors
     /// The disk cannot be written; nothing is changed then.
     pub(crate) fn change_last(&self, change: impl FnOnce(&mut Last)) -> anyhow::Result<()> {
-        // A stop and the end that it leads to change it at the same time.
-        let _writing = lock(&self.writing);
-        let mut last = self.state().last;
-        change(&mut last);
-        let path = self.directory.state();
-        blocking(|| disk::write(&path, &last))
-            .with_context(|| format!("write {}", path.display()))?;
-        self.enter(|state| state.last = last);
-        Ok(())
+        blocking(|| {
+            // A stop and the end that it leads to change it at the same time.
+            let _writing = lock(&self.writing);
+            let mut last = self.state().last;
+            change(&mut last);
+            self.write(&self.directory.state(), &last)?;
+            self.enter(|state| state.last = last);
+            Ok(())
+        })
     }
 
     /// Keeps streams for the next run.

@@ -33,6 +33,14 @@ pub(crate) struct Record {
     pub args: Vec<String>,
 }
 
+impl Record {
+    /// Whether it is there after the next boot: one with `--rm` goes with the boot that it was made
+    /// in, so that nothing of it has to wait for the disk.
+    pub(crate) fn outlives_boot(&self) -> bool {
+        !self.host_config.auto_remove
+    }
+}
+
 /// Where the engine keeps a container.
 #[derive(Clone, Debug)]
 pub(crate) struct Directory(PathBuf);
@@ -62,6 +70,12 @@ impl Directory {
 
     pub(crate) fn state(&self) -> PathBuf {
         self.0.join("state.json")
+    }
+
+    /// A link whose target is the id of the boot with which the container goes, if it goes with one.
+    /// File systems write a name with its target, so that this is whole where the records are not.
+    pub(crate) fn boot(&self) -> PathBuf {
+        self.0.join("boot")
     }
 
     /// What the container has written over its image.

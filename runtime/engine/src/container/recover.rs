@@ -15,7 +15,10 @@ use super::{
     record::{Directory, Record},
     state::{Last, Phase},
 };
-use crate::{engine::Engine, restart::Decision};
+use crate::{
+    engine::Engine,
+    restart::{Decision, Restarts},
+};
 
 /// Lists the containers that have a record, and finishes what was begun for them.
 ///
@@ -51,6 +54,12 @@ fn load(engine: &Engine) -> anyhow::Result<()> {
             continue;
         }
         let directory = Directory::of(&layout.root, &name);
+        let boot = fs::read_link(directory.boot()).ok();
+        if boot.is_some_and(|boot| boot.as_os_str() != engine.node.host.boot_id.as_str()) {
+            // It had `--rm`, and has ended with its boot, whatever is left of its records.
+            trash::discard(layout, directory.path())?;
+            continue;
+        }
         match disk::read::<Record>(&directory.record())? {
             Found::Record(record) => {
                 let last = disk::read::<Last>(&directory.state())?.record().unwrap_or_default();
@@ -59,7 +68,8 @@ fn load(engine: &Engine) -> anyhow::Result<()> {
                 if !damaged.is_empty() {
                     tracing::error!(container = record.id, "layers of its image are gone");
                 }
-                engine.containers.insert(Container::new(directory, record, last, lease));
+                let reserve = engine.node.host.reserve.clone();
+                engine.containers.insert(Container::new(directory, record, last, lease, reserve));
             }
             Found::Absent | Found::Damaged => tracing::error!(
                 container = name,
@@ -77,42 +87,50 @@ async fn take_up(engine: &Arc<Engine>, container: &Arc<Container>) {
         engine.ports.adopt(&container.id, &sandbox.meta.config.ports);
     }
     let last = container.state().last;
-    if last.removing {
-        container.set_phase(Phase::Removing);
-        if let Err(error) = life::discard(engine, container).await {
-            tracing::warn!(container = container.id, "remove it: {}", error.message);
-        }
-        return;
-    }
     let run = engine.node.containers.find(&container.id).ok();
     match run.as_ref().map(|run| run.state()) {
         Some(State::Running { started, .. }) => {
-            if last.started_at == 0 || last.started_at < last.finished_at {
-                let _ = container.change_last(|last| last.started_at = started.at);
+            if !last.running {
+                note_start(container, started.at);
             }
             go_on(engine, container, run, started.pid);
         }
         // Its end is not known yet: it is waited for.
         Some(State::Unknown { .. }) => go_on(engine, container, run, 0),
-        Some(State::Exited { exited, .. }) => has_ended(engine, container, &exited).await,
-        // The start did not come to its end.
-        Some(State::Created) | None if last.wanted => {
-            life::undo_run(engine, container).await;
-            // Where nothing is left of a run that had begun, it went with an earlier boot.
-            if last.started_at > last.finished_at {
-                let exited = Exited { end: End::Reboot, at: now(), oom: false };
-                has_ended(engine, container, &exited).await;
-            } else if let Err(error) = container.change_last(|last| last.wanted = false) {
-                tracing::warn!(container = container.id, "{error:#}");
+        Some(State::Exited { started, exited }) => {
+            // Unless its end is on record already, and the daemon ended before the run was removed.
+            if !last.running
+                && last.finished_at != exited.at
+                && let Some(started) = started
+            {
+                note_start(container, started.at);
             }
+            has_ended(engine, container, &exited).await;
         }
         Some(State::Created) | None => {
             life::undo_run(engine, container).await;
-            // Its end is on record, and the daemon ended before it removed it.
-            if container.state().phase == Phase::Exited {
+            if last.running {
+                // Nothing is left of a run that had begun: it went with an earlier boot.
+                let exited = Exited { end: End::Reboot, at: now(), oom: false };
+                has_ended(engine, container, &exited).await;
+            } else if container.state().phase == Phase::Exited {
+                // Its end is on record, and the daemon ended before it removed it.
                 remove_if_asked(engine, container).await;
             }
         }
+    }
+}
+
+/// Records the start of a run that the daemon did not come to record. Whether a user or the policy has
+/// started it nobody knows: it is taken for the user, whom no answer has reached.
+fn note_start(container: &Container, at: i64) {
+    let noted = container.change_last(|last| {
+        last.running = true;
+        last.started_at = at;
+        last.restarts = Restarts::default();
+    });
+    if let Err(error) = noted {
+        tracing::warn!(container = container.id, "its start cannot be recorded: {error:#}");
     }
 }
 

@@ -8,8 +8,8 @@ use crate::{health::Health, restart::Restarts};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Last {
-    /// Set before a run is made, and cleared when its end is on record.
-    pub wanted: bool,
+    /// Whether a run has begun whose end is not on record.
+    pub running: bool,
     pub started_at: i64,
     pub finished_at: i64,
     pub exit_code: i32,
@@ -18,11 +18,16 @@ pub(crate) struct Last {
     pub oom: bool,
     /// What its policy goes by.
     pub restarts: Restarts,
-    /// Set before anything of it is removed.
-    pub removing: bool,
     /// What its probes have found. On disk is what it was when its status last changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
+}
+
+impl Last {
+    /// What a container without a run is.
+    pub(crate) fn phase(&self) -> Phase {
+        if self.started_at == 0 { Phase::Created } else { Phase::Exited }
+    }
 }
 
 /// What it does now.
@@ -59,8 +64,7 @@ pub(crate) struct State {
 impl State {
     /// Of a container without a run.
     pub(crate) fn at_rest(last: Last) -> Self {
-        let phase = if last.started_at == 0 { Phase::Created } else { Phase::Exited };
-        Self { phase, ended: 0, stopping: false, last }
+        Self { phase: last.phase(), ended: 0, stopping: false, last }
     }
 
     /// Whether it has processes, be they frozen.

@@ -70,7 +70,7 @@ impl Networks {
         if before.as_ref() != Some(&networks) {
             blocking(|| {
                 fs::create_dir_all(&directory)?;
-                disk::write(&path, &networks)
+                disk::write_durable(&path, &networks)
             })
             .with_context(|| format!("write {}", path.display()))?;
         }

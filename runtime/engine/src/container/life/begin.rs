@@ -64,30 +64,25 @@ impl Failed {
     }
 }
 
-/// Begins a run, after a change of its state that is written together with that. The caller holds
-/// `life`, and supervises the run.
+/// Begins a run, and changes the state together with that. The caller holds `life`, and supervises
+/// the run.
 ///
 /// # Errors
 /// As dockerd: 400 for a program that is not there, 500, 409.
 pub(super) async fn begin(
     engine: &Arc<Engine>,
     container: &Arc<Container>,
-    change: impl FnOnce(&mut Last),
+    change: impl Fn(&mut Last),
 ) -> Result<Arc<node::Container>> {
-    step_blocking(docker_start::STATE, || {
-        container.change_last(|last| {
-            change(last);
-            last.wanted = true;
-        })
-    })?;
-    match make(engine, container).await {
+    match make(engine, container, &change).await {
         Ok(run) => Ok(run),
         Err(Failed { code, failure }) => {
             undo(engine, container).await;
             engine.publish_network(container, "disconnect");
             container.take_waiting();
             container.change_last(|last| {
-                last.wanted = false;
+                change(last);
+                last.running = false;
                 last.exit_code = code;
                 last.error.clone_from(&failure.message);
             })?;
@@ -96,10 +91,11 @@ pub(super) async fn begin(
     }
 }
 
-/// Makes the sandbox and the container of a run, starts it, and publishes that.
+/// Makes the sandbox and the container of a run, starts it, and records and publishes that.
 async fn make(
     engine: &Arc<Engine>,
     container: &Arc<Container>,
+    change: impl Fn(&mut Last),
 ) -> Result<Arc<node::Container>, Failed> {
     observe::before(docker_start::MAKE).map_err(Failure::from)?;
     let _files = reserve_files(container).await?;
@@ -129,7 +125,8 @@ async fn make(
             tracing::debug!(container = container.id, "join a client: {error:#}");
         }
     }
-    step_blocking(docker_start::BEGUN, || began(engine, container, &run)).map_err(Failure::from)?;
+    step_blocking(docker_start::BEGUN, || began(engine, container, &run, change))
+        .map_err(Failure::from)?;
     Ok(run)
 }
 
@@ -147,12 +144,20 @@ async fn reserve_files(container: &Container) -> Result<OwnedRwLockWriteGuard<()
     })
 }
 
-/// Publishes that a run has begun.
-fn began(engine: &Engine, container: &Container, run: &node::Container) -> anyhow::Result<()> {
+/// Records and publishes that a run has begun.
+fn began(
+    engine: &Engine,
+    container: &Container,
+    run: &node::Container,
+    change: impl Fn(&mut Last),
+) -> anyhow::Result<()> {
     let is_probed =
         container.record().config.healthcheck.as_ref().is_some_and(|h| h.probe().is_some());
+    let started_at = run.state().started().map_or_else(now, |started| started.at);
     container.change_last(|last| {
-        last.started_at = now();
+        change(last);
+        last.running = true;
+        last.started_at = started_at;
         last.error.clear();
         last.oom = false;
         last.exit_code = 0;

@@ -42,7 +42,7 @@ pub(crate) async fn end(
     };
     let policy = policy(container);
     let change = |last: &mut Last| {
-        last.wanted = false;
+        last.running = false;
         last.finished_at = exited.at;
         last.exit_code = code;
         last.oom = exited.oom;

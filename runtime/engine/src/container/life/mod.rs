@@ -28,7 +28,7 @@ pub(crate) use self::{
     begin::undo as undo_run,
     end::{Seen, end},
     pause::{pause, unpause},
-    remove::{discard, remove},
+    remove::remove,
     resume::resume,
     start::start,
     stop::{kill, stop},

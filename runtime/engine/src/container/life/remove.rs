@@ -8,6 +8,7 @@ use berth_base::{
     observe::{step, step_blocking, steps::docker_remove},
     trash,
 };
+use berth_shim::record as disk;
 use http::StatusCode;
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -55,27 +56,36 @@ pub(crate) async fn remove(
     if container.is_removed() {
         return Ok(());
     }
-    step_blocking(docker_remove::STATE, || container.change_last(|last| last.removing = true))?;
     container.set_phase(Phase::Removing);
-    discard(engine, container).await?;
+    if let Err(failure) = discard(engine, container).await {
+        // Its records are whole: it is as it was, and its user is told.
+        container.enter(|state| state.phase = state.last.phase());
+        return Err(failure);
+    }
     container.set_phase(Phase::Removed);
     engine.publish(container, "destroy", json!({}));
     Ok(())
 }
 
-/// The steps of a removal, which the next start takes up again.
+/// The steps of a removal. Until the last one the container is whole.
 ///
 /// # Errors
 /// Something of it cannot be removed yet.
-pub(crate) async fn discard(engine: &Arc<Engine>, container: &Container) -> Result<()> {
+async fn discard(engine: &Arc<Engine>, container: &Container) -> Result<()> {
     step(docker_remove::RUN, engine.node.remove_sandbox(&container.id)).await?;
     container.take_waiting();
-    let layout = &engine.node.host.layout;
-    step_blocking(docker_remove::DISCARD, || {
-        blocking(|| trash::discard(layout, container.directory.path()))
-            .context("remove its directory")
-    })?;
+    step_blocking(docker_remove::DISCARD, || blocking(|| discard_files(engine, container)))?;
     engine.containers.remove(container);
     engine.node.host.images.collect();
+    Ok(())
+}
+
+/// Takes its directory away. Once this has returned, no power loss brings it back.
+fn discard_files(engine: &Engine, container: &Container) -> anyhow::Result<()> {
+    let path = container.directory.path();
+    trash::discard(&engine.node.host.layout, path).context("remove its directory")?;
+    if container.record().outlives_boot() {
+        disk::sync_parent(path).context("sync the names of containers")?;
+    }
     Ok(())
 }
