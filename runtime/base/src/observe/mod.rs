@@ -9,7 +9,7 @@ use std::{sync::OnceLock, time::Instant};
 use tracing::{Instrument, Span};
 
 pub use self::{
-    caller::join_caller,
+    caller::RequestSpans,
     metrics::{HttpRequest, METRICS, Open, Rpc},
     steps::Step,
 };

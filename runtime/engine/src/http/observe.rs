@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use berth_base::observe::{HttpRequest, METRICS, TARGET, join_caller};
+use berth_base::observe::{HttpRequest, METRICS, RequestSpans, TARGET};
 use http::{Method, Request, StatusCode};
-use tracing::{Instrument, Span, field::Empty};
+use tracing::field::Empty;
 
 /// The first segments of the paths that there are.
 const OBJECTS: [&str; 21] = [
@@ -73,8 +73,7 @@ const VERBS: [&str; 34] = [
 pub(crate) struct Observed {
     begun: Instant,
     request: HttpRequest,
-    trace: Span,
-    log: Span,
+    spans: RequestSpans,
 }
 
 impl Observed {
@@ -95,26 +94,21 @@ impl Observed {
             http.route = route,
             http.response.status_code = Empty,
         );
-        // A span of its own, because the attributes of the exported one would fill every log line.
         let log = tracing::info_span!("request", method, route, trace_id = Empty);
-        if let Some(id) = join_caller(&trace, headers) {
-            log.record("trace_id", tracing::field::display(id));
-        }
-        Self { begun: Instant::now(), request, trace, log }
+        let spans = RequestSpans::new(trace, log, headers);
+        Self { begun: Instant::now(), request, spans }
     }
 
     /// Runs `work` inside of the request's spans.
     pub(crate) fn around<F: Future>(&self, work: F) -> impl Future<Output = F::Output> + use<F> {
-        work.instrument(self.trace.clone()).instrument(self.log.clone())
+        self.spans.around(work)
     }
 
     /// Counts the request, which has been answered with this status.
     pub(crate) fn end(self, status: StatusCode) {
-        self.trace.record("http.response.status_code", status.as_u16());
-        if status.is_server_error() {
-            self.trace.record("otel.status_code", "ERROR");
-        }
-        METRICS.engine_request(self.request, status.as_u16(), self.begun.elapsed());
+        let code = status.as_u16();
+        self.spans.end("http.response.status_code", code.into(), status.is_server_error());
+        METRICS.engine_request(self.request, code, self.begun.elapsed());
     }
 }
 
