@@ -115,7 +115,7 @@ async fn take_up(engine: &Arc<Engine>, container: &Arc<Container>) {
                 has_ended(engine, container, &exited).await;
             } else if container.state().phase == Phase::Exited {
                 // Its end is on record, and the daemon ended before it removed it.
-                remove_if_asked(engine, container).await;
+                life::remove_if_asked(engine, container).await;
             }
         }
     }
@@ -153,14 +153,6 @@ fn go_on(
 async fn has_ended(engine: &Arc<Engine>, container: &Arc<Container>, exited: &Exited) {
     container.set_phase(Phase::Running { pid: 0 });
     if life::end(engine, container, exited, Seen::Later).await == Decision::Stay {
-        remove_if_asked(engine, container).await;
-    }
-}
-
-async fn remove_if_asked(engine: &Arc<Engine>, container: &Arc<Container>) {
-    if container.record().host_config.auto_remove
-        && let Err(failure) = life::remove(engine, container, &container.id, true).await
-    {
-        tracing::warn!(container = container.id, "remove it after its end: {}", failure.message);
+        life::remove_if_asked(engine, container).await;
     }
 }

@@ -10,6 +10,7 @@
 
 mod attach;
 mod begin;
+mod complaints;
 mod end;
 mod health;
 mod pause;
@@ -28,7 +29,7 @@ pub(crate) use self::{
     begin::undo as undo_run,
     end::{Seen, end},
     pause::{pause, unpause},
-    remove::remove,
+    remove::{remove, remove_if_asked},
     resume::resume,
     start::start,
     stop::{kill, stop},

@@ -1,6 +1,6 @@
 //! Removal.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use berth_base::{
@@ -13,12 +13,17 @@ use http::StatusCode;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use super::stop::kill;
+use super::{complaints::Complaints, stop::kill};
 use crate::{
     container::{object::Container, state::Phase},
     engine::Engine,
     http::error::{Failure, Result},
 };
+
+/// The pauses between attempts to remove what was not asked for again: nothing tells when a mount or
+/// a network can be taken down.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 /// Removes a container with everything that it had. `called` is what the client calls it.
 ///
@@ -65,6 +70,30 @@ pub(crate) async fn remove(
     container.set_phase(Phase::Removed);
     engine.publish(container, "destroy", json!({}));
     Ok(())
+}
+
+/// Removes a container that was made with `--rm` and has ended. Where something of it cannot be
+/// removed yet, that is tried again in the background: nobody else would ask.
+pub(crate) async fn remove_if_asked(engine: &Arc<Engine>, container: &Arc<Container>) {
+    if !container.record().host_config.auto_remove {
+        return;
+    }
+    let Err(failure) = remove(engine, container, &container.id, false).await else { return };
+    let (engine, container) = (engine.clone(), container.clone());
+    tokio::spawn(async move {
+        let mut complaints = Complaints::of(&container, "remove it after its end");
+        complaints.hear(failure.message);
+        let mut delay = FIRST_RETRY;
+        // One that has been started again is removed after its next end.
+        while !container.state().is_active() {
+            tokio::time::sleep(delay).await;
+            match remove(&engine, &container, &container.id, false).await {
+                Ok(()) => return,
+                Err(failure) => complaints.hear(failure.message),
+            }
+            delay = (delay * 2).min(LONGEST_RETRY);
+        }
+    });
 }
 
 /// The steps of a removal. Until the last one the container is whole.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{begin::begin, remove::remove, supervise::supervise};
+use super::{begin::begin, remove::remove_if_asked, supervise::supervise};
 use crate::{
     container::{object::Container, state::Phase},
     engine::Engine,
@@ -43,9 +43,7 @@ pub(crate) async fn start(engine: &Arc<Engine>, container: &Arc<Container>) -> R
             Ok(true)
         }
         Err(failure) => {
-            if container.record().host_config.auto_remove {
-                remove(engine, container, &container.id, true).await?;
-            }
+            remove_if_asked(engine, container).await;
             Err(failure)
         }
     }

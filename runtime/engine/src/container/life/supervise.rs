@@ -7,9 +7,10 @@ use berth_node::container as node;
 
 use super::{
     begin::begin,
+    complaints::Complaints,
     end::{Seen, end, policy},
     health,
-    remove::remove,
+    remove::remove_if_asked,
 };
 use crate::{
     container::{object::Container, state::Phase},
@@ -49,15 +50,7 @@ async fn follow(
     match decision {
         Decision::After(delay) => again(engine, container, delay).await,
         Decision::Stay => {
-            if container.record().host_config.auto_remove
-                && let Err(error) = remove(engine, container, &container.id, true).await
-            {
-                tracing::warn!(
-                    container = container.id,
-                    "remove it after its end: {}",
-                    error.message
-                );
-            }
+            remove_if_asked(engine, container).await;
             None
         }
     }
@@ -70,6 +63,7 @@ pub(super) async fn again(
     container: &Arc<Container>,
     mut delay: Duration,
 ) -> Option<Arc<node::Container>> {
+    let mut complaints = Complaints::of(container, "start it again");
     loop {
         let mut state = container.watch();
         let left = state.wait_for(|state| state.phase != Phase::Restarting);
@@ -87,7 +81,7 @@ pub(super) async fn again(
         match begin(engine, container, |_| {}).await {
             Ok(run) => return Some(run),
             Err(failure) => {
-                tracing::warn!(container = container.id, "start it again: {}", failure.message);
+                complaints.hear(failure.message);
                 delay = after_failure(container)?;
             }
         }
