@@ -77,6 +77,23 @@ fn unsafe_code_is_in_one_file() {
     }
 }
 
+/// Macros of nix that stand for unsafe code. It is nix's own, and checked by types; still, no file is
+/// to have more of it than those that are named here, with their reason.
+#[test]
+fn macros_of_unsafe_code_are_where_there_is_nothing_else() {
+    // Whether a client has read what was sent: neither std, nix, rustix nor socket2 asks a socket
+    // for that, and unix_diag(7) is a module that machines may lack.
+    let known = ["runtime/engine/src/http/upgrade.rs"];
+    let macros = ["sockopt_impl!", "ioctl_none", "ioctl_read", "ioctl_write", "ioctl_readwrite"];
+    for part in ["proto", "shim", "cni", "runtime", "tests"] {
+        for path in sources(&root().join(part)) {
+            let is_known = known.iter().any(|known| path.ends_with(known));
+            let used = macros.iter().find(|name| code(&path).contains(&format!("{name}(")));
+            assert!(is_known || used.is_none(), "{}: {used:?}", path.display());
+        }
+    }
+}
+
 #[test]
 fn shim_and_plugin_know_neither_each_other_nor_the_daemon() {
     for (part, foreign) in [
