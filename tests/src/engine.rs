@@ -9,7 +9,10 @@ use std::{
 
 use serde_json::Value;
 
-use crate::machine::Machine;
+use crate::{
+    finish::{LIMIT, Watchdog, finish},
+    machine::Machine,
+};
 
 /// How long an event may take: the longest delay in the tests is a health check's on a busy machine.
 const EVENT_LIMIT: Duration = Duration::from_secs(60);
@@ -39,6 +42,7 @@ impl Engine {
     pub fn at(socket: PathBuf) -> Self {
         let client = reqwest::Client::builder()
             .unix_socket(socket.clone())
+            .timeout(LIMIT)
             .build()
             .expect("a client without TLS");
         Self { client, socket }
@@ -170,9 +174,11 @@ impl Machine {
     /// Runs the docker CLI with these arguments against the machine's engine.
     ///
     /// # Panics
-    /// It cannot be run.
+    /// It cannot be run, or hangs.
     pub fn docker(&self, arguments: &[&str]) -> Output {
-        self.docker_command(arguments).output().expect("run docker")
+        let mut command = self.docker_command(arguments);
+        let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        finish(piped.spawn().expect("run docker"))
     }
 
     /// The docker CLI with these arguments, to be run.
@@ -190,7 +196,7 @@ impl Machine {
     /// `keys` when it shows something, or at once if there is nothing to be typed.
     ///
     /// # Panics
-    /// It cannot be run.
+    /// It cannot be run, or hangs.
     pub fn on_terminal(&self, line: &str, keys: &[u8]) -> Output {
         let program = docker().expect(NO_DOCKER);
         let line = format!("stty cols 80 rows 24; {} {line}", program.display());
@@ -199,6 +205,7 @@ impl Machine {
         self.point_docker(&mut command);
         let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = piped.spawn().expect("run script");
+        let watchdog = Watchdog::of(&child);
         let mut shown = Vec::new();
         let mut screen = child.stdout.take().expect("it is piped");
         let mut keyboard = child.stdin.take().expect("it is piped");
@@ -213,7 +220,9 @@ impl Machine {
         screen.read_to_end(&mut shown).expect("read");
         drop(keyboard);
         let output = child.wait_with_output().expect("wait for script");
-        Output { stdout: shown, ..output }
+        let output = Output { stdout: shown, ..output };
+        watchdog.end(&output);
+        output
     }
 
     fn point_docker(&self, command: &mut Command) {

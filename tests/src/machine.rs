@@ -5,7 +5,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::{Child, Command},
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -21,6 +21,7 @@ use crate::{
     capability::has_systemd_scopes,
     cgroups::{PREFIX, cgroup_parent, cgroups, end_cgroups, names},
     daemon::Daemon,
+    finish::finish,
     namespaces,
 };
 
@@ -284,11 +285,10 @@ impl Machine {
     /// Runs a program in the machine's namespaces, which must succeed, and returns its standard
     /// output.
     pub fn output(&self, program: &str, arguments: &[&str]) -> String {
-        let output = self
-            .command(program)
-            .args(arguments)
-            .output()
-            .unwrap_or_else(|error| panic!("{program}: {error}"));
+        let mut command = self.command(program);
+        let piped = command.args(arguments).stdin(Stdio::null());
+        let child = piped.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let output = finish(child.unwrap_or_else(|error| panic!("{program}: {error}")));
         assert!(
             output.status.success(),
             "{program} {arguments:?}: {}",

@@ -2,7 +2,7 @@
 
 use std::{io::Write, process::Stdio};
 
-use berth_tests::{Capability, skip_without};
+use berth_tests::{Capability, finish, skip_without};
 use serde_json::json;
 
 use crate::ready;
@@ -47,7 +47,7 @@ async fn input_goes_in_and_its_end_with_it() {
     // In a thread: what comes back has to be read meanwhile.
     let sent = input.clone();
     let sending = std::thread::spawn(move || stdin.write_all(&sent).unwrap());
-    let output = child.wait_with_output().unwrap();
+    let output = finish(child);
     sending.join().unwrap();
     assert!(output.status.success() && output.stdout == input, "{}", output.stdout.len());
     machine.assert_clean().await;

@@ -5,7 +5,7 @@ use std::{
     process::{Output, Stdio},
 };
 
-use berth_tests::{Capability, Engine, Image, Machine, busybox, skip_without};
+use berth_tests::{Capability, Engine, Image, Machine, busybox, finish, skip_without};
 use serde_json::json;
 
 use crate::ready;
@@ -23,7 +23,7 @@ fn docker_with_input(machine: &Machine, arguments: &[&str], input: &[u8]) -> Out
     // In a thread: what comes back has to be read meanwhile.
     let sent = input.to_vec();
     let sending = std::thread::spawn(move || stdin.write_all(&sent).unwrap());
-    let output = child.wait_with_output().unwrap();
+    let output = finish(child);
     sending.join().unwrap();
     output
 }

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use berth_tests::{Capability, skip_without};
+use berth_tests::{Capability, finish, skip_without};
 use serde_json::json;
 
 use crate::ready;
@@ -98,7 +98,7 @@ async fn a_full_log_goes_on_in_a_new_file_whether_or_not_the_daemon_lives() {
     let followed = followed.unwrap();
     while numbers(&machine.docker(&["logs", "-n", "1", "c1"]).stdout) != [2000] {}
     engine.post("/containers/c1/stop?t=0", json!(null)).await;
-    assert_eq!(numbers(&followed.wait_with_output().unwrap().stdout), all);
+    assert_eq!(numbers(&finish(followed).stdout), all);
     assert_eq!(numbers(&machine.docker(&["logs", "c1"]).stdout), all);
     // The last of it, of a container that has written it without a daemon.
     let id = engine.create("c2", body("5k", "3")).await;

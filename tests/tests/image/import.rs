@@ -8,7 +8,7 @@ use std::{
 };
 
 use berth_tests::{
-    Cri, Daemon, Image, Layer, Machine, binary, busybox, container, digest, gzip, pod,
+    Cri, Daemon, Image, Layer, Machine, binary, busybox, container, digest, finish, gzip, pod,
 };
 use serde_json::{Value, json};
 
@@ -33,7 +33,7 @@ fn import(machine: &Machine, archive: &[u8], arguments: &[&str]) -> Output {
     // A daemon that refuses the archive need not read it to its end.
     let _ = stdin.write_all(archive);
     drop(stdin);
-    child.wait_with_output().unwrap()
+    finish(child)
 }
 
 fn text(bytes: &[u8]) -> String {
