@@ -12,6 +12,7 @@ mod daemon;
 mod disk;
 mod dockerd;
 pub mod engine;
+pub mod faults;
 mod finish;
 mod image;
 mod machine;

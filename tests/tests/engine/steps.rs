@@ -2,15 +2,9 @@
 //! question is asked again, the answer is one of those that it may have, and in the end nothing is
 //! left.
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::{Command, Stdio},
-};
+use std::fs;
 
-use berth_tests::{
-    Capability, Daemon, Engine, Image, Machine, engine, eventually, faulty_programs, skip_without,
-};
+use berth_tests::{Capability, Daemon, Engine, Image, Machine, engine, faults, skip_without};
 use serde_json::{Value, json};
 
 /// A question to the engine.
@@ -43,15 +37,10 @@ fn verbs_of(step: &str) -> &'static [Verb] {
 }
 
 fn steps() -> Vec<(String, Verb)> {
-    let output = Command::new(faulty_programs().join("berthd"))
-        .env("BERTH_FAULTS", "list")
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let names = String::from_utf8(output.stdout).unwrap();
-    let steps =
-        names.lines().flat_map(|step| verbs_of(step).iter().map(|verb| (step.to_owned(), *verb)));
-    let steps: Vec<_> = steps.collect();
+    let names = faults::steps("berthd").into_iter();
+    let steps: Vec<_> = names
+        .flat_map(|step| verbs_of(&step).iter().map(move |verb| (step.clone(), *verb)))
+        .collect();
     assert!(steps.iter().filter(|(step, _)| step.starts_with("docker_")).count() > 10, "{steps:?}");
     steps
 }
@@ -66,32 +55,12 @@ struct Node {
 
 impl Node {
     async fn start() -> Self {
-        let mut machine = Machine::new();
-        machine.programs = Some(faulty_programs());
+        let mut machine = Machine::with_faults();
         machine.config = engine::config();
-        fs::write(machine.path("faults"), "").unwrap();
-        let faults = machine.path("faults").display().to_string();
-        machine.environment.push(("BERTH_FAULTS".to_owned(), faults));
         let daemon = machine.start().await;
         let image = daemon.cri().pull_image(&machine, Image::busybox()).await;
         let engine = Engine::of(&machine);
         Self { machine, daemon: Some(daemon), engine, image }
-    }
-
-    fn faults(&self) -> PathBuf {
-        self.machine.path("faults")
-    }
-
-    /// Asks for an action at a step. Written in place: the programs have the file open.
-    fn arm(&self, step: &str, action: &str) {
-        fs::write(self.faults(), format!("{step} {action}")).unwrap();
-    }
-
-    async fn reached(&self, step: &str) {
-        eventually(&format!("{step} reached"), async || {
-            fs::read(self.faults()).unwrap().is_empty()
-        })
-        .await;
     }
 
     /// Makes what a verb needs.
@@ -163,9 +132,9 @@ async fn a_daemon_killed_at_any_step_of_a_verb_of_docker() {
     let mut node = Node::start().await;
     for (step, verb) in steps() {
         node.prepare(verb).await;
-        node.arm(&step, "kill");
+        node.machine.arm(&step, "kill");
         let first = node.ask(verb).await;
-        node.reached(&step).await;
+        node.machine.reached(&step).await;
         assert!(first.is_none(), "{step}: an answer by a daemon that is dead: {first:?}");
         node.daemon.take().unwrap().wait();
         node.daemon = Some(node.machine.start().await);
@@ -182,9 +151,9 @@ async fn a_step_that_fails_is_an_error_in_dockers_form_and_leaves_nothing() {
     let node = Node::start().await;
     for (step, verb) in steps() {
         node.prepare(verb).await;
-        node.arm(&step, "fail");
+        node.machine.arm(&step, "fail");
         let (status, answer) = node.ask(verb).await.expect("an answer");
-        node.reached(&step).await;
+        node.machine.reached(&step).await;
         if status >= 300 {
             let message = answer["message"].as_str().unwrap_or_default();
             assert!(message.contains(&format!("a test lets {step} fail")), "{step}: {answer}");

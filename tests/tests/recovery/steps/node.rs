@@ -1,11 +1,11 @@
 //! A node that is asked, with something armed at a step, and is asked again.
 
-use std::{collections::BTreeSet, fs, path::PathBuf, sync::Arc};
+use std::{collections::BTreeSet, fs, path::PathBuf, process::Stdio, sync::Arc};
 
 use berth_proto::v1::{self, ContainerState, NamespaceMode, PodSandboxState};
 use berth_tests::{
     Capability, Config, Cri, Daemon, FakeRegistry, Image, Layer, Machine, binary, busybox,
-    container, digest, eventually, faulty_programs, gzip, pod,
+    container, digest, eventually, finish, gzip, pod,
 };
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
@@ -36,12 +36,8 @@ pub(super) struct Object {
 
 impl Node {
     pub(super) async fn start() -> Self {
-        let mut machine = Machine::new();
-        machine.programs = Some(faulty_programs());
+        let mut machine = Machine::with_faults();
         machine.plugin_seconds = 20;
-        fs::write(machine.path("faults"), "").unwrap();
-        let faults = machine.path("faults").display().to_string();
-        machine.environment.push(("BERTH_FAULTS".to_owned(), faults));
         let daemon = machine.start().await;
         let cri = daemon.cri();
         let image = cri.pull_image(&machine, Image::busybox()).await;
@@ -73,23 +69,6 @@ impl Node {
         let descriptors = fs::read_dir(format!("{process}/fd")).unwrap().flatten();
         let links = descriptors.filter_map(|entry| fs::read_link(entry.path()).ok());
         links.filter(|link| !is_tcp(link)).count()
-    }
-
-    fn faults(&self) -> PathBuf {
-        self.machine.path("faults")
-    }
-
-    /// Asks for an action at a step. Written in place: the programs have the file open.
-    fn arm(&self, step: &str, action: &str) {
-        fs::write(self.faults(), format!("{step} {action}")).unwrap();
-    }
-
-    /// Waits until the step was reached.
-    async fn reached(&self, step: &str) {
-        eventually(&format!("{step} reached"), async || {
-            fs::read(self.faults()).unwrap().is_empty()
-        })
-        .await;
     }
 
     async fn restart(&mut self) {
@@ -199,7 +178,9 @@ impl Node {
         }
         let mut command = self.machine.command(binary("berthd"));
         command.args(["images", "import", "--listen"]).arg(self.machine.path("berth.sock"));
-        let output = tokio::task::spawn_blocking(move || command.arg(archive).output().unwrap());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output =
+            tokio::task::spawn_blocking(move || finish(command.arg(archive).spawn().unwrap()));
         let output = output.await.unwrap();
         match output.status.success() {
             true => Ok(()),
@@ -265,9 +246,9 @@ impl Node {
     /// Kills the process that comes to `step`, and asks again after a restart of the daemon.
     pub(super) async fn kill_at(&mut self, step: &str, verb: Verb, is_daemon: bool) {
         let object = self.prepare(verb).await;
-        self.arm(step, "kill");
+        self.machine.arm(step, "kill");
         let first = self.ask(verb, &object).await;
-        self.reached(step).await;
+        self.machine.reached(step).await;
         if is_daemon {
             let daemon = self.daemon.take().unwrap();
             daemon.wait();
@@ -281,9 +262,9 @@ impl Node {
     /// Lets `step` fail: the verb says so, and that is all that is left of it.
     pub(super) async fn fail_at(&mut self, step: &str, verb: Verb) {
         let object = self.prepare(verb).await;
-        self.arm(step, "fail");
+        self.machine.arm(step, "fail");
         let first = self.ask(verb, &object).await;
-        self.reached(step).await;
+        self.machine.reached(step).await;
         let said = format!("a test lets {step} fail");
         match first {
             Err(error) => assert!(error.message().contains(&said), "{step}: {error}"),
@@ -307,10 +288,10 @@ impl Node {
         verb: Verb,
     ) -> JoinHandle<Result<(), Status>> {
         let object = self.prepare(verb).await;
-        self.arm(step, "stop");
+        self.machine.arm(step, "stop");
         let node = self.clone();
         let asked = tokio::spawn(async move { node.ask(verb, &object).await });
-        self.reached(step).await;
+        self.machine.reached(step).await;
         asked
     }
 }

@@ -1,8 +1,6 @@
 //! The verbs whose steps are walked, and which verb comes to which step.
 
-use std::process::{Command, Stdio};
-
-use berth_tests::{Capability, faulty_programs, skip_without};
+use berth_tests::{Capability, faults, skip_without};
 
 /// A question to the node, with what has to be there before it is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,14 +87,7 @@ fn is_reachable(step: &str) -> bool {
 
 /// The steps that a program of the build with faults lists, each with the verbs that come to it.
 pub(super) fn steps(program: &str) -> Vec<(String, Verb)> {
-    let output = Command::new(faulty_programs().join(program))
-        .env("BERTH_FAULTS", "list")
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
-    let names: Vec<String> =
-        String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect();
-    assert!(output.status.success() && names.len() > 10, "{program}: {names:?}");
+    let names = faults::steps(program);
     // What is docker's is walked by the engine's tests.
     let names = names.into_iter().filter(|step| !step.starts_with("docker_"));
     let reachable = names.filter(|step| is_reachable(step));
