@@ -31,7 +31,7 @@ pub use cgroups::sweep;
 pub use client::Cri;
 pub use containerd::{Containerd, processes, tools};
 pub use daemon::Daemon;
-pub use disk::{Disk, Format, Loss, Random};
+pub use disk::{Disk, Format, Loss, Random, images_are_synced};
 pub use dockerd::{Dockerd, docker_tools};
 pub use engine::Engine;
 pub use finish::finish;

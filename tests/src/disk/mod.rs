@@ -22,6 +22,7 @@ use nix::{
     errno::Errno,
     mount::{MsFlags, mount},
 };
+use serde_json::Value;
 
 pub use self::log::{Loss, Random};
 use self::{
@@ -129,6 +130,23 @@ impl Disk {
         fs::create_dir_all(at).expect("make a directory");
         machine.output("mount", &["-o", self.format.options(), text(image), text(at)]);
     }
+}
+
+/// Whether berthd has recorded that what it pulled is on the disk.
+///
+/// # Panics
+/// The daemon has never started.
+pub fn images_are_synced(machine: &Machine) -> bool {
+    let read = |name: &str| -> Option<Value> {
+        serde_json::from_slice(&fs::read(machine.inside_path(name)).ok()?).ok()
+    };
+    let index = read("root/images/index.json");
+    let layers = fs::read_dir(machine.inside_path("root/layers")).expect("layers").flatten();
+    let mut records =
+        layers.filter_map(|layer| fs::read_to_string(layer.path().join("layer.json")).ok());
+    index.is_some()
+        && index == read("root/images/index.json.synced")
+        && records.all(|record| !record.contains("boot_id"))
 }
 
 /// Copies a file with its holes.

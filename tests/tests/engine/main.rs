@@ -14,6 +14,7 @@ mod logs;
 mod namespaces;
 mod networks;
 mod pause;
+mod power;
 mod restarts;
 mod sdk;
 mod security;

@@ -13,9 +13,9 @@ use std::{
 
 use berth_tests::{
     Cri, Disk, FakeRegistry, Image, Layer, Machine, Random, bind, busybox, container, digest,
-    eventually, gzip, pod,
+    eventually, gzip, images_are_synced, pod,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// An image and what its files are.
 #[derive(Debug)]
@@ -207,20 +207,6 @@ impl Life {
         let before = self.done.iter().rev().find(|(_, at)| *at <= moment);
         before.map_or("the daemon started", |(what, _)| what)
     }
-}
-
-/// Whether berthd has recorded that what it pulled is on the disk.
-fn images_are_synced(machine: &Machine) -> bool {
-    let read = |name: &str| -> Option<Value> {
-        serde_json::from_slice(&fs::read(machine.inside_path(name)).ok()?).ok()
-    };
-    let index = read("root/images/index.json");
-    let layers = fs::read_dir(machine.inside_path("root/layers")).unwrap().flatten();
-    let mut records =
-        layers.filter_map(|layer| fs::read_to_string(layer.path().join("layer.json")).ok());
-    index.is_some()
-        && index == read("root/images/index.json.synced")
-        && records.all(|record| !record.contains("boot_id"))
 }
 
 /// What other programs do to the disk meanwhile.
