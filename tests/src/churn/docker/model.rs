@@ -165,10 +165,11 @@ impl Belief {
             let may = outcomes(phase, verb, self.kind, faults);
             match answer {
                 Answer::Interrupted => {
-                    // Nothing of it was done, or all of it, or the first half of a restart.
+                    // Nothing of it was done, or all of it, or the first half of a restart or a removal.
                     phases.insert(phase);
                     phases.extend(may.iter().map(|(_, after)| after));
-                    if verb == Verb::Restart && !matches!(phase, Phase::Absent | Phase::Created) {
+                    let is_in_halves = matches!(verb, Verb::Restart | Verb::Remove);
+                    if is_in_halves && !matches!(phase, Phase::Absent | Phase::Created) {
                         phases.insert(Phase::Exited);
                     }
                 }
