@@ -1,6 +1,7 @@
 # The tutorials' commands on containers, in their order.
 ## tutorials
 docker version --format '{{.Server.APIVersion}} {{.Server.MinAPIVersion}} {{.Server.Os}}'
+docker info --format '{{.Driver}} {{.LoggingDriver}} {{.OSType}} {{.Containers}}'
 docker run --name hello debian echo hello
 docker run --rm debian sh -c 'echo out; sleep .1; echo err >&2; exit 3'
 docker run -d --name web -p 0.0.0.0:8088:80 -h myhost debian sh -c 'echo started; sleep 1000'
@@ -58,6 +59,35 @@ docker rm web2
 docker rm web2
 docker rm -f web2
 docker stop nope nope2
+docker run -d -P --expose 5000 --name pp -v $PWD/hostdir:/d:rw debian sh -c 'echo in > /d/file; echo done; exec sleep 1000'
+docker port pp | sed 's,:[0-9]*$,,'
+docker logs pp
+docker exec pp cat /d/file
+docker exec -d pp touch /d/detached
+script -qec "docker exec -it pp sh -c 'hostname | wc -c; tty; exit 5'" /dev/null | tr -d '^@'
+script -qec "docker run -i -t -h box --name tt debian sh -c 'hostname; echo err >&2; exit 4'" /dev/null | tr -d '^@'
+docker logs tt
+docker start -a tt
+docker ps -all --format '{{.Names}} {{.Status}}'
+docker export tt | tar t | grep -c bin/
+docker run -d --name brief debian sh -c 'sleep 1; echo brief; exit 6'
+docker logs -f brief
+docker wait brief
+docker run -d --name att debian sh -c 'sleep 2; echo attached; exit 7'
+docker attach att
+docker run --rm --network container:pp debian hostname
+docker run --rm --network container:pp --hostname x debian true
+docker stats --no-stream --format '{{.Name}} {{.PIDs}}' pp
+docker container restart -t 0 pp
+docker container inspect -f '{{.State.Running}} {{.RestartCount}} {{.Config.Hostname | len}}' pp
+docker events --since 1h --until 0s --filter container=att --format '{{.Type}} {{.Action}}'
+docker system df --format '{{.Type}} {{.TotalCount}} {{.Active}}' | grep Containers
+docker container stop -t 0 $(docker ps -q) | wc -l
+docker rm -v $(docker ps -aq) | wc -l
+docker ps -a
+docker run --privileged=true --rm debian sh -c 'test -e /dev/kmsg && echo privileged'
+docker container run --rm debian echo ran
+docker container prune -f
 
 ## run
 docker run --name x debian nope
