@@ -118,7 +118,9 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     if let Some(address) = config.metrics.listen {
         exporter::start(address, node.clone(), streaming.clone()).await?;
     }
-    let engine = start_engine(config, nodes.engine).await?;
+    let engine = start_engine(config, nodes.engine, node.clone()).await?;
+    // Not earlier: only now do all containers hold their layers, and the others can be deleted.
+    node.host.images.start_collecting();
     let listener = berth_cri::listen(&config.listen)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -142,10 +144,11 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
 async fn start_engine(
     config: &Config,
     node: Arc<Node>,
+    pods: Arc<Node>,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<()>>> {
     let serving = match &config.engine.listen {
         Some(path) => {
-            let engine = berth_engine::start(node).await?;
+            let engine = berth_engine::start(node, pods).await?;
             // As the nodes, it lives as long as the process.
             std::mem::forget(engine.clone());
             let listener = match activation::socket_at(path)? {

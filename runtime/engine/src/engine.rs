@@ -19,6 +19,8 @@ use crate::{
 pub struct Engine {
     /// The node of the engine's runs.
     pub(crate) node: Arc<Node>,
+    /// That of Kubernetes' pods, which is only asked for the images that they use.
+    pub(crate) pods: Arc<Node>,
     pub(crate) containers: Registry,
     pub(crate) execs: Execs,
     pub(crate) events: Events,
@@ -34,10 +36,11 @@ impl Engine {
     ///
     /// # Errors
     /// The record of the networks cannot be read, or no descriptors are left.
-    pub(crate) fn new(node: Arc<Node>) -> anyhow::Result<Arc<Self>> {
+    pub(crate) fn new(node: Arc<Node>, pods: Arc<Node>) -> anyhow::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             networks: Networks::open(&node.host.layout.root)?,
             node,
+            pods,
             ports: Ports::default(),
             containers: Registry::default(),
             execs: Execs::default(),

@@ -1,4 +1,4 @@
-//! What happens to containers, as `docker events` shows it.
+//! What happens to containers and images, as `docker events` shows it.
 
 use std::{
     collections::VecDeque,
@@ -44,9 +44,12 @@ impl Events {
             "time": at / 1_000_000_000,
             "timeNano": at,
         });
-        if kind == "container" {
+        // The form of old clients, which know these two kinds only.
+        if kind == "container" || kind == "image" {
             event["status"] = action.into();
             event["id"] = id.into();
+        }
+        if kind == "container" {
             event["from"] = event["Actor"]["Attributes"]["image"].clone();
         }
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);

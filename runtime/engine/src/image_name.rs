@@ -1,6 +1,10 @@
 //! Names of images as docker shows them: without what is implied. The store has them in full,
 //! `docker.io/library/busybox:latest`.
 
+use berth_image::normalize;
+
+use crate::http::error::{Failure, Result};
+
 /// The short form of a stored name: `busybox:latest`, `someone/tool:1`, `quay.io/a/b@sha256:…`.
 pub(crate) fn familiar(stored: &str) -> &str {
     let Some(of_hub) = stored.strip_prefix("docker.io/") else { return stored };
@@ -14,6 +18,41 @@ pub(crate) fn with_tag(name: &str) -> String {
         true => name.to_owned(),
         false => format!("{name}:latest"),
     }
+}
+
+/// A full name without its tag or digest.
+pub(crate) fn repository(full: &str) -> &str {
+    let name = full.split_once('@').map_or(full, |(name, _)| name);
+    match name.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        _ => name,
+    }
+}
+
+/// The full name that `repo` and `tag` of a query ask for; `None` without the first.
+///
+/// # Errors
+/// 400 in dockerd's words.
+pub(crate) fn tag_reference(repo: &str, tag: &str) -> Result<Option<String>> {
+    if repo.is_empty() {
+        return Ok(None);
+    }
+    let full = normalize(repo).ok_or_else(|| invalid(repo))?;
+    if full.contains('@') {
+        return Err(Failure::bad_request("cannot import digest reference"));
+    }
+    if tag.is_empty() {
+        return Ok(Some(full));
+    }
+    let tagged = normalize(&format!("{}:{tag}", repository(&full)));
+    let tagged = tagged.filter(|tagged| !tagged.contains('@'));
+    tagged.map(Some).ok_or_else(|| Failure::bad_request("invalid tag format"))
+}
+
+/// The failure of what is no name.
+pub(crate) fn invalid(name: &str) -> Failure {
+    let refusal = refusal(name).unwrap_or_else(|| "invalid reference format".to_owned());
+    Failure::bad_request(refusal)
 }
 
 /// The text with which dockerd refuses what is no reference. `None` for what may be one.
@@ -58,6 +97,17 @@ mod tests {
         let text = "invalid reference format: repository name (library/UPPER) must be lowercase";
         assert_eq!(refusal("UPPER:1").as_deref(), Some(text));
         assert_eq!(refusal("a/b:LATEST"), None);
+        for (repo, tag, expected) in [
+            ("", "1", Ok(None)),
+            ("q", "", Ok(Some("docker.io/library/q:latest"))),
+            ("q:z", "", Ok(Some("docker.io/library/q:z"))),
+            ("h:5000/q:z", "r", Ok(Some("h:5000/q:r"))),
+            ("q", "b@d", Err("invalid tag format")),
+            ("a b", "", Err("invalid reference format")),
+        ] {
+            let parsed = tag_reference(repo, tag).map_err(|failure| failure.message);
+            assert_eq!(parsed, expected.map(|name| name.map(str::to_owned)).map_err(str::to_owned));
+        }
         assert_eq!(refusal("Host.example/b"), None);
     }
 }

@@ -16,6 +16,7 @@ pub mod filters;
 pub mod health;
 mod http;
 mod image_name;
+mod images;
 pub mod names;
 mod network;
 pub mod ports;

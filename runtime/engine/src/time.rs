@@ -97,8 +97,9 @@ pub fn parse_filter_time(value: &str, now: i64) -> Result<i64> {
     if value.contains('-') {
         return Err(Error::invalid(format!("parsing time \"{value}\": not a time in RFC 3339")));
     }
-    unix(value)
-        .map_err(|why| Error::invalid(format!("failed to parse value as time or duration: {why}")))
+    unix(value).map_err(|_| {
+        Error::invalid(format!("failed to parse value as time or duration: \"{value}\""))
+    })
 }
 
 /// A date, with or without a time, its seconds, a fraction and a zone. `None` if it is none, or out

@@ -18,7 +18,7 @@ use crate::{
     manifest::{LayerDescriptor, Manifest, digest_of, layer_descriptors},
     observer::Observer,
     reference::Reference,
-    store::{Attempt, Image, Lease, NewImage, ResumeStates, Store},
+    store::{Attempt, Image, Lease, Nameless, NewImage, ResumeStates, Store},
     unblock::unblock,
 };
 
@@ -136,7 +136,8 @@ impl ImageFetcher {
         self.layers.join(key, fetching).await
     }
 
-    /// Adds the image to the index under `names`.
+    /// Adds the image to the index under `names`. `displaced` says what becomes of images that lose
+    /// their last name by that.
     ///
     /// # Errors
     /// `ResourceExhausted` if the disk is full.
@@ -145,6 +146,7 @@ impl ImageFetcher {
         manifest: Manifest,
         fetched: FetchedLayers,
         names: Vec<String>,
+        displaced: Nameless,
     ) -> Result<Arc<Image>> {
         let store = self.store.clone();
         let image = unblock(move || {
@@ -154,6 +156,7 @@ impl ImageFetcher {
                 manifest: &manifest,
                 config,
                 config_bytes: &config_bytes,
+                displaced,
             };
             let image = store.add(new);
             // The leases end with this closure, after the image is in the index. At every moment

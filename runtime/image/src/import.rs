@@ -16,7 +16,7 @@ use crate::{
     fetch_image::ImageFetcher,
     fetch_layer::BlobSource,
     reference::Reference,
-    store::Store,
+    store::{Nameless, Store},
     unblock::unblock,
 };
 
@@ -68,7 +68,7 @@ async fn import_all(
     for (layers, archived) in fetched {
         let tags = archived.tags();
         let names = archived.names();
-        let adding = fetcher.add(archived.manifest, layers, names);
+        let adding = fetcher.add(archived.manifest, layers, names, Nameless::Dropped);
         let image = step(pull_image::ADD, adding).await?;
         tracing::info!(
             images = ?tags,

@@ -78,6 +78,14 @@ impl From<LayerKeys> for [LayerKey; 2] {
     }
 }
 
+/// The chain-id of a layer on what is below it.
+pub(super) fn chain_id(below: Option<&Digest>, diff_id: Digest) -> Digest {
+    match below {
+        None => diff_id,
+        Some(below) => Digest::sha256(format!("{below} {diff_id}")),
+    }
+}
+
 /// The keys that the layers of an image may have, bottom first.
 ///
 /// # Errors
@@ -87,10 +95,7 @@ pub(super) fn layer_keys(config: &ImageConfiguration) -> Result<Vec<LayerKeys>> 
     let mut keys = Vec::new();
     for text in config.rootfs().diff_ids() {
         let diff_id = Digest::parse(text)?;
-        let chain_id = match below {
-            None => diff_id.clone(),
-            Some(below) => Digest::sha256(format!("{below} {diff_id}")),
-        };
+        let chain_id = chain_id(below.as_ref(), diff_id.clone());
         keys.push(LayerKeys {
             diff: LayerKey(diff_id.hex().to_owned()),
             chain: LayerKey(format!("chain-{}", chain_id.hex())),

@@ -26,6 +26,7 @@ mod fetch_layer;
 pub mod fuzz;
 mod glob;
 mod import;
+mod in_use;
 mod layer_dir;
 mod layer_key;
 mod lookup;
@@ -36,6 +37,7 @@ mod progress;
 mod pull;
 mod reference;
 mod registry;
+mod removed;
 mod signature;
 mod source;
 mod store;
@@ -56,7 +58,10 @@ use anyhow::Context;
 use berth_base::{
     blocking::blocking,
     error::{Error, Result},
-    observe::{step_blocking, steps::remove_image},
+    observe::{
+        step_blocking,
+        steps::{name_image, remove_image},
+    },
 };
 use tokio::sync::mpsc;
 
@@ -66,12 +71,14 @@ pub use self::{
     credentials::{AuthConfig, CredentialProviders, CredentialSources},
     digest::Digest,
     import::ImportedImage,
+    in_use::ImageUse,
     layer_dir::FILES,
     layer_key::LayerKey,
     lookup::normalize,
     observer::Observer,
     options::Options,
     progress::{LayerProgress, LayerStep, Watched, watch},
+    removed::RemovedLayer,
     store::{Disk, Holder, Image, Lease, Names, StoreLayout},
     sub_path::contains_path,
     unpacker::unpack_if_asked,
@@ -84,6 +91,7 @@ use self::{
     fetch_image::ImageFetcher,
     glob::glob_match,
     import::import,
+    in_use::InUse,
     lookup::find,
     pull::Puller,
     reference::Reference,
@@ -102,11 +110,12 @@ pub struct Images {
     pinned: Vec<String>,
     /// Images that came from `images_dir`; they are pinned too.
     preloaded: Mutex<BTreeSet<Digest>>,
+    in_use: InUse,
 }
 
 impl Images {
-    /// Loads the images that are on disk; needs a tokio runtime. Nothing is deleted until `collect`
-    /// is called, so that containers can lease their layers first.
+    /// Loads the images that are on disk; needs a tokio runtime. Nothing is deleted until
+    /// `start_collecting` is called, so that containers can lease their layers first.
     ///
     /// # Errors
     /// A directory cannot be created or read.
@@ -130,6 +139,7 @@ impl Images {
             credentials: options.credentials,
             pinned: options.pinned,
             preloaded: Mutex::default(),
+            in_use: InUse::default(),
         })
     }
 
@@ -298,6 +308,11 @@ impl Images {
         self.preloaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Keeps an image from being removed, though not its names.
+    pub fn keep(&self, id: &Digest) -> ImageUse {
+        self.in_use.begin(id)
+    }
+
     /// Whether the kubelet must keep the image when it frees disk space.
     pub fn is_pinned(&self, image: &Image) -> bool {
         let Names { tags, digests } = self.names(image);
@@ -305,7 +320,30 @@ impl Images {
             .iter()
             .chain(&digests)
             .any(|name| self.pinned.iter().any(|pattern| glob_match(pattern, name)));
-        has_pinned_name || self.preloaded().contains(&image.id)
+        has_pinned_name || self.preloaded().contains(&image.id) || self.in_use.contains(&image.id)
+    }
+
+    /// Gives an image the name `name`, which another one may lose by that. An image that has lost its
+    /// last name stays without one.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for what is not the name of a tag, `NotFound` if the image is gone.
+    pub fn tag(&self, image: &Image, name: &str) -> Result<()> {
+        let tag = Reference::parse(name)?.repo_tag();
+        let tag = tag.ok_or_else(|| Error::invalid(format!("{name} has a digest")))?;
+        step_blocking(name_image::TAG, || self.store.tag(&image.id, tag))?;
+        self.store.make_durable_later();
+        Ok(())
+    }
+
+    /// Takes names from an image, as `names` has them. When it has none left it stays without one.
+    ///
+    /// # Errors
+    /// The index cannot be written.
+    pub fn untag(&self, image: &Image, names: &[String]) -> Result<()> {
+        step_blocking(name_image::UNTAG, || self.store.untag(&image.id, names))?;
+        self.store.make_durable_later();
+        Ok(())
     }
 
     /// CRI's RemoveImage: removes every name of the image. Succeeds if there is no such image.
@@ -313,16 +351,34 @@ impl Images {
     /// # Errors
     /// `InvalidArgument` as for `find`; the index cannot be written.
     pub fn remove(&self, text: &str) -> Result<()> {
-        if let Some(image) = self.find(text)? {
-            // The index comes first. If the daemon dies in between, layers that nothing needs are
-            // left behind, and the next start collects them.
-            step_blocking(remove_image::INDEX, || self.store.remove(&image.id))?;
+        match self.find(text)? {
+            Some(image) => self.remove_image(&image).map(drop),
+            // A retry comes to the end of the first attempt.
+            None => step_blocking(remove_image::COLLECT, || {
+                self.store.collect();
+                Ok(())
+            }),
         }
-        // Also where it is gone already, so that a retry comes to the end of the first attempt.
-        step_blocking(remove_image::COLLECT, || {
-            self.store.collect();
-            Ok(())
-        })
+    }
+
+    /// Removes an image with every name, and returns those of its layers that nothing else needed,
+    /// topmost first. One that is kept loses its names only.
+    ///
+    /// # Errors
+    /// The index cannot be written.
+    pub fn remove_image(&self, image: &Image) -> Result<Vec<RemovedLayer>> {
+        // The index comes first. If the daemon dies in between, layers that nothing needs are left
+        // behind, and the next start collects them.
+        step_blocking(remove_image::INDEX, || match self.in_use.contains(&image.id) {
+            true => {
+                let Names { tags, digests } = self.store.names(&image.id);
+                self.store.untag(&image.id, &[tags, digests].concat())
+            }
+            false => self.store.remove(&image.id),
+        })?;
+        let collected =
+            step_blocking(remove_image::COLLECT, || Ok::<_, Error>(self.store.collect()))?;
+        removed::of_image(image, collected)
     }
 
     /// Leases layers for a new container; `None` if one is missing or damaged.
@@ -341,9 +397,14 @@ impl Images {
         self.store.layers.hold_all()
     }
 
-    /// Discards the layers that nothing needs. Call it when a container has dropped its lease, and
-    /// at start-up once all containers have theirs.
+    /// Discards the layers that nothing needs. Call it when a container has dropped its lease.
     pub fn collect(&self) {
+        self.store.collect();
+    }
+
+    /// From here on layers are discarded: call it once all containers have their leases.
+    pub fn start_collecting(&self) {
+        self.store.start_collecting();
         self.store.collect();
     }
 

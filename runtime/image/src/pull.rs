@@ -33,7 +33,7 @@ use crate::{
     reference::Reference,
     registry::{Clients, Repository},
     signature,
-    store::{Image, Store},
+    store::{Image, Nameless, Store},
     unblock::unblock,
 };
 
@@ -131,7 +131,7 @@ impl Puller {
         let fetching = self.fetcher.fetch_layers(&source, &manifest, artifact, Some(reference));
         let fetching = log_progress(reference, &repository, fetching);
         let fetched = step(pull_image::LAYERS, fetching).await?;
-        let adding = self.fetcher.add(manifest, fetched, names);
+        let adding = self.fetcher.add(manifest, fetched, names, Nameless::Dropped);
         let image = step(pull_image::ADD, adding).await?;
         tracing::info!(
             image = %reference,

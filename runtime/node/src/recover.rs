@@ -62,7 +62,8 @@ impl Nodes {
     }
 }
 
-/// Makes the nodes from what an earlier daemon left.
+/// Makes the nodes from what an earlier daemon left. Layers that no container holds are still there
+/// afterwards: the engine has containers that are not in its node.
 ///
 /// # Errors
 /// The directory of the sandboxes or of the containers cannot be read. Anything that concerns a
@@ -73,8 +74,6 @@ pub async fn recover(host: Arc<Host>) -> anyhow::Result<Nodes> {
     // The engine publishes events of its own objects. Those of its runs nobody reads.
     nodes.engine.events.discard();
     let tasks = blocking(|| read_disk(&nodes, &host))?;
-    // Not earlier: only now do all containers hold their layers, and the others can be deleted.
-    host.images.collect();
     if let Err(error) = host.mount_points.adopt(&host.layout) {
         tracing::warn!(%error, "the layers of mount points of earlier daemons cannot be listed");
     }

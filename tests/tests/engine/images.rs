@@ -53,7 +53,8 @@ async fn a_pull_shows_its_layers_and_is_made_with_the_credentials_of_the_client(
     let until = format!("{}.{:09}", now.as_secs(), now.subsec_nanos());
     let path = format!("/events?since=1&until={until}&filters={{\"type\":[\"image\"]}}");
     let (_, events) = engine.request("GET", &path, None).await;
-    assert_eq!(events.to_string().matches(&name).count(), 2, "{events}");
+    // The name is the actor, also in the form of old clients.
+    assert_eq!(events.to_string().matches(&name).count(), 4, "{events}");
 
     let platform = machine.docker(&["pull", "--platform", "linux/s390x", &name]);
     assert!(text(&platform.stderr).contains("and none for linux/s390x"), "{platform:?}");
@@ -96,10 +97,7 @@ async fn images_are_shown_with_their_history_and_what_is_not_made_yet_says_so() 
     let config = &engine.get(&format!("/v1.43/images/{image}/json")).await["Config"];
     assert_eq!(config["Hostname"], "");
     for (arguments, message) in [
-        (&["rmi", &image][..], "removing images is not implemented yet"),
-        (&["tag", &image, "x"], "tagging images is not implemented yet"),
-        (&["push", &image], "pushing images is not implemented yet"),
-        (&["rmi", "nope"], "No such image: nope:latest"),
+        (&["push", &image][..], "pushing images is not implemented yet"),
         (&["history", "nope"], "No such image: nope:latest"),
         (&["volume", "create", "x"], "making volumes is not implemented yet"),
         (&["volume", "inspect", "x"], "get x: no such volume"),

@@ -8,6 +8,7 @@ mod copy;
 mod exec;
 mod health;
 mod host_config;
+mod image_names;
 mod images;
 mod life;
 mod logs;

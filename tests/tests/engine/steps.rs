@@ -4,7 +4,9 @@
 
 use std::fs;
 
-use berth_tests::{Capability, Daemon, Engine, Image, Machine, engine, faults, skip_without};
+use berth_tests::{
+    Capability, Daemon, Engine, Image, Layer, Machine, engine, faults, skip_without,
+};
 use serde_json::{Value, json};
 
 /// A question to the engine.
@@ -14,6 +16,9 @@ enum Verb {
     Start,
     Stop,
     Remove,
+    Tag,
+    Untag,
+    RemoveImage,
 }
 
 /// The verbs that come to a step of the daemon; those of the node's steps that a run comes to as
@@ -30,6 +35,9 @@ fn verbs_of(step: &str) -> &'static [Verb] {
         ("docker_end" | "stop_sandbox" | "remove_sandbox", _) => &[Verb::Stop],
         ("stop_container", "record" | "signal") => &[Verb::Stop],
         ("docker_remove", _) => &[Verb::Remove],
+        ("name_image", "tag") => &[Verb::Tag],
+        ("name_image", _) => &[Verb::Untag],
+        ("remove_image", _) => &[Verb::RemoveImage],
         // All is done, and the answer is lost.
         ("docker_rpc", _) => &[Verb::Create, Verb::Start, Verb::Stop, Verb::Remove],
         _ => &[],
@@ -65,6 +73,12 @@ impl Node {
 
     /// Makes what a verb needs.
     async fn prepare(&self, verb: Verb) {
+        match verb {
+            Verb::Tag => return,
+            Verb::Untag => return drop(self.ask(Verb::Tag).await.unwrap()),
+            Verb::RemoveImage => return self.name_another_image().await,
+            _ => {}
+        }
         if verb != Verb::Create {
             assert_eq!(self.ask(Verb::Create).await.unwrap().0, 201);
         }
@@ -73,15 +87,28 @@ impl Node {
         }
     }
 
+    /// Pulls an image that has no other name than `doomed`.
+    async fn name_another_image(&self) {
+        let image = Image::simple(Layer::new().file("doomed", b"1"), &["true"]);
+        let cri = self.daemon.as_ref().unwrap().cri();
+        let name = cri.pull_image(&self.machine, image).await;
+        self.engine.post(&format!("/images/{name}/tag?repo=doomed"), Value::Null).await;
+        self.engine.request("DELETE", &format!("/images/{name}"), None).await;
+    }
+
     /// The status and the answer; `None` if the connection broke.
     async fn ask(&self, verb: Verb) -> Option<(u16, Value)> {
         let script = "trap 'exit 3' TERM; sleep 1000 & wait";
         let body = json!({ "Image": self.image, "Cmd": ["sh", "-c", script] });
+        let tag = format!("/images/{}/tag?repo=other", self.image);
         let (method, path, body) = match verb {
             Verb::Create => ("POST", "/containers/create?name=main", Some(body)),
             Verb::Start => ("POST", "/containers/main/start", None),
             Verb::Stop => ("POST", "/containers/main/stop", None),
             Verb::Remove => ("DELETE", "/containers/main", None),
+            Verb::Tag => ("POST", tag.as_str(), None),
+            Verb::Untag => ("DELETE", "/images/other", None),
+            Verb::RemoveImage => ("DELETE", "/images/doomed", None),
         };
         self.engine.try_request(method, path, body).await.ok()
     }
@@ -93,16 +120,23 @@ impl Node {
             Verb::Create => [201, 409],
             Verb::Start | Verb::Stop => [204, 304],
             Verb::Remove => [204, 404],
+            Verb::Tag => [201, 201],
+            Verb::Untag | Verb::RemoveImage => [200, 404],
         };
         assert!(may.contains(&status), "{step}: asked again: {status} {answer}");
-        let (status, seen) = self.engine.request("GET", "/containers/main/json", None).await;
+        let path = match verb {
+            Verb::Tag | Verb::Untag => "/images/other/json",
+            Verb::RemoveImage => "/images/doomed/json",
+            _ => "/containers/main/json",
+        };
+        let (status, seen) = self.engine.request("GET", path, None).await;
         let expected = match verb {
             Verb::Create => "created",
             Verb::Start => "running",
             Verb::Stop => "exited",
-            Verb::Remove => {
-                assert_eq!(status, 404, "{step}: {seen}");
-                return;
+            Verb::Tag => return assert_eq!(status, 200, "{step}: {seen}"),
+            Verb::Remove | Verb::Untag | Verb::RemoveImage => {
+                return assert_eq!(status, 404, "{step}: {seen}");
             }
         };
         assert_eq!(seen["State"]["Status"], expected, "{step}: {seen}");
@@ -117,6 +151,9 @@ impl Node {
         for container in self.engine.get("/containers/json?all=1").await.as_array().unwrap() {
             self.engine.remove(container["Id"].as_str().unwrap()).await;
         }
+        self.engine.request("DELETE", "/images/other", None).await;
+        let images = self.engine.get("/images/json").await;
+        assert_eq!(images.as_array().unwrap().len(), 1, "{step}: {images}");
         self.machine.assert_clean().await;
         let directory = self.machine.path("root/engine/containers");
         let left: Vec<_> = fs::read_dir(directory).unwrap().flatten().collect();

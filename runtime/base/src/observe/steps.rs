@@ -58,6 +58,7 @@ steps! {
         INDEX = "index",
         FORGET = "forget",
     }
+    name_image { TAG = "tag", UNTAG = "untag" }
     import_image { READ = "read" }
     remove_image { INDEX = "index", COLLECT = "collect" }
     // Of the Docker Engine API: what a container of docker is beyond its runs, which are sandboxes.

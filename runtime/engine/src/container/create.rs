@@ -20,7 +20,7 @@ use super::{
     defaults, links,
     merge::{merge, of_image},
     mounts,
-    object::Container,
+    object::{Container, ImageLease},
     platform::Platform,
     record::{Directory, Record},
     run,
@@ -68,6 +68,7 @@ pub(crate) fn create(
         let wanted = &body.config.image;
         Failure::not_found(format!("image {wanted} is damaged or being removed: pull it again"))
     })?;
+    let lease = ImageLease { _image: engine.node.host.images.keep(&image.id), _layers: lease };
     let record = Record {
         id: id.clone(),
         name: String::new(),

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Context;
 use berth_base::{blocking::blocking, reserve::Reserve};
-use berth_image::Lease;
+use berth_image::{ImageUse, Lease};
 use berth_shim::record as disk;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -32,6 +32,13 @@ pub(crate) struct Streams {
     pub left: Arc<AtomicBool>,
 }
 
+/// What keeps the image of a container: a start makes the root of it again.
+#[derive(Debug)]
+pub(crate) struct ImageLease {
+    pub _image: ImageUse,
+    pub _layers: Lease,
+}
+
 #[derive(Debug)]
 pub(crate) struct Container {
     pub id: String,
@@ -48,8 +55,8 @@ pub(crate) struct Container {
     pub files: Arc<tokio::sync::RwLock<()>>,
     /// Clients that attached before the start.
     waiting: Mutex<Vec<Streams>>,
-    /// Keeps its layers.
-    _layers: Lease,
+    /// Keeps its image and its layers, until it is removed.
+    image: Mutex<Option<ImageLease>>,
 }
 
 impl Container {
@@ -57,7 +64,7 @@ impl Container {
         directory: Directory,
         record: Record,
         last: Last,
-        layers: Lease,
+        image: ImageLease,
         reserve: Arc<Reserve>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -70,7 +77,7 @@ impl Container {
             life: tokio::sync::Mutex::default(),
             files: Arc::default(),
             waiting: Mutex::default(),
-            _layers: layers,
+            image: Mutex::new(Some(image)),
         })
     }
 
@@ -153,6 +160,11 @@ impl Container {
             self.enter(|state| state.last = last);
             Ok(())
         })
+    }
+
+    /// Allows its image and its layers to be deleted, once it is removed.
+    pub(crate) fn release_image(&self) {
+        *lock(&self.image) = None;
     }
 
     /// Keeps streams for the next run.

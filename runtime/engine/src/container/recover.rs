@@ -4,14 +4,14 @@ use std::{fs, sync::Arc};
 
 use anyhow::Context;
 use berth_base::{blocking::blocking, clock::now, trash};
-use berth_image::{Holder, LayerKey};
+use berth_image::{Digest, Holder, LayerKey};
 use berth_node::container::{self as node, State};
 use berth_shim::record::{self as disk, End, Exited, Found};
 
 use super::{
     base_layer,
     life::{self, Seen},
-    object::Container,
+    object::{Container, ImageLease},
     record::{Directory, Record},
     state::{Last, Phase},
 };
@@ -64,7 +64,10 @@ fn load(engine: &Engine) -> anyhow::Result<()> {
             Found::Record(record) => {
                 let last = disk::read::<Last>(&directory.state())?.record().unwrap_or_default();
                 let keys: Vec<LayerKey> = record.layers.clone();
-                let (lease, damaged) = engine.node.host.images.hold(&keys, Holder::Living);
+                let images = &engine.node.host.images;
+                let image = Digest::parse(&record.image_id)?;
+                let (layers, damaged) = images.hold(&keys, Holder::Living);
+                let lease = ImageLease { _image: images.keep(&image), _layers: layers };
                 if !damaged.is_empty() {
                     tracing::error!(container = record.id, "layers of its image are gone");
                 }

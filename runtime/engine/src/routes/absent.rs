@@ -47,18 +47,13 @@ fn answer(call: &Call, method: &Method, segments: &[&str]) -> Result<Answer> {
         }
         ["auth"] if post => not_made("logging in to registries"),
         ["images", "load"] if post => not_made("loading images"),
-        ["images", "prune"] if post => not_made("pruning images"),
         ["images", "search"] if read => not_made("searching images"),
         ["images", "get"] if read => not_made("saving images"),
         ["images", name @ .., "get"] if read => of_image(call, &name.join("/"), "saving images"),
-        ["images", name @ .., "tag"] if post => of_image(call, &name.join("/"), "tagging images"),
         ["images", name @ .., "push"] if post => {
             let tag = Some(call.query.get("tag")).filter(|tag| !tag.is_empty());
             let name = format!("{}:{}", name.join("/"), tag.unwrap_or("latest"));
             of_image(call, &name, "pushing images")
-        }
-        ["images", name @ ..] if method == Method::DELETE && !name.is_empty() => {
-            of_image(call, &name.join("/"), "removing images")
         }
         ["distribution", .., "json"] if read => not_made("asking registries"),
         ["swarm", "leave"] if post => swarm("This node is not part of a swarm"),

@@ -1,12 +1,14 @@
-//! `/images`, as far as containers need them: pulled, listed, inspected, with their history.
+//! `/images`: pulled, listed, inspected, with their history, named and removed.
 
 mod history;
 mod pull;
+mod remove;
+mod tag;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use berth_base::blocking::{blocking, spawn_blocking};
-use berth_image::{Image, Names};
+use berth_image::{Image, Names, normalize};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -25,7 +27,12 @@ use crate::{
     time::{NEVER, parse_rfc3339},
 };
 
-pub(super) use self::{history::history, pull::pull};
+pub(super) use self::{
+    history::history,
+    pull::pull,
+    remove::{prune, remove},
+    tag::tag,
+};
 
 /// An image of the list, with its fields in dockerd's order.
 #[derive(Debug, Serialize)]
@@ -170,8 +177,12 @@ pub(super) fn entries(engine: &Engine, counts: bool) -> Vec<Entry> {
 }
 
 /// # Errors
-/// 404. What cannot be a name is not there either.
+/// 404; 400 for what cannot be a name.
 pub(super) fn find(engine: &Engine, name: &str) -> Result<Arc<Image>> {
+    if normalize(name).is_none() {
+        return Err(image_name::invalid(name));
+    }
+    // The beginning of several ids is that of none.
     let found = engine.node.host.images.find(name).ok().flatten();
     found
         .ok_or_else(|| Failure::not_found(format!("No such image: {}", image_name::with_tag(name))))

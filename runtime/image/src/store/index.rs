@@ -5,7 +5,7 @@
 //! when they are read.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     fs, io,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -20,11 +20,16 @@ use berth_base::{
 use berth_shim::record::{self, Found};
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest};
 
-use super::{disk::Disk, layers::Layers, layout::StoreLayout};
+use super::{
+    disk::Disk,
+    entries::{Entries, NamedManifest, Nameless},
+    layers::{Collected, Layers},
+    layout::StoreLayout,
+};
 use crate::{
     digest::Digest,
     documents::{OCI_LAYOUT, REF_NAME},
-    layer_key::{LayerKey, layer_keys},
+    layer_key::{LayerKey, chain_id, layer_keys},
     manifest::{Manifest, digest_of},
 };
 
@@ -55,6 +60,18 @@ impl Image {
         }
         Ok(layers)
     }
+
+    /// The chain-ids of its layers, topmost first, each with the key of the layer on disk.
+    pub(crate) fn layers_by_chain_id(&self) -> Result<Vec<(Digest, LayerKey)>> {
+        let mut layers = Vec::new();
+        let mut below = None;
+        for (diff_id, key) in self.layers_by_diff_id()? {
+            let chain_id = chain_id(below.as_ref(), diff_id);
+            layers.insert(0, (chain_id.clone(), key));
+            below = Some(chain_id);
+        }
+        Ok(layers)
+    }
 }
 
 /// The names of an image, sorted.
@@ -74,20 +91,16 @@ pub(crate) struct NewImage<'a> {
     pub manifest: &'a Manifest,
     pub config: ImageConfiguration,
     pub config_bytes: &'a [u8],
-}
-
-/// What a name refers to.
-#[derive(Clone, Debug)]
-struct NamedManifest {
-    manifest: Descriptor,
-    image: Digest,
+    /// What becomes of an image whose last name moves to this one.
+    pub displaced: Nameless,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    /// By `repository:tag` and `repository@digest`.
-    names: BTreeMap<String, NamedManifest>,
+    entries: Entries,
     images: BTreeMap<Digest, Arc<Image>>,
+    /// Whether all containers have leased their layers, so that the others can be discarded.
+    is_collecting: bool,
     /// Whether the index on disk is newer than the last sync.
     pub unsynced: bool,
 }
@@ -141,11 +154,10 @@ impl Store {
         let mut is_damaged = false;
         for descriptor in index.iter().flat_map(ImageIndex::manifests) {
             let annotations = descriptor.annotations().as_ref();
-            let Some(name) = annotations.and_then(|annotations| annotations.get(REF_NAME)) else {
-                continue;
-            };
+            let name = annotations.and_then(|annotations| annotations.get(REF_NAME));
             if let Err(error) = self.load_image(name, descriptor) {
                 is_damaged = true;
+                let name = name.map_or("<none>", String::as_str);
                 tracing::warn!(
                     name,
                     "image dropped: {error:#}; `crictl pull {name}` brings it back"
@@ -159,14 +171,14 @@ impl Store {
         state.unsynced = !is_synced;
         if is_damaged {
             // Their blobs go with the others that no name refers to.
-            let names = state.names.clone();
-            if let Err(error) = self.replace_names(&mut state, names) {
+            let entries = state.entries.clone();
+            if let Err(error) = self.replace_entries(&mut state, entries) {
                 tracing::warn!("images that were dropped stay in the index: {error:#}");
                 return Ok(());
             }
         }
         // It may also have ended between the writes of a blob and of the index.
-        self.drop_nameless(&mut state);
+        self.drop_unlisted(&mut state);
         Ok(())
     }
 
@@ -194,7 +206,7 @@ impl Store {
         Ok(index)
     }
 
-    fn load_image(&self, name: &str, descriptor: &Descriptor) -> anyhow::Result<()> {
+    fn load_image(&self, name: Option<&String>, descriptor: &Descriptor) -> anyhow::Result<()> {
         let manifest: ImageManifest = serde_json::from_slice(&self.blob(&digest_of(descriptor)?)?)?;
         let id = digest_of(manifest.config())?;
         let mut state = self.state();
@@ -205,7 +217,13 @@ impl Store {
         // The only annotation is the name, which is the key of the map.
         let mut manifest = descriptor.clone();
         manifest.set_annotations(None);
-        state.names.insert(name.to_owned(), NamedManifest { manifest, image: id });
+        match name {
+            Some(name) => {
+                let named = NamedManifest { manifest, image: id };
+                drop(state.entries.names.insert(name.clone(), named));
+            }
+            None => drop(state.entries.nameless.insert(id, manifest)),
+        }
         Ok(())
     }
 
@@ -236,14 +254,21 @@ impl Store {
     }
 
     /// Discards the layers that no image, container or pull needs. Call it whenever one of these
-    /// has gone.
-    pub(crate) fn collect(&self) {
+    /// has gone. Returns what it has discarded, which is nothing before `start_collecting`.
+    pub(crate) fn collect(&self) -> Vec<Collected> {
         // Locked until the end. Otherwise an image could be added, and its pull drop its leases,
         // between these two steps, and the image would lose its layers.
         let state = self.state();
+        if !state.is_collecting {
+            return Vec::new();
+        }
         let needed: HashSet<&LayerKey> =
             state.images.values().flat_map(|image| &image.layers).collect();
-        self.layers.collect(|key| needed.contains(key));
+        self.layers.collect(|key| needed.contains(key))
+    }
+
+    pub(crate) fn start_collecting(&self) {
+        self.state().is_collecting = true;
     }
 
     /// Reads and verifies the manifests that an image's names refer to, and its config.
@@ -260,16 +285,16 @@ impl Store {
 
     fn manifests_of(&self, id: &Digest) -> Vec<String> {
         let state = self.state();
-        let named = state.names.values().filter(|named| named.image == *id);
-        named.map(|named| named.manifest.digest().to_string()).collect()
+        let own = state.entries.manifests().filter(|(image, _)| *image == id);
+        own.map(|(_, manifest)| manifest.digest().to_string()).collect()
     }
 
-    /// Adds an image. Blocks.
+    /// Adds an image. Without names it stays without one. Blocks.
     ///
     /// # Errors
     /// A layer is missing; `ResourceExhausted` if the disk is full.
     pub(crate) fn add(&self, new: NewImage<'_>) -> Result<Arc<Image>> {
-        let NewImage { names, manifest, config, config_bytes } = new;
+        let NewImage { names, manifest, config, config_bytes, displaced } = new;
         let id = Digest::sha256(config_bytes);
         // Locked before the blobs are written. Nothing refers to them yet, and the removal of
         // another image would delete them as garbage.
@@ -284,63 +309,81 @@ impl Store {
                 image
             }
         };
-        let mut changed = state.names.clone();
-        for name in names {
-            let named = NamedManifest { manifest: manifest.descriptor.clone(), image: id.clone() };
-            changed.insert(name.clone(), named);
-        }
-        let replaced = step_blocking(pull_image::INDEX, || self.replace_names(&mut state, changed));
-        // Also after a failure, because then the new image has no name and its blobs are garbage.
-        self.drop_nameless(&mut state);
+        let named = NamedManifest { manifest: manifest.descriptor.clone(), image: id };
+        let mut changed = state.entries.clone();
+        changed.name(names, &named, displaced);
+        let replaced =
+            step_blocking(pull_image::INDEX, || self.replace_entries(&mut state, changed));
+        // Also after a failure, because then the new image is not listed and its blobs are garbage.
+        self.drop_unlisted(&mut state);
         replaced?;
         Ok(image)
     }
 
-    /// Removes every name of an image. `collect` then discards the layers that nothing else needs.
+    /// Gives an image another name. An image whose last name that was stays without one.
+    ///
+    /// # Errors
+    /// `NotFound` if the image is gone; the index cannot be written.
+    pub(crate) fn tag(&self, id: &Digest, name: String) -> Result<()> {
+        let mut state = self.state();
+        let manifest = state.entries.manifests().find(|(image, _)| *image == id);
+        let (_, manifest) = manifest.ok_or_else(|| Error::not_found(format!("no image {id}")))?;
+        let named = NamedManifest { manifest: manifest.clone(), image: id.clone() };
+        let mut changed = state.entries.clone();
+        changed.name(&[name], &named, Nameless::Kept);
+        self.replace_entries(&mut state, changed)?;
+        self.drop_unlisted(&mut state);
+        Ok(())
+    }
+
+    /// Takes names from an image, which stays when it has none left. Names of other images stay as
+    /// they are.
+    ///
+    /// # Errors
+    /// The index cannot be written.
+    pub(crate) fn untag(&self, id: &Digest, names: &[String]) -> Result<()> {
+        self.change(|entries| entries.untag(names, id))
+    }
+
+    /// Removes an image with every name. `collect` then discards the layers that nothing else needs.
     ///
     /// # Errors
     /// The index cannot be written.
     pub(crate) fn remove(&self, id: &Digest) -> Result<()> {
+        self.change(|entries| entries.remove(id))
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Entries)) -> Result<()> {
         let mut state = self.state();
-        let mut changed = state.names.clone();
-        changed.retain(|_, named| named.image != *id);
-        self.replace_names(&mut state, changed)?;
-        self.drop_nameless(&mut state);
+        let mut changed = state.entries.clone();
+        change(&mut changed);
+        self.replace_entries(&mut state, changed)?;
+        self.drop_unlisted(&mut state);
         Ok(())
     }
 
-    /// Replaces all names atomically, first on disk and then in memory.
-    fn replace_names(
-        &self,
-        state: &mut State,
-        names: BTreeMap<String, NamedManifest>,
-    ) -> anyhow::Result<()> {
-        let manifests = names.iter().map(|(name, named)| {
-            let mut descriptor = named.manifest.clone();
-            descriptor.set_annotations(Some(HashMap::from([(REF_NAME.to_owned(), name.clone())])));
-            descriptor
-        });
-        let mut index = ImageIndex::default();
-        index.set_schema_version(2);
-        index.set_manifests(manifests.collect());
+    /// Replaces all entries atomically, first on disk and then in memory.
+    fn replace_entries(&self, state: &mut State, entries: Entries) -> anyhow::Result<()> {
+        let index = entries.index();
         // Removing images is how a node frees a full disk, so it must not fail because the disk is
         // full.
         let path = self.layout.index();
         blocking(|| self.disk.with_room(|| record::write(&path, &index)))
             .context("write the image index")?;
-        state.names = names;
+        state.entries = entries;
         state.unsynced = true;
         Ok(())
     }
 
-    /// Drops images without a name, and the blobs that no name refers to. An image that only its id
-    /// refers to would be gone after a restart anyway, because the index lists names.
-    fn drop_nameless(&self, state: &mut State) {
-        let named: HashSet<&Digest> = state.names.values().map(|named| &named.image).collect();
-        state.images.retain(|id, _| named.contains(id));
-        let mut needed: HashSet<&str> = named.iter().map(|id| id.hex()).collect();
-        for named in state.names.values() {
-            needed.extend(named.manifest.digest().as_ref().strip_prefix("sha256:"));
+    /// Drops the images that are not listed, and the blobs that nothing refers to. Such an image
+    /// would be gone after a restart anyway.
+    fn drop_unlisted(&self, state: &mut State) {
+        let State { entries, images, .. } = state;
+        let listed = entries.images();
+        images.retain(|id, _| listed.contains(id));
+        let mut needed: HashSet<&str> = listed.iter().map(|id| id.hex()).collect();
+        for (_, manifest) in entries.manifests() {
+            needed.extend(manifest.digest().as_ref().strip_prefix("sha256:"));
         }
         for entry in fs::read_dir(self.layout.blobs()).into_iter().flatten().flatten() {
             // Blobs are written under the lock of the state, so that even a temporary file is one
@@ -359,7 +402,7 @@ impl Store {
     /// The image that a name refers to, and the digest of its manifest.
     pub(crate) fn named(&self, name: &str) -> Option<(Arc<Image>, Digest)> {
         let state = self.state();
-        let NamedManifest { manifest, image } = state.names.get(name)?;
+        let NamedManifest { manifest, image } = state.entries.names.get(name)?;
         Some((state.images.get(image)?.clone(), digest_of(manifest).ok()?))
     }
 
@@ -391,7 +434,7 @@ impl Store {
 
     pub(crate) fn names(&self, id: &Digest) -> Names {
         let state = self.state();
-        let own = state.names.iter().filter(|(_, named)| named.image == *id);
+        let own = state.entries.names.iter().filter(|(_, named)| named.image == *id);
         // Neither hosts, repositories nor tags can contain an @.
         let (digests, tags) =
             own.map(|(name, _)| name.clone()).partition(|name| name.contains('@'));

@@ -117,6 +117,14 @@ pub(crate) struct Layers {
     state: Mutex<State>,
 }
 
+/// A layer that was discarded.
+#[derive(Debug)]
+pub(crate) struct Collected {
+    pub key: LayerKey,
+    /// What it occupied on disk.
+    pub bytes: u64,
+}
+
 /// Keeps layers from being collected while it exists. Dropping it does not delete them; only
 /// `collect` does.
 #[derive(Debug)]
@@ -195,20 +203,23 @@ impl Layers {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Discards the layers that are neither needed nor leased.
-    pub(super) fn collect(&self, is_needed: impl Fn(&LayerKey) -> bool) {
+    /// Discards the layers that are neither needed nor leased, and returns them.
+    pub(super) fn collect(&self, is_needed: impl Fn(&LayerKey) -> bool) -> Vec<Collected> {
+        let mut collected = Vec::new();
         let mut state = self.state();
         // A container whose own layers are unknown may be using any of them.
         if state.leases_of_all > 0 {
-            return;
+            return collected;
         }
         state.layers.retain(|key, layer| {
             let stays = layer.leases > 0 || is_needed(key);
             if !stays {
                 self.disk.discard(&self.directory(key));
+                collected.push(Collected { key: key.clone(), bytes: layer.record.bytes });
             }
             stays
         });
+        collected
     }
 
     /// Leases layers, provided that all of them exist and none is known to be damaged.

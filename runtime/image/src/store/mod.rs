@@ -13,6 +13,7 @@
 
 mod disk;
 mod durability;
+mod entries;
 mod incomplete;
 mod index;
 mod layers;
@@ -27,8 +28,9 @@ pub use self::{
     layout::StoreLayout,
 };
 pub(super) use self::{
+    entries::Nameless,
     index::{NewImage, Store},
-    layers::Layers,
+    layers::{Collected, Layers},
     partial::PartialBlob,
     resume::{Attempt, ResumeStates},
 };

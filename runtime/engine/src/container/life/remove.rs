@@ -105,6 +105,7 @@ async fn discard(engine: &Arc<Engine>, container: &Container) -> Result<()> {
     container.take_waiting();
     step_blocking(docker_remove::DISCARD, || blocking(|| discard_files(engine, container)))?;
     engine.containers.remove(container);
+    container.release_image();
     engine.node.host.images.collect();
     Ok(())
 }

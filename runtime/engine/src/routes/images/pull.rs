@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::{
@@ -184,10 +184,10 @@ impl Pull {
     fn last_lines(&self, id: &Digest, is_new: bool) -> Vec<Value> {
         let joined = self.reference.joined();
         let shown = image_name::familiar(&joined);
-        let mut attributes = Map::new();
-        attributes
-            .insert("name".to_owned(), image_name::familiar(&self.reference.repository).into());
-        self.engine.events.publish("image", "pull", shown, attributes);
+        let name = image_name::familiar(&self.reference.repository);
+        if let Ok(Some(image)) = self.engine.node.host.images.find(id.as_str()) {
+            self.engine.publish_image_as(&image, "pull", shown, name);
+        }
         let status = match is_new {
             true => format!("Status: Downloaded newer image for {shown}"),
             false => format!("Status: Image is up to date for {shown}"),
