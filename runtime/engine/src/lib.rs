@@ -19,6 +19,7 @@ mod image_name;
 mod images;
 pub mod names;
 mod network;
+mod path_match;
 pub mod ports;
 mod publish;
 pub mod restart;

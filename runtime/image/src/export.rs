@@ -33,15 +33,36 @@ use crate::{
 const BUFFER: usize = 1 << 20;
 
 /// The images to export, each once. Their layers are leased.
+#[derive(Debug, Default)]
 pub(super) struct Selection {
-    images: BTreeMap<Digest, SelectedImage>,
-    _leases: Vec<Lease>,
+    /// In the order in which they were selected.
+    images: Vec<SelectedImage>,
+    leases: Vec<Lease>,
 }
 
 /// An image, and the tags that it gets in the archive.
+#[derive(Debug)]
 struct SelectedImage {
     image: Arc<Image>,
     tags: BTreeSet<String>,
+}
+
+/// Images that are ready to be written into one tar.
+#[derive(Debug)]
+pub struct Export {
+    pub(super) store: Arc<Store>,
+    pub(super) selection: Selection,
+}
+
+impl Export {
+    /// Writes the tar, a few blocks at a time. Blocks.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` for a layer whose tar cannot be reassembled. What was written is then
+    /// not a valid archive.
+    pub fn write(&self, to: &mut dyn Write) -> Result<()> {
+        self.selection.write(&self.store, to)
+    }
 }
 
 impl Selection {
@@ -50,40 +71,61 @@ impl Selection {
     /// # Errors
     /// `NotFound` for an unknown name, `FailedPrecondition` for a damaged layer.
     pub(super) fn new(store: &Store, names: &[String]) -> Result<Self> {
-        let mut images: BTreeMap<Digest, SelectedImage> = BTreeMap::new();
-        let mut leases = Vec::new();
+        let mut selection = Self::default();
         for name in names {
             let image = lookup::find(store, name)?
                 .ok_or_else(|| Error::not_found(format!("no image {name:?}")))?;
-            leases.push(store.layers.lease(&image.layers).ok_or_else(|| {
-                Error::precondition(format!(
-                    "{name}: a layer is damaged: `berthd images check --repair` pulls it again"
-                ))
-            })?);
             let tags = tags(store, &image, name);
-            images
-                .entry(image.id.clone())
-                .or_insert_with(|| SelectedImage { image, tags: BTreeSet::new() })
-                .tags
-                .extend(tags);
+            selection.add(store, image, tags)?;
         }
-        Ok(Self { images, _leases: leases })
+        Ok(selection)
+    }
+
+    /// Adds an image, or tags to one that is there already.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` for a damaged layer.
+    pub(super) fn add(
+        &mut self,
+        store: &Store,
+        image: Arc<Image>,
+        tags: Vec<String>,
+    ) -> Result<()> {
+        self.leases.push(store.layers.lease(&image.layers).ok_or_else(|| {
+            Error::precondition(format!(
+                "{}: a layer is damaged: `berthd images check --repair` pulls it again",
+                image.id
+            ))
+        })?);
+        match self.images.iter_mut().find(|selected| selected.image.id == image.id) {
+            Some(selected) => selected.tags.extend(tags),
+            None => self.images.push(SelectedImage { image, tags: BTreeSet::from_iter(tags) }),
+        }
+        Ok(())
     }
 
     /// Writes the images into the file or pipe at `path`. Blocks.
     ///
     /// # Errors
-    /// `FailedPrecondition` for a layer whose tar cannot be reassembled. The file is then not a
-    /// valid archive.
-    pub(super) fn write(&self, store: &Store, path: &Path) -> Result<()> {
+    /// Those of `write`.
+    pub(super) fn write_file(&self, store: &Store, path: &Path) -> Result<()> {
         // Not created here: the client has opened a file, a pipe or its standard output, and sends
         // the path of its descriptor (/proc/PID/fd/N).
-        let out = File::options()
+        let mut out = File::options()
             .write(true)
             .open(path)
             .with_context(|| format!("open {}", path.display()))?;
+        self.write(store, &mut out)
+    }
+
+    /// Writes the images. Blocks.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` for a layer whose tar cannot be reassembled. What was written is then
+    /// not a valid archive.
+    fn write(&self, store: &Store, out: &mut dyn Write) -> Result<()> {
         let mut archive = ArchiveWriter::new(store, out)?;
-        for selected in self.images.values() {
+        for selected in &self.images {
             archive.add_image(selected)?;
         }
         archive.finish()
@@ -102,7 +144,7 @@ fn tags(store: &Store, image: &Image, name: &str) -> Vec<String> {
 
 struct ArchiveWriter<'a> {
     store: &'a Store,
-    tar: Builder<BufWriter<File>>,
+    tar: Builder<BufWriter<&'a mut dyn Write>>,
     /// Lengths of the layers that are in the tar already.
     layers: BTreeMap<Digest, u64>,
     /// Manifests and configs that are in the tar already.
@@ -114,7 +156,7 @@ struct ArchiveWriter<'a> {
 }
 
 impl<'a> ArchiveWriter<'a> {
-    fn new(store: &'a Store, out: File) -> Result<Self> {
+    fn new(store: &'a Store, out: &'a mut dyn Write) -> Result<Self> {
         let mut own = Self {
             store,
             tar: Builder::new(BufWriter::with_capacity(BUFFER, out)),

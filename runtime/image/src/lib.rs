@@ -48,8 +48,9 @@ mod unpacker;
 mod usage;
 
 use std::{
-    collections::BTreeSet,
-    fs, io,
+    collections::{BTreeSet, HashMap},
+    fs,
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -66,10 +67,12 @@ use berth_base::{
 use tokio::sync::mpsc;
 
 pub use self::{
+    archive::ArchiveReader,
     check::{CheckedImage, Health},
     compression::decompressed,
     credentials::{AuthConfig, CredentialProviders, CredentialSources},
     digest::Digest,
+    export::Export,
     import::ImportedImage,
     in_use::ImageUse,
     layer_dir::FILES,
@@ -90,7 +93,7 @@ use self::{
     export::Selection,
     fetch_image::ImageFetcher,
     glob::glob_match,
-    import::import,
+    import::{import, load},
     in_use::InUse,
     lookup::find,
     pull::Puller,
@@ -221,7 +224,55 @@ impl Images {
     pub async fn export(&self, path: PathBuf, names: &[String]) -> Result<()> {
         let selection = Selection::new(&self.store, names)?;
         let store = self.store.clone();
-        unblock(move || selection.write(&store, &path)).await
+        unblock(move || selection.write_file(&store, &path)).await
+    }
+
+    /// Selects images for one tar, each with the tags that it has there, in this order.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` for a damaged layer.
+    pub fn select(&self, images: Vec<(Arc<Image>, Vec<String>)>) -> Result<Export> {
+        let mut selection = Selection::default();
+        for (image, tags) in images {
+            selection.add(&self.store, image, tags)?;
+        }
+        Ok(Export { store: self.store.clone(), selection })
+    }
+
+    /// Reads an archive of images, plain or compressed, to its end. It is kept on the disk of the
+    /// layers, and is gone when it is dropped. Blocks.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if it is not a tar, or is truncated.
+    pub fn receive(&self, from: &mut dyn Read) -> Result<ArchiveReader> {
+        ArchiveReader::receive(from, &self.store.layers.scratch())
+    }
+
+    /// Adds the images in an archive under their tags. One without any stays without a name, as does
+    /// one whose last name goes to another.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if it is not an archive of images.
+    pub async fn load(&self, archive: ArchiveReader) -> Result<Vec<ImportedImage>> {
+        let store = self.store.clone();
+        let fetcher = self.fetcher.clone();
+        // As `import`.
+        tokio::spawn(async move { load(&store, &fetcher, archive).await }).await.context("load")?
+    }
+
+    /// How much of each image is in layers that another one has as well, in bytes on disk.
+    pub fn shared_sizes(&self) -> HashMap<Digest, u64> {
+        let images = self.all();
+        let mut uses: HashMap<&LayerKey, usize> = HashMap::new();
+        for key in images.iter().flat_map(|image| &image.layers) {
+            *uses.entry(key).or_default() += 1;
+        }
+        let shared = |image: &Arc<Image>| {
+            let keys =
+                image.layers.iter().filter(|key| uses.get(key).is_some_and(|uses| *uses > 1));
+            keys.filter_map(|key| self.store.layers.bytes(key)).sum()
+        };
+        images.iter().map(|image| (image.id.clone(), shared(image))).collect()
     }
 
     /// Verifies every image and sends a report on each as soon as it is ready. With `repair`,

@@ -8,6 +8,8 @@ mod copy;
 mod exec;
 mod health;
 mod host_config;
+mod image_archives;
+mod image_list;
 mod image_names;
 mod images;
 mod life;

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use berth_image::Image;
+use serde::Deserialize;
 
 use crate::http::error::{Failure, Result};
 
@@ -55,6 +56,28 @@ impl Platform {
             _ => variant,
         };
         Ok(Some(Self { os, architecture, variant }))
+    }
+
+    /// Parses `{"os":…,"architecture":…}`, which some queries have; `None` if there is none.
+    ///
+    /// # Errors
+    /// 400 for what is no such document.
+    pub(crate) fn of_document(text: &str) -> Result<Option<Self>> {
+        #[derive(Deserialize)]
+        struct Document {
+            os: String,
+            architecture: String,
+            #[serde(default)]
+            variant: String,
+        }
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let document: Document = serde_json::from_str(text)
+            .map_err(|error| Failure::bad_request(format!("failed to parse platform: {error}")))?;
+        let Document { os, architecture, variant } = document;
+        let parts = [os, architecture, variant];
+        Self::parse(parts.join("/").trim_end_matches('/'))
     }
 
     /// That of an image.

@@ -46,10 +46,7 @@ fn answer(call: &Call, method: &Method, segments: &[&str]) -> Result<Answer> {
             not_made("committing containers")
         }
         ["auth"] if post => not_made("logging in to registries"),
-        ["images", "load"] if post => not_made("loading images"),
         ["images", "search"] if read => not_made("searching images"),
-        ["images", "get"] if read => not_made("saving images"),
-        ["images", name @ .., "get"] if read => of_image(call, &name.join("/"), "saving images"),
         ["images", name @ .., "push"] if post => {
             let tag = Some(call.query.get("tag")).filter(|tag| !tag.is_empty());
             let name = format!("{}:{}", name.join("/"), tag.unwrap_or("latest"));

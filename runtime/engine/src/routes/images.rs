@@ -1,13 +1,16 @@
 //! `/images`: pulled, listed, inspected, with their history, named and removed.
 
 mod history;
+mod list;
+mod load;
 mod pull;
 mod remove;
+mod save;
 mod tag;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use berth_base::blocking::{blocking, spawn_blocking};
+use berth_base::blocking::blocking;
 use berth_image::{Image, Names, normalize};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -17,37 +20,24 @@ use crate::{
     api::create::ContainerConfig,
     container::merge::of_image,
     engine::Engine,
-    filters::Filters,
     http::{
         body::{self, Answer},
         error::{Failure, Result},
         version::Version,
     },
     image_name::{self, familiar},
-    time::{NEVER, parse_rfc3339},
+    time::NEVER,
 };
 
 pub(super) use self::{
     history::history,
+    list::{list, used},
+    load::load,
     pull::pull,
     remove::{prune, remove},
+    save::{save, save_one},
     tag::tag,
 };
-
-/// An image of the list, with its fields in dockerd's order.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "PascalCase")]
-pub(super) struct Entry {
-    containers: i64,
-    created: i64,
-    id: String,
-    labels: Option<BTreeMap<String, String>>,
-    parent_id: &'static str,
-    repo_digests: Option<Vec<String>>,
-    repo_tags: Vec<String>,
-    shared_size: i64,
-    size: u64,
-}
 
 /// What an image's config document says beside the config of containers.
 #[derive(Debug, Default, Deserialize)]
@@ -105,77 +95,6 @@ fn shown(names: Names) -> (Vec<String>, Vec<String>) {
     (short(names.tags), short(names.digests))
 }
 
-pub(super) async fn list(call: &Call) -> Result<Answer> {
-    let filters = Filters::parse(call.query.get("filters"))?;
-    filters.accept(&["dangling", "label", "before", "since", "reference", "until"])?;
-    let dangling = filters.flag("dangling")?;
-    let engine = call.engine.clone();
-    let entries = spawn_blocking(move || entries(&engine, false)).await.unwrap_or_default();
-    let listed: Vec<Entry> = entries
-        .into_iter()
-        .filter(|image| dangling.is_none_or(|dangling| dangling == image.repo_tags.is_empty()))
-        .filter(|image| filters.matches_labels("label", image.labels.as_ref().unwrap_or(&NONE)))
-        .filter(|image| is_referred(&filters, image))
-        .collect();
-    Ok(body::ok(&listed))
-}
-
-static NONE: BTreeMap<String, String> = BTreeMap::new();
-
-/// By the pattern of a repository, or of a repository with a tag.
-fn is_referred(filters: &Filters, image: &Entry) -> bool {
-    !filters.contains("reference")
-        || image.repo_tags.iter().chain(image.repo_digests.iter().flatten()).any(|name| {
-            let repository = name.rsplit_once([':', '@']).map_or(name.as_str(), |(r, _)| r);
-            let repository = repository.strip_suffix("@sha256").unwrap_or(repository);
-            filters
-                .values("reference")
-                .any(|pattern| matches(pattern, name) || matches(pattern, repository))
-        })
-}
-
-/// Whether a pattern with `*` fits, which does not go over slashes.
-fn matches(pattern: &str, text: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == text,
-        Some((before, after)) => {
-            let Some(rest) = text.strip_prefix(before) else { return false };
-            let ends = rest.char_indices().map(|(at, _)| at).chain([rest.len()]);
-            ends.take_while(|at| !rest[..*at].contains('/')).any(|at| matches(after, &rest[at..]))
-        }
-    }
-}
-
-/// All images, the newest first.
-pub(super) fn entries(engine: &Engine, counts: bool) -> Vec<Entry> {
-    let images = &engine.node.host.images;
-    let containers = engine.containers.all();
-    let mut entries: Vec<Entry> = images
-        .all()
-        .iter()
-        .map(|image| {
-            let (document, config) = document(engine, image);
-            let (repo_tags, repo_digests) = shown(images.names(image));
-            let id = image.id.to_string();
-            let used = containers.iter().filter(|container| container.record().image_id == id);
-            Entry {
-                containers: used.count() as i64,
-                created: parse_rfc3339(&document.created).unwrap_or(0) / 1_000_000_000,
-                id,
-                labels: config.labels,
-                parent_id: "",
-                // In the table of what is used, none are null.
-                repo_digests: Some(repo_digests).filter(|all| !counts || !all.is_empty()),
-                repo_tags,
-                shared_size: if counts { 0 } else { -1 },
-                size: image.size,
-            }
-        })
-        .collect();
-    entries.sort_by_key(|entry| std::cmp::Reverse(entry.created));
-    entries
-}
-
 /// # Errors
 /// 404; 400 for what cannot be a name.
 pub(super) fn find(engine: &Engine, name: &str) -> Result<Arc<Image>> {
@@ -223,6 +142,10 @@ pub(super) async fn inspect(call: &Call, name: &str) -> Result<Answer> {
         .iter()
         .map(|key| layers.join(key).join(berth_image::FILES).to_string_lossy().into_owned())
         .collect();
+    let mut data = json!({ "UpperDir": paths.first() });
+    if let Some(lower) = paths.get(1..).filter(|lower| !lower.is_empty()) {
+        data["LowerDir"] = lower.join(":").into();
+    }
     Ok(body::ok(&Inspected {
         id: image.id.to_string(),
         repo_tags,
@@ -237,33 +160,8 @@ pub(super) async fn inspect(call: &Call, name: &str) -> Result<Answer> {
         variant: document.variant,
         os: document.os,
         size: image.size,
-        graph_driver: json!({
-            "Data": {
-                "LowerDir": paths.get(1..).unwrap_or_default().join(":"),
-                "UpperDir": paths.first(),
-            },
-            "Name": "overlay2",
-        }),
+        graph_driver: json!({ "Data": data, "Name": "overlay2" }),
         root_fs: json!({ "Type": "layers", "Layers": document.rootfs.diff_ids }),
         metadata: json!({ "LastTagTime": NEVER }),
     }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns_do_not_go_over_slashes() {
-        for (pattern, text, expected) in [
-            ("busybox", "busybox", true),
-            ("busy*", "busybox", true),
-            ("busy*:l*", "busybox:latest", true),
-            ("*", "a/b", false),
-            ("*/b", "a/b", true),
-            ("b", "busybox", false),
-        ] {
-            assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
-        }
-    }
 }

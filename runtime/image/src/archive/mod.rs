@@ -11,18 +11,25 @@ mod reader;
 
 use berth_base::error::Result;
 
-pub(super) use self::{image::ArchivedImage, reader::ArchiveReader};
+pub(super) use self::image::ArchivedImage;
+pub use self::reader::ArchiveReader;
 
 use super::reference::Reference;
 
-/// The images in an archive. An image that has no name there gets `name`.
+/// What becomes of an image that has no name in its archive.
+#[derive(Debug)]
+pub(super) enum Unnamed {
+    Refused,
+    /// It gets this one. With several such images that would be ambiguous.
+    Takes(Reference),
+    StaysSo,
+}
+
+/// The images in an archive.
 ///
 /// # Errors
 /// `InvalidArgument` if the archive has neither of the two formats, or an image has no name.
-pub(super) fn images(
-    archive: &mut ArchiveReader,
-    name: Option<Reference>,
-) -> Result<Vec<ArchivedImage>> {
+pub(super) fn images(archive: &mut ArchiveReader, unnamed: Unnamed) -> Result<Vec<ArchivedImage>> {
     let mut images = Vec::new();
     if archive.has(oci::INDEX) {
         images = oci::images(archive)?;
@@ -38,8 +45,11 @@ pub(super) fn images(
             "neither an OCI image layout nor a docker-archive with an image for this machine",
         ));
     }
-    // `name` is for one image. With several nameless ones it would be ambiguous.
-    let mut name = name;
+    let mut name = match unnamed {
+        Unnamed::StaysSo => return Ok(images),
+        Unnamed::Takes(name) => Some(name),
+        Unnamed::Refused => None,
+    };
     for image in images.iter_mut().filter(|image| image.references.is_empty()) {
         let name = name
             .take()

@@ -19,7 +19,7 @@ use crate::{
 /// The file that makes a tar an OCI image layout.
 pub(super) const INDEX: &str = "index.json";
 
-/// The images for this machine.
+/// The images for this machine, in the order of the index.
 ///
 /// # Errors
 /// `InvalidArgument` for documents that are missing or damaged.
@@ -27,24 +27,27 @@ pub(super) fn images(archive: &ArchiveReader) -> Result<Vec<ArchivedImage>> {
     let bytes = archive.document(archive.entry(INDEX)?)?;
     let index: ImageIndex =
         serde_json::from_slice(&bytes).map_err(|error| wrong(format!("{INDEX}: {error}")))?;
-    let mut images: BTreeMap<Digest, ArchivedImage> = BTreeMap::new();
+    let mut images: Vec<ArchivedImage> = Vec::new();
+    let mut places: BTreeMap<Digest, usize> = BTreeMap::new();
     for descriptor in index.manifests() {
         // Skips images for other platforms, and attestations, whose platform is `unknown`.
         if !matches_platform(descriptor) {
             continue;
         }
         let top = digest_of(descriptor)?;
+        let name = name_of(descriptor).map(Reference::parse).transpose().map_err(wrong)?;
         // An index contains a manifest several times if it has several names.
-        if !images.contains_key(&top) {
-            let manifest = find_manifest(archive, &top, descriptor)?;
-            let image = ArchivedImage { references: Vec::new(), manifest, made_here: false };
-            images.insert(top.clone(), image);
-        }
-        if let (Some(image), Some(name)) = (images.get_mut(&top), name_of(descriptor)) {
-            image.references.push(Reference::parse(name).map_err(wrong)?);
+        match places.get(&top) {
+            Some(place) => images[*place].references.extend(name),
+            None => {
+                let manifest = find_manifest(archive, &top, descriptor)?;
+                let references = name.into_iter().collect();
+                images.push(ArchivedImage { references, manifest, made_here: false });
+                places.insert(top, images.len() - 1);
+            }
         }
     }
-    Ok(images.into_values().collect())
+    Ok(images)
 }
 
 /// The manifest that a descriptor refers to, directly or through an index of platforms.

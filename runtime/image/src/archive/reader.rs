@@ -38,7 +38,7 @@ pub(super) struct Extent {
 
 /// An indexed archive.
 #[derive(Debug)]
-pub(crate) struct ArchiveReader {
+pub struct ArchiveReader {
     file: File,
     entries: HashMap<PathBuf, Extent>,
     /// Blobs by digest, for docker-archives, whose paths do not contain the digest.
@@ -64,13 +64,28 @@ impl ArchiveReader {
         (&mut given).take(MAGIC_LENGTH as u64).read_to_end(&mut magic).map_err(wrong)?;
         let compression = Compression::detect(&magic);
         let is_seekable = given.metadata().is_ok_and(|metadata| metadata.is_file());
-        let file = match is_seekable && compression == Compression::None {
-            true => given,
+        match is_seekable && compression == Compression::None {
+            true => Self::indexed(given),
             false => {
                 let whole = io::Cursor::new(magic).chain(given);
-                copy_plain(compression, whole, directory)?
+                Self::indexed(copy_plain(compression, whole, directory)?)
             }
-        };
+        }
+    }
+
+    /// Reads an archive from its beginning to its end, into an unnamed file in `directory`. Blocks.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub(crate) fn receive(mut from: &mut dyn Read, directory: &Path) -> Result<Self> {
+        let mut magic = Vec::new();
+        (&mut from).take(MAGIC_LENGTH as u64).read_to_end(&mut magic).map_err(wrong)?;
+        let compression = Compression::detect(&magic);
+        let whole = io::Cursor::new(magic).chain(from);
+        Self::indexed(copy_plain(compression, whole, directory)?)
+    }
+
+    fn indexed(file: File) -> Result<Self> {
         let entries = index(&file)?;
         Ok(Self { file, entries, blobs: HashMap::new() })
     }
