@@ -170,6 +170,15 @@ impl Images {
         self.puller.pull(reference, credentials, watched).await
     }
 
+    /// Asks a registry, by default Docker Hub, whether it accepts these credentials. They are not
+    /// kept.
+    ///
+    /// # Errors
+    /// See `Puller::login`.
+    pub async fn login(&self, auth: AuthConfig) -> Result<()> {
+        self.puller.login(auth).await
+    }
+
     /// Adds the images in the archive at `path`. An image that has no name in the archive gets
     /// `name`, unless that is empty.
     ///

@@ -15,14 +15,14 @@ use std::{
 };
 
 use berth_base::{
-    error::Result,
+    error::{Error, Result},
     observe::{step, steps::pull_image},
     singleflight::SingleFlight,
 };
 
 use crate::{
     artifact::Artifact,
-    credentials::Credentials,
+    credentials::{AuthConfig, Credentials, server_host},
     digest::Digest,
     fetch_image::ImageFetcher,
     fetch_layer::BlobSource,
@@ -97,6 +97,25 @@ impl Puller {
             pulled.map_err(|error| error.during(format!("pull {reference}")))
         };
         self.pulls.join(key, pull).await
+    }
+
+    /// Asks a registry whether it accepts these credentials.
+    ///
+    /// # Errors
+    /// `Unauthenticated` if it does not, `InvalidArgument` if the address is none,
+    /// `RegistryUnavailable` if it does not answer.
+    pub(super) async fn login(&self, auth: AuthConfig) -> Result<()> {
+        let host = match server_host(&auth.server_address) {
+            "" => "docker.io",
+            host => host,
+        };
+        // The repository stands for none, and the name is checked as a whole.
+        let registry = Reference::parse(&format!("{host}/login"))?;
+        if registry.host != host {
+            return Err(Error::invalid(format!("{host:?} is not the address of a registry")));
+        }
+        let credentials = auth.for_host(&registry.host)?;
+        self.open_repository(&registry, credentials).await?.login().await
     }
 
     async fn pull_once(

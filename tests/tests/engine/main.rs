@@ -13,6 +13,7 @@ mod image_list;
 mod image_names;
 mod images;
 mod life;
+mod login;
 mod logs;
 mod namespaces;
 mod networks;

@@ -4,6 +4,7 @@ pub(crate) mod create;
 pub(crate) mod exec;
 pub(crate) mod host_config;
 pub(crate) mod json;
+pub(crate) mod registry;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;

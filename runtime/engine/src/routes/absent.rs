@@ -45,7 +45,6 @@ fn answer(call: &Call, method: &Method, segments: &[&str]) -> Result<Answer> {
             call.engine.containers.find(call.query.get("container"))?;
             not_made("committing containers")
         }
-        ["auth"] if post => not_made("logging in to registries"),
         ["images", "search"] if read => not_made("searching images"),
         ["images", name @ .., "push"] if post => {
             let tag = Some(call.query.get("tag")).filter(|tag| !tag.is_empty());

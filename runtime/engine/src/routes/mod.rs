@@ -1,6 +1,7 @@
 //! Which request is answered by what.
 
 mod absent;
+mod auth;
 mod containers;
 mod events;
 mod exec;
@@ -68,6 +69,7 @@ async fn route(engine: Arc<Engine>, request: Request<Incoming>) -> Result<Answer
         ["version"] if read => system::version(&call),
         ["info"] if read => system::info(&call).await,
         ["system", "df"] if read => system::disk_usage(&call).await,
+        ["auth"] if method == post => auth::login(call).await,
         ["events"] if read => events::events(&call),
         ["containers", "json"] if read => containers::list(&call).await,
         ["containers", "create"] if method == post => containers::create(call).await,

@@ -88,7 +88,7 @@ fn decode_basic(auth: &str) -> Result<Credentials> {
 
 /// The host in a server's address, which may be a URL. Docker Hub has several addresses, which all
 /// mean `docker.io`.
-pub(super) fn server_host(address: &str) -> &str {
+pub(crate) fn server_host(address: &str) -> &str {
     let address = address.split_once("://").map_or(address, |(_, rest)| rest);
     match address.split('/').next().unwrap_or(address) {
         "index.docker.io" | "registry-1.docker.io" => "docker.io",

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use berth_base::error::Result;
 
-pub(super) use self::auth_config::Credentials;
+pub(super) use self::auth_config::{Credentials, server_host};
 pub use self::{auth_config::AuthConfig, provider::CredentialProviders};
 
 use crate::reference::Reference;

@@ -31,6 +31,7 @@ const MANIFEST_TYPES: HeaderValue = HeaderValue::from_static(
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.docker.distribution.manifest.v2+json",
 );
+const NO_SERVER: &str = "no endpoint of the registry serves pulls";
 /// Attempts at one endpoint, if it responds with 429 or 5xx or the connection breaks.
 const ATTEMPTS: u32 = 3;
 /// The pause before the second attempt. It doubles with every further one.
@@ -94,6 +95,17 @@ impl Repository {
             slow: Mutex::default(),
             progress: Progress::default(),
         })
+    }
+
+    /// Asks the registry itself, and none of its mirrors, whether it accepts credentials.
+    ///
+    /// # Errors
+    /// `Unauthenticated` if it does not, `RegistryUnavailable` if it does not answer.
+    pub(crate) async fn login(self) -> Result<()> {
+        let api = Self { name: String::new(), ..self };
+        let registry = api.servers.last().ok_or_else(|| unavailable(NO_SERVER.to_owned()))?;
+        let request = Request::new(Method::GET, String::new());
+        api.request_from(registry, &request).await.map(drop)
     }
 
     /// Fetches a manifest or index by tag or digest. Returns its media type and its bytes, which
@@ -196,7 +208,7 @@ impl Repository {
     /// The error of the last server: with mirrors that is the registry itself, whose error is the
     /// most informative.
     async fn request(&self, request: Request, resolve: bool) -> Result<(usize, Response)> {
-        let mut failure = unavailable("no endpoint of the registry serves pulls".to_owned());
+        let mut failure = unavailable(NO_SERVER.to_owned());
         // Copied, because no lock may be held while waiting for the network.
         let slow = self.slow.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (last, first): (Vec<_>, Vec<_>) =

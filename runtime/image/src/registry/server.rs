@@ -57,9 +57,12 @@ impl Server {
         Ok(Self { endpoint, transport, authorization: Mutex::default() })
     }
 
-    /// The URL for a request in `repository`.
+    /// The URL for a request in `repository`; without one that of the registry's API.
     pub(super) fn url(&self, repository: &str, path: &str) -> Result<Url> {
-        let text = format!("{}/{repository}/{path}", self.endpoint.base);
+        let text = match repository {
+            "" => format!("{}/{path}", self.endpoint.base),
+            _ => format!("{}/{repository}/{path}", self.endpoint.base),
+        };
         let mut url = Url::parse(&text).with_context(|| format!("URL {text:?}"))?;
         // Without this a mirror of several registries could not tell their repositories apart
         // (containerd's docs/hosts.md).

@@ -61,7 +61,8 @@ pub(super) async fn authorization(
         // Anonymous clients too: Docker Hub and others serve nothing without a token.
         (Challenge::Bearer { realm, service, scope }, _) => {
             // Registries that leave out the scope mean the repository of the request.
-            let scope = scope.unwrap_or_else(|| format!("repository:{repository}:pull"));
+            let of_repository = || format!("repository:{repository}:pull");
+            let scope = scope.or_else(|| (!repository.is_empty()).then(of_repository));
             let token = fetch_token(transport, credentials, &realm, service, scope).await?;
             secret(&format!("Bearer {token}"))
         }
@@ -79,10 +80,11 @@ async fn fetch_token(
     credentials: &Credentials,
     realm: &str,
     service: Option<String>,
-    scope: String,
+    scope: Option<String>,
 ) -> Result<String> {
     let url = token_server(&transport.base, realm, credentials)?;
-    let mut fields = vec![("scope", scope)];
+    let mut fields: Vec<(&str, String)> = Vec::new();
+    fields.extend(scope.map(|scope| ("scope", scope)));
     fields.extend(service.map(|service| ("service", service)));
     let response = ask_for_token(transport, credentials, &url, fields)
         .await

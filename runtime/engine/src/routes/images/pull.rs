@@ -11,11 +11,11 @@ use berth_image::{AuthConfig, Digest, LayerProgress, LayerStep, normalize, watch
 use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderMap, StatusCode};
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::{
+    api::registry::RegistryAuth,
     container::platform::Platform,
     engine::Engine,
     http::{
@@ -33,18 +33,6 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::URL_SAFE,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
-
-/// The header `X-Registry-Auth`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct RegistryAuth {
-    username: String,
-    password: String,
-    auth: String,
-    serveraddress: String,
-    identitytoken: String,
-    registrytoken: String,
-}
 
 /// A pull that runs, and the reports of its layers.
 struct Pull {
@@ -239,14 +227,7 @@ fn auth(headers: &HeaderMap) -> AuthConfig {
     let header = headers.get("x-registry-auth").map(http::HeaderValue::as_bytes);
     let document = BASE64.decode(header.unwrap_or_default()).unwrap_or_default();
     let auth: RegistryAuth = serde_json::from_slice(&document).unwrap_or_default();
-    AuthConfig {
-        username: auth.username,
-        password: auth.password,
-        auth: auth.auth,
-        registry_token: auth.registrytoken,
-        identity_token: auth.identitytoken,
-        server_address: auth.serveraddress,
-    }
+    auth.into()
 }
 
 #[cfg(test)]
