@@ -66,21 +66,21 @@ docker exec pp cat /d/file
 docker exec -d pp touch /d/detached
 script -qec "docker exec -it pp sh -c 'hostname | wc -c; tty; exit 5'" /dev/null | tr -d '^@'
 script -qec "docker run -i -t -h box --name tt debian sh -c 'hostname; echo err >&2; exit 4'" /dev/null | tr -d '^@'
-docker logs tt
+docker logs tt | tr -d '^@'
 docker start -a tt
 docker ps -all --format '{{.Names}} {{.Status}}'
 docker export tt | tar t | grep -c bin/
 docker run -d --name brief debian sh -c 'sleep 1; echo brief; exit 6'
 docker logs -f brief
 docker wait brief
-docker run -d --name att debian sh -c 'sleep 2; echo attached; exit 7'
-docker attach att
+docker run -d --name watched debian sh -c 'sleep 2; echo attached; exit 7'
+docker attach watched
 docker run --rm --network container:pp debian hostname
 docker run --rm --network container:pp --hostname x debian true
 docker stats --no-stream --format '{{.Name}} {{.PIDs}}' pp
 docker container restart -t 0 pp
 docker container inspect -f '{{.State.Running}} {{.RestartCount}} {{.Config.Hostname | len}}' pp
-docker events --since 1h --until 0s --filter container=att --format '{{.Type}} {{.Action}}'
+docker events --since 1h --until 0s --filter container=watched --format '{{.Type}} {{.Action}}'
 docker system df --format '{{.Type}} {{.TotalCount}} {{.Active}}' | grep Containers
 docker container stop -t 0 $(docker ps -q) | wc -l
 docker rm -v $(docker ps -aq) | wc -l
