@@ -209,9 +209,10 @@ async fn hundreds_of_pods_start_are_probed_and_outlive_a_kill_without_an_error()
     let recovered = log.lines().rfind(|line| line.contains("recovered")).unwrap_or_default();
     eprintln!("restart: all of {pods} pods are listed as they were after {restart:.1?}");
     eprintln!("of which the daemon says: {recovered}");
+    // Before the probes go on: the child of a shim has its command line until it executes one.
+    assert_eq!(node.machine.shims().into_iter().collect::<BTreeSet<_>>(), shims);
     node.restarting.store(false, Ordering::SeqCst);
     assert!(restart < RESTART, "{restart:?}\n{log}");
-    assert_eq!(node.machine.shims().into_iter().collect::<BTreeSet<_>>(), shims);
     // Each of them can be executed in again.
     let running = node.running.lock().unwrap().clone();
     for (_, id) in &running {
