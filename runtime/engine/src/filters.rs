@@ -140,14 +140,34 @@ impl Filters {
     /// The time of `until`, in nanoseconds since the epoch. Durations count back from `now`.
     ///
     /// # Errors
-    /// `InvalidArgument` if there are several, or it is not a time.
-    pub fn until(&self, now: i64) -> Result<Option<i64>> {
+    /// There are several, or it is not a time.
+    pub fn until(&self, now: i64) -> std::result::Result<Option<i64>, BadUntil> {
         let mut values = self.values("until");
         let Some(value) = values.next() else { return Ok(None) };
         if values.next().is_some() {
-            return Err(Error::invalid("more than one until filter specified"));
+            return Err(BadUntil::Several);
         }
-        parse_filter_time(value, now).map(Some)
+        match parse_filter_time(value, now) {
+            Ok(time) => Ok(Some(time)),
+            Err(error) => Err(BadUntil::NoTime(error.message)),
+        }
+    }
+}
+
+/// Why `until` names no time. Docker has another code for each, which differ by endpoint.
+#[derive(Debug, PartialEq, Eq)]
+pub enum BadUntil {
+    Several,
+    /// In words for its user.
+    NoTime(String),
+}
+
+impl From<BadUntil> for String {
+    fn from(why: BadUntil) -> Self {
+        match why {
+            BadUntil::Several => "more than one until filter specified".to_owned(),
+            BadUntil::NoTime(why) => why,
+        }
     }
 }
 
@@ -285,7 +305,7 @@ mod tests {
         let second = 1_000_000_000;
         assert_eq!(parse(r#"{"until":["10s"]}"#).until(30 * second).unwrap(), Some(20 * second));
         assert_eq!(parse("{}").until(0).unwrap(), None);
-        assert!(parse(r#"{"until":["1s","2s"]}"#).until(0).is_err());
+        assert_eq!(parse(r#"{"until":["1s","2s"]}"#).until(0), Err(BadUntil::Several));
         assert!(parse(r#"{"until":["soon"]}"#).until(0).is_err());
     }
 }

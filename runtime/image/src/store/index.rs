@@ -157,11 +157,14 @@ impl Store {
             let name = annotations.and_then(|annotations| annotations.get(REF_NAME));
             if let Err(error) = self.load_image(name, descriptor) {
                 is_damaged = true;
-                let name = name.map_or("<none>", String::as_str);
-                tracing::warn!(
-                    name,
-                    "image dropped: {error:#}; `crictl pull {name}` brings it back"
-                );
+                let digest = descriptor.digest();
+                match name {
+                    Some(name) => tracing::warn!(
+                        name,
+                        "image dropped: {error:#}; `crictl pull {name}` brings it back"
+                    ),
+                    None => tracing::warn!(%digest, "image without a name dropped: {error:#}"),
+                }
             }
         }
         // The previous daemon may have ended before its sync.

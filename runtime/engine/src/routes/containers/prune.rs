@@ -11,7 +11,7 @@ use crate::{
     filters::Filters,
     http::{
         body::{self, Answer},
-        error::Result,
+        error::{Failure, Result},
     },
 };
 
@@ -19,7 +19,7 @@ pub(in crate::routes) async fn prune(call: &Call) -> Result<Answer> {
     let engine = &call.engine;
     let filters = Filters::parse(call.query.get("filters"))?;
     filters.accept(&["label", "label!", "until"])?;
-    let until = filters.until(now())?;
+    let until = filters.until(now()).map_err(Failure::bad_request)?;
     let mut deleted = Vec::new();
     let mut reclaimed = 0;
     for container in engine.containers.all() {

@@ -94,7 +94,7 @@ impl Chosen {
         };
         let until = filters
             .until(now())
-            .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.message))?;
+            .map_err(|why| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, why))?;
         Ok(Self {
             dangling: filters.flag("dangling")?,
             before: created("before")?,

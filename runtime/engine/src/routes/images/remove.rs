@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{document, find};
 use crate::{
-    filters::Filters,
+    filters::{BadUntil, Filters},
     http::{
         body::{self, Answer},
         error::{Failure, Result},
@@ -35,9 +35,9 @@ pub(in crate::routes) fn prune(call: &Call) -> Result<Answer> {
     let filters = Filters::parse(call.query.get("filters"))?;
     filters.accept(&["dangling", "label", "label!", "until"])?;
     let dangling_only = filters.flag("dangling")?.unwrap_or(true);
-    let until = filters.until(now()).map_err(|error| match error.message.starts_with("more") {
-        true => Failure::bad_request(error.message),
-        false => Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.message),
+    let until = filters.until(now()).map_err(|why| match why {
+        BadUntil::Several => Failure::bad_request(why),
+        BadUntil::NoTime(_) => Failure::new(StatusCode::INTERNAL_SERVER_ERROR, why),
     })?;
     let store = &call.engine.node.host.images;
     let mut pruned = Removed::default();
