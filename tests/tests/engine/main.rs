@@ -5,6 +5,7 @@ mod attach;
 mod changes;
 mod churn;
 mod copy;
+mod damage;
 mod exec;
 mod health;
 mod host_config;

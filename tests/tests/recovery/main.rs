@@ -5,7 +5,6 @@
 mod churn;
 mod clock;
 mod crash;
-mod damage;
 mod disk;
 mod faults;
 mod life;

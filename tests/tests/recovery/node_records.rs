@@ -3,9 +3,11 @@
 
 use std::{collections::BTreeSet, fs, time::Instant};
 
-use berth_tests::{Cri, Daemon, FakeRegistry, Image, Machine, container, digest, eventually, pod};
+use berth_tests::{
+    Cri, Daemon, Damage, FakeRegistry, Image, Machine, container, digest, eventually, pod,
+};
 
-use crate::{SOON, damage::Damage};
+use crate::SOON;
 
 /// Nothing follows from the damage of one of these. `PULL` stands for the image that is pulled
 /// next.

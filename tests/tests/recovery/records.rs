@@ -8,10 +8,12 @@ use std::{
 };
 
 use berth_proto::v1::{self, ContainerState, PodSandboxState};
-use berth_tests::{Config, Cri, Image, Layer, Machine, busybox, container, eventually, pod, ready};
+use berth_tests::{
+    Config, Cri, Damage, Image, Layer, Machine, busybox, container, eventually, pod, ready,
+};
 use tonic::Code;
 
-use crate::{SOON, damage::Damage, state};
+use crate::{SOON, state};
 
 #[tokio::test]
 async fn a_living_container_is_served_without_its_record_its_socket_or_its_state_directory() {

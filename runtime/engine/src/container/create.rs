@@ -68,7 +68,8 @@ pub(crate) fn create(
         let wanted = &body.config.image;
         Failure::not_found(format!("image {wanted} is damaged or being removed: pull it again"))
     })?;
-    let lease = ImageLease { _image: engine.node.host.images.keep(&image.id), _layers: lease };
+    let lease =
+        ImageLease { _image: Some(engine.node.host.images.keep(&image.id)), _layers: lease };
     let record = Record {
         id: id.clone(),
         name: String::new(),
@@ -80,6 +81,7 @@ pub(crate) fn create(
         config: body.config,
         host_config: body.host_config,
         networking: body.networking_config,
+        is_lost: false,
     };
     plan::mappings(&record)?;
     let name = engine.name(name, &id)?;

@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use berth_base::{blocking::blocking, reserve::Reserve};
 use berth_image::{ImageUse, Lease};
 use berth_shim::record as disk;
@@ -35,7 +35,8 @@ pub(crate) struct Streams {
 /// What keeps the image of a container: a start makes the root of it again.
 #[derive(Debug)]
 pub(crate) struct ImageLease {
-    pub _image: ImageUse,
+    /// `None` if it is not known which image that is.
+    pub _image: Option<ImageUse>,
     pub _layers: Lease,
 }
 
@@ -88,11 +89,14 @@ impl Container {
     /// Changes what was asked for, on disk first.
     ///
     /// # Errors
-    /// The disk cannot be written; nothing is changed then.
+    /// The disk cannot be written, or the record is lost; nothing is changed then.
     pub(crate) fn change_record(&self, change: impl FnOnce(&mut Record)) -> anyhow::Result<()> {
         blocking(|| {
             let _writing = lock(&self.writing);
             let mut changed = Record::clone(&self.record());
+            if changed.is_lost {
+                bail!(changed.why_lost());
+            }
             change(&mut changed);
             self.write(&self.directory.record(), &changed)?;
             *lock(&self.record) = Arc::new(changed);

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use berth_image::LayerKey;
+use berth_node::container::Meta;
 use berth_shim::layout;
 use serde::{Deserialize, Serialize};
 
@@ -31,9 +32,38 @@ pub(crate) struct Record {
     /// The program and its arguments.
     pub path: String,
     pub args: Vec<String>,
+    /// Whether this stands for one that cannot be read.
+    #[serde(skip)]
+    pub is_lost: bool,
 }
 
 impl Record {
+    /// Stands for a record that cannot be read: what is known of its container without it. `run` is
+    /// what its run was made of, if there is one.
+    pub(crate) fn lost(id: &str, created_at: i64, run: Option<&Meta>) -> Self {
+        Self {
+            id: id.to_owned(),
+            name: id.to_owned(),
+            created_at,
+            image_id: run.map(|run| run.image_id.clone()).unwrap_or_default(),
+            layers: run.map(|run| run.layers.clone()).unwrap_or_default(),
+            config: ContainerConfig {
+                image: run.map(|run| run.image_name().to_owned()).unwrap_or_default(),
+                ..ContainerConfig::default()
+            },
+            host_config: HostConfig::default(),
+            networking: NetworkingConfig::default(),
+            path: String::new(),
+            args: Vec::new(),
+            is_lost: true,
+        }
+    }
+
+    /// What is said to somebody who asks for something that needs more than a lost record has.
+    pub(crate) fn why_lost(&self) -> String {
+        format!("the record of container {} is damaged: it can only be removed", self.id)
+    }
+
     /// Whether it is there after the next boot: one with `--rm` goes with the boot that it was made
     /// in, so that nothing of it has to wait for the disk.
     pub(crate) fn outlives_boot(&self) -> bool {

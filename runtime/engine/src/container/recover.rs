@@ -1,10 +1,10 @@
 //! Start-up: the containers of an earlier daemon, and what it left undone.
 
-use std::{fs, sync::Arc};
+use std::{fs, io, os::unix::fs::MetadataExt, path::Path, sync::Arc};
 
 use anyhow::Context;
 use berth_base::{blocking::blocking, clock::now, trash};
-use berth_image::{Digest, Holder, LayerKey};
+use berth_image::{Digest, Holder};
 use berth_node::container::{self as node, State};
 use berth_shim::record::{self as disk, End, Exited, Found};
 
@@ -60,28 +60,77 @@ fn load(engine: &Engine) -> anyhow::Result<()> {
             trash::discard(layout, directory.path())?;
             continue;
         }
-        match disk::read::<Record>(&directory.record())? {
-            Found::Record(record) => {
-                let last = disk::read::<Last>(&directory.state())?.record().unwrap_or_default();
-                let keys: Vec<LayerKey> = record.layers.clone();
-                let images = &engine.node.host.images;
-                let image = Digest::parse(&record.image_id)?;
-                let (layers, damaged) = images.hold(&keys, Holder::Living);
-                let lease = ImageLease { _image: images.keep(&image), _layers: layers };
-                if !damaged.is_empty() {
-                    tracing::error!(container = record.id, "layers of its image are gone");
-                }
-                let reserve = engine.node.host.reserve.clone();
-                engine.containers.insert(Container::new(directory, record, last, lease, reserve));
-            }
-            Found::Absent | Found::Damaged => tracing::error!(
-                container = name,
-                "its record is damaged: it is not listed, and its files are in {}",
-                directory.path().display()
-            ),
-        }
+        let container = read(engine, &name, directory)?;
+        engine.containers.insert(container);
     }
     Ok(())
+}
+
+/// Makes a container of its records. Those that cannot be read are this container's trouble: it is
+/// listed with what else is known of it, and its user can remove it.
+///
+/// # Errors
+/// The clock of its directory cannot be read.
+fn read(engine: &Engine, id: &str, directory: Directory) -> anyhow::Result<Arc<Container>> {
+    let host = &engine.node.host;
+    let record = match disk::read::<Record>(&directory.record()) {
+        Ok(Found::Record(record)) if record.id == id => record,
+        damaged => {
+            tracing::error!(
+                container = id,
+                "{} is damaged{}: it is listed by its id, it cannot be started, and `docker rm -f` \
+                 removes it",
+                directory.record().display(),
+                reason(&damaged),
+            );
+            let run = engine.node.containers.find(id).ok();
+            let created_at = modified(directory.path())?;
+            Record::lost(id, created_at, run.as_ref().map(|run| &run.meta))
+        }
+    };
+    let (last, is_damaged) = match disk::read::<Last>(&directory.state()) {
+        Ok(Found::Record(last)) => (last, false),
+        Ok(Found::Absent) => (Last::default(), false),
+        damaged => {
+            tracing::error!(
+                container = id,
+                "{} is damaged{}: how its last run ended is not known",
+                directory.state().display(),
+                reason(&damaged),
+            );
+            (Last::lost(record.created_at), true)
+        }
+    };
+    let (layers, missing) = host.images.hold(&record.layers, Holder::Living);
+    if !missing.is_empty() {
+        tracing::error!(container = id, "layers of its image are gone");
+    }
+    // Of a lost record the image may not be known.
+    let image = Digest::parse(&record.image_id).ok().map(|id| host.images.keep(&id));
+    let lease = ImageLease { _image: image, _layers: layers };
+    let state = directory.state();
+    let container = Container::new(directory, record, last.clone(), lease, host.reserve.clone());
+    if is_damaged {
+        // What is there instead may be something that no record can replace.
+        let replaced = trash::discard(&host.layout, &state)
+            .map_err(anyhow::Error::from)
+            .and_then(|()| container.change_last(|on_disk| *on_disk = last));
+        if let Err(error) = replaced {
+            tracing::warn!(container = id, "its state cannot be recorded: {error:#}");
+        }
+    }
+    Ok(container)
+}
+
+/// Why a record could not be read, if that is not about its contents.
+fn reason<T>(read: &io::Result<T>) -> String {
+    read.as_ref().err().map(|error| format!(" ({error})")).unwrap_or_default()
+}
+
+/// When something was changed last, in nanoseconds since the epoch.
+fn modified(path: &Path) -> anyhow::Result<i64> {
+    let metadata = path.symlink_metadata().with_context(|| format!("read {}", path.display()))?;
+    Ok(metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec())
 }
 
 /// Finds out what became of one.

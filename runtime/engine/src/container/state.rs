@@ -1,5 +1,6 @@
 //! How a container's last run went, and whether one is under way.
 
+use berth_shim::record::End;
 use serde::{Deserialize, Serialize};
 
 use crate::{health::Health, restart::Restarts};
@@ -24,6 +25,17 @@ pub(crate) struct Last {
 }
 
 impl Last {
+    /// Stands for a record that is damaged: a run has ended, and nobody knows how.
+    pub(crate) fn lost(created_at: i64) -> Self {
+        Self {
+            started_at: created_at,
+            finished_at: created_at,
+            exit_code: End::RecordLost.code(),
+            error: "the record of its state was damaged".to_owned(),
+            ..Self::default()
+        }
+    }
+
     /// What a container without a run is.
     pub(crate) fn phase(&self) -> Phase {
         if self.started_at == 0 { Phase::Created } else { Phase::Exited }

@@ -100,6 +100,9 @@ async fn make(
     observe::before(docker_start::MAKE).map_err(Failure::from)?;
     let _files = reserve_files(container).await?;
     let record = container.record();
+    if record.is_lost {
+        return Err(Failure::conflict(record.why_lost()).into());
+    }
     let layout = &engine.node.host.layout;
     run::check_joins(engine, &record.host_config)?;
     blocking(|| run::prepare(&record))?;
