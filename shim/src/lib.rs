@@ -2,7 +2,8 @@
 //!
 //! `berthd` writes a directory (`layout`, `spec`), launches `berth-shim run --dir DIR`, reads one
 //! line (`record::Report`), and from then on speaks packets over a socket (`protocol`). What
-//! outlives either side is a file (`record`). No syscalls here: the daemon may import all of this.
+//! outlives either side is a file (`record`). Nothing here changes the process that calls it: the daemon
+//! may import all of this. Both fill volumes with what an image has in their place (`copy_tree`).
 //!
 //! # What two builds of berth owe one another
 //!
@@ -41,6 +42,7 @@
 //! build has to read, and names the builds whose programs the tests of an upgrade run.
 #![forbid(unsafe_code)]
 
+pub mod copy_tree;
 pub mod exec_request;
 pub mod layout;
 pub mod protocol;
