@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use berth_base::blocking::blocking;
 use berth_node::Node;
 
 use crate::{
@@ -13,6 +14,7 @@ use crate::{
     network::{Networks, ports::Ports},
     routes::execs::Execs,
     streams::logs::LogWatcher,
+    volumes::Volumes,
 };
 
 #[derive(Debug)]
@@ -27,6 +29,7 @@ pub struct Engine {
     /// Tells those who follow a log.
     pub(crate) logs: Arc<LogWatcher>,
     pub(crate) networks: Networks,
+    pub(crate) volumes: Volumes,
     /// The ports of the host that its runs have.
     pub(crate) ports: Ports,
 }
@@ -35,10 +38,11 @@ impl Engine {
     /// Without its containers, which `start` reads.
     ///
     /// # Errors
-    /// The record of the networks cannot be read, or no descriptors are left.
+    /// The record of the networks or the volumes cannot be read, or no descriptors are left.
     pub(crate) fn new(node: Arc<Node>, pods: Arc<Node>) -> anyhow::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             networks: Networks::open(&node.host.layout.root)?,
+            volumes: blocking(|| Volumes::open(&node.host.layout))?,
             node,
             pods,
             ports: Ports::default(),

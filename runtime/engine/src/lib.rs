@@ -29,6 +29,7 @@ pub mod status_text;
 pub mod streams;
 mod sysinfo;
 pub mod time;
+mod volumes;
 
 pub use self::{
     engine::Engine,

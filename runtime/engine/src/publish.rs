@@ -2,7 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::{container::object::Container, engine::Engine};
+use crate::{
+    container::{mounts::Kind, object::Container},
+    engine::Engine,
+    volumes,
+};
 
 impl Engine {
     /// Publishes that a container's network was connected to it, or disconnected from it.
@@ -20,6 +24,36 @@ impl Engine {
             .into_iter()
             .collect();
         self.events.publish("network", action, &network.id, attributes);
+    }
+
+    /// Publishes that the volumes of a container are mounted in it.
+    pub(crate) fn publish_mounts(&self, container: &Container) {
+        let record = container.record();
+        for mount in record.mounts.iter().filter(|mount| mount.kind == Kind::Volume) {
+            let attributes = json!({
+                "container": container.id,
+                "destination": mount.destination,
+                "propagation": mount.propagation,
+                "read/write": mount.writable.to_string(),
+            });
+            let attributes = attributes.as_object().cloned().unwrap_or_default();
+            self.publish_volume(&mount.name, "mount", attributes);
+        }
+    }
+
+    /// Publishes that the volumes of a container are not mounted in it any more.
+    pub(crate) fn publish_unmounts(&self, container: &Container) {
+        for name in container.record().volumes() {
+            let id = ("container".to_owned(), Value::from(container.id.clone()));
+            self.publish_volume(name, "unmount", Map::from_iter([id]));
+        }
+    }
+
+    /// Publishes what has happened to a volume.
+    pub(crate) fn publish_volume(&self, name: &str, action: &str, more: Map<String, Value>) {
+        let mut attributes = more;
+        attributes.insert("driver".to_owned(), volumes::DRIVER.into());
+        self.events.publish("volume", action, name, attributes);
     }
 
     /// Publishes an event of a container, with its labels, image and name.

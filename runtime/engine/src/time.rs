@@ -22,6 +22,11 @@ pub fn rfc3339_nano(nanos: i64) -> String {
     text
 }
 
+/// A time in RFC 3339, in UTC, without what is less than a second.
+pub fn rfc3339_seconds(nanos: i64) -> String {
+    rfc3339_nano(nanos.div_euclid(NANOS) * NANOS)
+}
+
 /// `rfc3339_nano` of a time that may not have come yet.
 pub fn rfc3339_or_never(nanos: Option<i64>) -> String {
     nanos.map_or_else(|| NEVER.to_owned(), rfc3339_nano)

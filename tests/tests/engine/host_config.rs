@@ -357,7 +357,6 @@ async fn runtimes_have_names_and_what_is_not_there_is_refused() {
         ("--device=/dev/none", "error gathering device information"),
         ("--device-read-bps=/dev/none:1mb", "stat /dev/none: no such file or directory"),
         ("--volumes-from=none", "No such container: none"),
-        ("--volumes-from=other", "volumes of other containers are not implemented yet"),
     ] {
         let error = fail(&machine, &["run", "--rm", option, &image, "true"]);
         assert!(error.contains(expected), "{option}: {error}");

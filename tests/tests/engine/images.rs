@@ -99,7 +99,6 @@ async fn images_are_shown_with_their_history_and_what_is_not_made_yet_says_so() 
     for (arguments, message) in [
         (&["push", &image][..], "pushing images is not implemented yet"),
         (&["history", "nope"], "No such image: nope:latest"),
-        (&["volume", "create", "x"], "making volumes is not implemented yet"),
         (&["volume", "inspect", "x"], "get x: no such volume"),
         (&["swarm", "init"], "berth has no swarm mode"),
     ] {

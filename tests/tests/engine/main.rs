@@ -26,6 +26,7 @@ mod security;
 mod socket;
 mod start;
 mod steps;
+mod volumes;
 
 use berth_tests::{Cri, Daemon, Engine, Machine, engine, ready_with};
 

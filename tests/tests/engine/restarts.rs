@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use berth_tests::eventually;
 use serde_json::{Value, json};
 
 use crate::ready;
@@ -140,9 +141,10 @@ async fn a_start_that_fails_is_tried_again() {
     fs::remove_dir(&source).unwrap();
     engine.events_until("needs-source", "die", 1).await;
     // Until what it lacks is there again.
-    while engine.inspect("needs-source").await["State"]["Error"] == "" {
-        tokio::task::yield_now().await;
-    }
+    eventually("a start that fails", async || {
+        engine.inspect("needs-source").await["State"]["Error"] != ""
+    })
+    .await;
     fs::create_dir(&source).unwrap();
     let before = engine.events_until("needs-source", "die", 1).await;
     let starts = before.iter().filter(|action| *action == "start").count();

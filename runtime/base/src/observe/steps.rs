@@ -62,10 +62,10 @@ steps! {
     import_image { READ = "read" }
     remove_image { INDEX = "index", COLLECT = "collect" }
     // Of the Docker Engine API: what a container of docker is beyond its runs, which are sandboxes.
-    docker_create { RECORD = "record" }
+    docker_create { RECORD = "record", VOLUMES = "volumes", NAME = "name" }
     docker_start { MAKE = "make", BEGUN = "begun" }
     docker_end { STATE = "state", UNDO = "undo" }
-    docker_remove { RUN = "run", DISCARD = "discard" }
+    docker_remove { RUN = "run", SET_ASIDE = "set_aside", VOLUMES = "volumes", DISCARD = "discard" }
     docker_rpc { RESPONSE = "response" }
     // These two have spans and metrics of their own, which tell more: the name of the plugin, and
     // the method.

@@ -1,6 +1,6 @@
 //! `POST /containers/create`: nothing is made but a directory.
 
-use std::{fs, os::unix::fs::DirBuilderExt, sync::Arc};
+use std::{fs, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc};
 
 use anyhow::Context;
 use berth_base::{
@@ -10,16 +10,18 @@ use berth_base::{
     error::Kind,
     id,
     observe::{step_blocking, steps::docker_create},
+    trash,
 };
 use berth_image::Image;
+use berth_node::container::declared_volumes;
 use berth_shim::record as disk;
 use http::StatusCode;
 
 use super::{
     check::check,
-    defaults, links,
+    defaults, files, links,
     merge::{merge, of_image},
-    mounts,
+    mounts::{self, MountPoint},
     object::{Container, ImageLease},
     platform::Platform,
     record::{Directory, Record},
@@ -36,6 +38,7 @@ use crate::{
     image_name,
     network::plan,
     sysinfo::SysInfo,
+    volumes::{self, Filling, Wanted},
 };
 
 /// Makes a container that has never run, and returns it with the warnings for its user.
@@ -70,6 +73,8 @@ pub(crate) fn create(
     })?;
     let lease =
         ImageLease { _image: Some(engine.node.host.images.keep(&image.id)), _layers: lease };
+    let mounts = mounts::plan(engine, &body.config, &body.host_config)?;
+    declared_volumes(&image.config)?;
     let record = Record {
         id: id.clone(),
         name: String::new(),
@@ -81,6 +86,7 @@ pub(crate) fn create(
         config: body.config,
         host_config: body.host_config,
         networking: body.networking_config,
+        mounts,
         is_lost: false,
     };
     plan::mappings(&record)?;
@@ -88,11 +94,11 @@ pub(crate) fn create(
     let record = Record { name: name.clone(), ..record };
     let directory = Directory::of(&engine.node.host.layout.root, &id);
     let host = &engine.node.host;
-    let written = step_blocking(docker_create::RECORD, || {
-        blocking(|| write(&directory, &record, &host.boot_id))
-    });
-    if let Err(error) = written {
+    let made = make(engine, &directory, &record);
+    if let Err(error) = made {
         engine.containers.release(&name);
+        engine.volumes.release(&id);
+        volumes::discard_unnamed(engine, record.unnamed_volumes());
         return Err(error.into());
     }
     let container = Container::new(directory, record, Last::default(), lease, host.reserve.clone());
@@ -145,13 +151,6 @@ fn resolve(engine: &Engine, host: &mut HostConfig) -> Result<()> {
         }
     }
     links::resolve(engine, host.links.as_deref().unwrap_or_default())?;
-    for source in host.volumes_from.iter().flatten() {
-        let (name, mode) = source.split_once(':').unwrap_or((source, ""));
-        if !["", "ro", "rw", "z", "Z", "ro,z", "rw,z", "ro,Z", "rw,Z"].contains(&mode) {
-            return Err(Failure::bad_request(format!("invalid mode: {mode}")));
-        }
-        engine.containers.find(name).map_err(|failure| Failure::bad_request(failure.message))?;
-    }
     Ok(())
 }
 
@@ -196,8 +195,20 @@ fn name_host(body: &mut CreateBody, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Writes its directory under another name, and renames it when it is complete: on the disk, unless
-/// it goes with the boot anyway.
+/// Makes its directory under another name, then the volumes that it has for its own, and renames it when
+/// it is complete. What a daemon does not finish, the next one takes away.
+fn make(engine: &Engine, directory: &Directory, record: &Record) -> anyhow::Result<()> {
+    let host = &engine.node.host;
+    step_blocking(docker_create::RECORD, || blocking(|| write(directory, record, &host.boot_id)))?;
+    let made = step_blocking(docker_create::VOLUMES, || blocking(|| make_volumes(engine, record)))
+        .and_then(|()| step_blocking(docker_create::NAME, || blocking(|| name(directory, record))));
+    if made.is_err() {
+        let _ = trash::discard(&host.layout, directory.incomplete().path());
+    }
+    made
+}
+
+/// Writes its directory, under another name.
 fn write(directory: &Directory, record: &Record, boot_id: &str) -> anyhow::Result<()> {
     let incomplete = directory.incomplete();
     let path = incomplete.path();
@@ -212,10 +223,45 @@ fn write(directory: &Directory, record: &Record, boot_id: &str) -> anyhow::Resul
     disk::write_new(&incomplete.record(), record).context("write the container's record")?;
     if record.outlives_boot() {
         // What the directory holds before its name, so that a power loss shows nothing half-made.
-        disk::sync(&incomplete.record()).context("sync the container's record")?;
+        disk::sync(&incomplete.record()).context("sync the container's record")
     } else {
-        std::os::unix::fs::symlink(boot_id, incomplete.boot()).context("note the boot")?;
+        std::os::unix::fs::symlink(boot_id, incomplete.boot()).context("note the boot")
     }
+}
+
+/// Makes the volumes that are not there, and fills those that are empty.
+fn make_volumes(engine: &Engine, record: &Record) -> anyhow::Result<()> {
+    let mut empty = Vec::new();
+    let is_volume = |mount: &&MountPoint| mount.kind == mounts::Kind::Volume;
+    for mount in record.mounts.iter().filter(is_volume) {
+        let is_of_boot = mount.details.is_unnamed && !record.outlives_boot();
+        while engine.volumes.hold(&mount.name, &record.id).is_none() {
+            engine.make_volume(Wanted {
+                name: mount.name.clone(),
+                labels: mount.details.labels.clone(),
+                is_of_boot,
+            })?;
+        }
+        if mount.details.is_filled {
+            empty.push(Filling {
+                data: PathBuf::from(&mount.source),
+                source: PathBuf::from(&mount.destination),
+                is_shared: engine.volumes.users(&mount.name) > 1,
+                is_durable: !is_of_boot,
+            });
+        }
+    }
+    // Most volumes have something already, or their image has nothing for them.
+    match empty.is_empty() {
+        true => Ok(()),
+        false => files::fill_volumes(&engine.node.host.layout, record, empty),
+    }
+}
+
+/// Gives its directory the name by which it is found.
+fn name(directory: &Directory, record: &Record) -> anyhow::Result<()> {
+    let incomplete = directory.incomplete();
+    let path = incomplete.path();
     fs::rename(path, directory.path()).with_context(|| format!("rename {}", path.display()))?;
     if record.outlives_boot() {
         let synced = disk::sync_parent(directory.path());

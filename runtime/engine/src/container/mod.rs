@@ -5,7 +5,7 @@
 //! - `container.json`, what was asked for (`record`);
 //! - `state.json`, how its last run went, and whether one is under way (`state`);
 //! - `boot`, a link to the id of the boot with which it goes, if it has `--rm`;
-//! - `upper` and `work`, its writable layer; `volumes`, those that its image declares;
+//! - `upper` and `work`, its writable layer;
 //! - `container.log`, the output of all its runs, with the files that rotation has put aside.
 //!
 //! A power loss takes back nothing that a client was told: the records are on the disk before that,
@@ -31,4 +31,3 @@ pub(crate) mod run;
 pub(crate) mod size;
 pub(crate) mod state;
 pub(crate) mod users;
-pub(crate) mod volumes;

@@ -7,6 +7,7 @@ use berth_node::container::Meta;
 use berth_shim::layout;
 use serde::{Deserialize, Serialize};
 
+use super::mounts::{Kind, MountPoint};
 use crate::api::{
     create::{ContainerConfig, NetworkingConfig},
     host_config::HostConfig,
@@ -29,6 +30,8 @@ pub(crate) struct Record {
     pub config: ContainerConfig,
     pub host_config: HostConfig,
     pub networking: NetworkingConfig,
+    /// All that is mounted in it, but for what `HostConfig.Tmpfs` names.
+    pub mounts: Vec<MountPoint>,
     /// The program and its arguments.
     pub path: String,
     pub args: Vec<String>,
@@ -53,6 +56,7 @@ impl Record {
             },
             host_config: HostConfig::default(),
             networking: NetworkingConfig::default(),
+            mounts: Vec::new(),
             path: String::new(),
             args: Vec::new(),
             is_lost: true,
@@ -62,6 +66,18 @@ impl Record {
     /// What is said to somebody who asks for something that needs more than a lost record has.
     pub(crate) fn why_lost(&self) -> String {
         format!("the record of container {} is damaged: it can only be removed", self.id)
+    }
+
+    /// The names of the volumes that it uses.
+    pub(crate) fn volumes(&self) -> impl Iterator<Item = &str> {
+        let volumes = self.mounts.iter().filter(|mount| mount.kind == Kind::Volume);
+        volumes.map(|mount| mount.name.as_str())
+    }
+
+    /// Those of its volumes that nobody has named.
+    pub(crate) fn unnamed_volumes(&self) -> impl Iterator<Item = &str> {
+        let unnamed = self.mounts.iter().filter(|mount| mount.details.is_unnamed);
+        unnamed.map(|mount| mount.name.as_str())
     }
 
     /// Whether it is there after the next boot: one with `--rm` goes with the boot that it was made
@@ -76,6 +92,11 @@ impl Record {
 pub(crate) struct Directory(PathBuf);
 
 impl Directory {
+    /// Of one that is being removed with its volumes: never listed, and the next start goes on with it.
+    pub(crate) fn removing(&self) -> Self {
+        Self(self.0.with_extension("removing"))
+    }
+
     /// Below the daemon's root.
     pub(crate) fn all(root: &Path) -> PathBuf {
         root.join("engine/containers")
@@ -116,11 +137,6 @@ impl Directory {
     /// What overlayfs needs beside it.
     pub(crate) fn work(&self) -> PathBuf {
         self.0.join(layout::WORK)
-    }
-
-    /// Those that its image declares.
-    pub(crate) fn volumes(&self) -> PathBuf {
-        self.0.join(layout::VOLUMES)
     }
 
     pub(crate) fn log(&self) -> PathBuf {

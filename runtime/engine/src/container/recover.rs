@@ -18,6 +18,7 @@ use super::{
 use crate::{
     engine::Engine,
     restart::{Decision, Restarts},
+    volumes,
 };
 
 /// Lists the containers that have a record, and finishes what was begun for them.
@@ -47,13 +48,14 @@ fn load(engine: &Engine) -> anyhow::Result<()> {
     let layout = &engine.node.host.layout;
     let all = Directory::all(&layout.root);
     fs::create_dir_all(&all).with_context(|| format!("make {}", all.display()))?;
+    let mut left = Vec::new();
     for entry in fs::read_dir(&all).with_context(|| format!("read {}", all.display()))?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".incomplete") {
-            trash::discard(layout, &entry.path())?;
+        let directory = Directory::of(&layout.root, &name);
+        if name.ends_with(".incomplete") || name.ends_with(".removing") {
+            left.push(directory);
             continue;
         }
-        let directory = Directory::of(&layout.root, &name);
         let boot = fs::read_link(directory.boot()).ok();
         if boot.is_some_and(|boot| boot.as_os_str() != engine.node.host.boot_id.as_str()) {
             // It had `--rm`, and has ended with its boot, whatever is left of its records.
@@ -61,8 +63,18 @@ fn load(engine: &Engine) -> anyhow::Result<()> {
             continue;
         }
         let container = read(engine, &name, directory)?;
+        for volume in container.record().volumes() {
+            engine.volumes.hold(volume, &container.id);
+        }
         engine.containers.insert(container);
     }
+    // Only now is it known which volumes are in use.
+    for directory in left {
+        let record = disk::read::<Record>(&directory.record()).ok().and_then(Found::record);
+        volumes::discard_unnamed(engine, record.iter().flat_map(Record::unnamed_volumes));
+        trash::discard(layout, directory.path())?;
+    }
+    volumes::discard_of_earlier_boots(engine);
     Ok(())
 }
 

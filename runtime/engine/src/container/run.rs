@@ -107,13 +107,14 @@ pub(crate) fn container(layout: &Layout, record: &Record, is_awaited: bool) -> R
         stdin_once: config.stdin_once,
         tty: config.tty,
         window: window(host.console_size),
-        tmpfs: mounts::in_memory(host)?,
+        tmpfs: mounts::in_memory(record),
         ulimits: resources::ulimits(host),
         init: host.init == Some(true) && namespaces::owns_processes(host),
         resources: resources(host)?,
         security: security::of(record, namespaces::modes(host))?,
         writable_layer: Some(directory.path().to_owned()),
         base_layer: Some(base_layer::path(&layout.root)),
+        has_volumes: true,
         awaits_attach: is_awaited,
         ..Config::default()
     })

@@ -10,7 +10,7 @@ use crate::http::{
     error::{Failure, Result},
 };
 
-const NO_MANAGER: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker \
+pub(super) const NO_MANAGER: &str = "This node is not a swarm manager. Use \"docker swarm init\" or \"docker \
                           swarm join\" to connect this node to swarm and try again.";
 
 /// Answers a request for something that no other route knows.
@@ -29,14 +29,6 @@ fn answer(call: &Call, method: &Method, segments: &[&str]) -> Result<Answer> {
     match segments {
         ["plugins"] if read => Ok(body::ok(&[(); 0])),
         ["plugins", name, ..] => Err(Failure::not_found(format!("plugin \"{name}\" not found"))),
-        ["volumes"] if read => Ok(body::ok(&json!({ "Volumes": [], "Warnings": null }))),
-        ["volumes", "create"] if post => not_made("making volumes"),
-        ["volumes", "prune"] if post => {
-            Ok(body::ok(&json!({ "VolumesDeleted": [], "SpaceReclaimed": 0 })))
-        }
-        ["volumes", name] if read || method == Method::DELETE => {
-            Err(Failure::not_found(format!("get {name}: no such volume")))
-        }
         ["build", "prune"] if post => {
             Ok(body::ok(&json!({ "CachesDeleted": null, "SpaceReclaimed": 0 })))
         }

@@ -7,7 +7,10 @@ use serde_json::json;
 
 use super::{Call, query::Query};
 use crate::{
-    container::{life, object::Container},
+    container::{
+        life::{self, With},
+        object::Container,
+    },
     http::{
         body::{self, Answer},
         error::{Failure, Result},
@@ -22,6 +25,7 @@ mod export;
 mod inspect;
 mod list;
 mod logs;
+mod mount;
 pub(super) mod network_settings;
 mod prune;
 mod stats;
@@ -119,7 +123,8 @@ pub(super) async fn unpause(call: &Call, name: &str) -> Result<Answer> {
 
 pub(super) async fn remove(call: &Call, name: &str) -> Result<Answer> {
     let container = call.engine.containers.find(name)?;
-    life::remove(&call.engine, &container, name, call.query.flag("force")).await?;
+    let with = With { force: call.query.flag("force"), volumes: call.query.flag("v") };
+    life::remove(&call.engine, &container, name, with).await?;
     Ok(body::empty(StatusCode::NO_CONTENT))
 }
 

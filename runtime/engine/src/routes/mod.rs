@@ -10,6 +10,7 @@ mod images;
 mod networks;
 mod query;
 mod system;
+mod volumes;
 
 use std::sync::Arc;
 
@@ -124,6 +125,11 @@ async fn route(engine: Arc<Engine>, request: Request<Incoming>) -> Result<Answer
         ["networks", name, "disconnect"] if method == post => {
             networks::disconnect(call, name).await
         }
+        ["volumes"] if read => volumes::list(&call),
+        ["volumes", "create"] if method == post => volumes::create(call).await,
+        ["volumes", "prune"] if method == post => volumes::prune(&call).await,
+        ["volumes", name] if read => volumes::inspect(&call, name),
+        ["volumes", name] if method == delete => volumes::remove(&call, name),
         segments => absent::respond(call, &method, segments).await,
     }
 }

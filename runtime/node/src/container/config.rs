@@ -55,6 +55,9 @@ pub struct Config {
     pub window: Option<Window>,
     /// When its log goes on in a new file; absent if that is the caller's business.
     pub log_rotation: Option<LogRotation>,
+    /// Whether what the image declares as volumes is among `mounts`, so that none is made.
+    #[serde(default)]
+    pub has_volumes: bool,
     /// Whether what it writes waits for the first Attach, some seconds at most, so that its client
     /// gets all of it. The container counts as running for that long.
     pub awaits_attach: bool,

@@ -7,6 +7,7 @@
 //! All mounts are in memory, held by descriptors: whatever ends the daemon ends them as well.
 
 mod apart;
+mod fill;
 mod mounts;
 mod overlay;
 mod running;
@@ -21,7 +22,7 @@ use berth_base::blocking::spawn_blocking;
 use berth_image::Lease;
 use berth_node::container::State;
 
-pub(crate) use self::overlay::Layers;
+pub(crate) use self::{fill::fill_volumes, overlay::Layers};
 
 use super::{life, object::Container};
 use crate::{
@@ -42,6 +43,7 @@ pub(crate) enum Scope {
 #[derive(Debug)]
 pub(crate) struct Files {
     root: OwnedFd,
+    _shown: Option<Shown>,
     /// The mount namespace that holds the mounts below the root.
     _namespace: Option<OwnedFd>,
     _use: Use,
@@ -56,6 +58,29 @@ pub(crate) struct Files {
 enum Use {
     Shared { _guard: tokio::sync::OwnedRwLockReadGuard<()> },
     Alone { _guard: tokio::sync::OwnedRwLockWriteGuard<()> },
+}
+
+/// The events that tell of volumes which are mounted for a client.
+#[derive(Debug)]
+struct Shown {
+    engine: Arc<Engine>,
+    container: Arc<Container>,
+}
+
+impl Shown {
+    fn begin(engine: &Arc<Engine>, container: &Arc<Container>, scope: Scope) -> Option<Self> {
+        if scope == Scope::RootOnly {
+            return None;
+        }
+        engine.publish_mounts(container);
+        Some(Self { engine: engine.clone(), container: container.clone() })
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.engine.publish_unmounts(&self.container);
+    }
 }
 
 /// A root, and the namespace of what is mounted below it.
@@ -78,8 +103,15 @@ impl Files {
                 let opened = spawn_blocking(move || running::open(&started, scope)).await;
                 let (root, namespace) = opened.map_err(anyhow::Error::from)??;
                 let shared = Use::Shared { _guard: shared };
+                let _shown = Shown::begin(engine, container, scope);
                 let images = Vec::new();
-                return Ok(Self { root, _namespace: namespace, _use: shared, _images: images });
+                return Ok(Self {
+                    root,
+                    _shown,
+                    _namespace: namespace,
+                    _use: shared,
+                    _images: images,
+                });
             }
             // It may run, so that its layers may be mounted.
             Some(State::Unknown { why }) => return Err(Failure::conflict(why)),
@@ -95,7 +127,8 @@ impl Files {
         let opened = spawn_blocking(move || stopped::open(&layers, below)).await;
         let (root, namespace) = opened.map_err(anyhow::Error::from)??;
         let alone = Use::Alone { _guard: alone };
-        Ok(Self { root, _namespace: namespace, _use: alone, _images: images })
+        let _shown = Shown::begin(engine, container, scope);
+        Ok(Self { root, _shown, _namespace: namespace, _use: alone, _images: images })
     }
 
     pub(crate) fn root(&self) -> BorrowedFd<'_> {

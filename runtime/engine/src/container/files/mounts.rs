@@ -7,7 +7,7 @@ use berth_node::container::MountSource;
 
 use super::overlay::ImageLayers;
 use crate::{
-    container::{record::Record, run, volumes},
+    container::{record::Record, run},
     engine::Engine,
     http::error::{Failure, Result},
 };
@@ -25,9 +25,6 @@ pub(super) struct Below {
 pub(super) enum Source {
     /// Nothing is mounted if it is not there: the first start makes it.
     Path(PathBuf),
-    /// One of the image's. Before the first start, which fills it with what the root has in its place,
-    /// that stands for it.
-    Volume(PathBuf),
     /// The part of an image at a path, which may be empty.
     Image(ImageLayers, PathBuf),
 }
@@ -50,13 +47,6 @@ pub(super) fn of(engine: &Engine, record: &Record) -> Result<(Vec<Below>, Vec<Le
             }
         };
         mounts.push(Below { source, target: mount.container_path, readonly: mount.readonly });
-    }
-    for volume in volumes::declared(engine, record)? {
-        // One that is asked for takes its place.
-        if mounts.iter().all(|mount| mount.target != volume.target) {
-            let source = Source::Volume(volume.directory);
-            mounts.push(Below { source, target: volume.target, readonly: false });
-        }
     }
     mounts.sort_by_key(|mount| mount.target.components().count());
     Ok((mounts, leases))

@@ -55,10 +55,10 @@ pub(super) fn open(layers: &Layers, mounts: Vec<Below>) -> anyhow::Result<Root> 
 
 fn mount_below(root: &OwnedFd, asked: &Below) -> anyhow::Result<()> {
     let mounted = match &asked.source {
-        Source::Path(path) | Source::Volume(path) => {
+        Source::Path(path) => {
             let flags = OFlags::PATH | OFlags::CLOEXEC;
             match openat(CWD, path, flags, Mode::empty()) {
-                Err(Errno::NOENT) => return place_of_missing(root, asked),
+                Err(Errno::NOENT) => return Ok(()),
                 opened => clone(&opened.context("open the source")?, true)?,
             }
         }
@@ -82,13 +82,6 @@ fn mount_below(root: &OwnedFd, asked: &Below) -> anyhow::Result<()> {
         let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
         mount(None::<&str>, path.as_str(), None::<&str>, flags, None::<&str>)
             .context("make it read-only")?;
-    }
-    Ok(())
-}
-
-fn place_of_missing(root: &OwnedFd, asked: &Below) -> anyhow::Result<()> {
-    if let Source::Volume(_) = asked.source {
-        place(root, &asked.target, FileType::Directory)?;
     }
     Ok(())
 }

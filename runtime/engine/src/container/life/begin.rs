@@ -167,6 +167,7 @@ fn began(
         last.health = is_probed.then(|| Health::started(last.health.take()));
     })?;
     container.set_phase(Phase::Running { pid: run.pid().unwrap_or_default() });
+    engine.publish_mounts(container);
     engine.publish_network(container, "connect");
     engine.publish(container, "start", json!({}));
     Ok(())

@@ -70,6 +70,7 @@ pub(crate) async fn end(
     }
     undo(engine, container).await;
     engine.publish_network(container, "disconnect");
+    engine.publish_unmounts(container);
     if container.state().stopping {
         engine.publish(container, "stop", json!({}));
     }

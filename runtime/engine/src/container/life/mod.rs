@@ -29,7 +29,7 @@ pub(crate) use self::{
     begin::undo as undo_run,
     end::{Seen, end},
     pause::{pause, unpause},
-    remove::{remove, remove_if_asked},
+    remove::{With, remove, remove_if_asked},
     resume::resume,
     start::start,
     stop::{kill, stop},

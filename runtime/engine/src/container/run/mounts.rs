@@ -11,9 +11,8 @@ use berth_shim::spec::Propagation;
 use http::StatusCode;
 
 use crate::{
-    api::host_config::HostConfig,
     container::{
-        mounts::{Kind, MountPoint, mount_points, mount_points_beside},
+        mounts::{Kind, MountPoint},
         record::Record,
     },
     http::error::{Failure, Result},
@@ -22,33 +21,32 @@ use crate::{
 /// Makes the directories of binds that are not there, as dockerd does at a start.
 ///
 /// # Errors
-/// 500 for what cannot be made.
+/// 500 for what cannot be made, 400 for what is not there and is not to be made.
 pub(crate) fn prepare(record: &Record) -> Result<()> {
-    for point in mount_points(&record.host_config)? {
-        if point.details.makes_source && fs::symlink_metadata(&point.source).is_err() {
-            let source = &point.source;
-            fs::create_dir_all(source).map_err(|error| {
-                let text =
-                    format!("error while creating mount source path '{source}': mkdir: {error}");
-                Failure::new(StatusCode::INTERNAL_SERVER_ERROR, text)
-            })?;
+    let is_missing = |point: &&MountPoint| {
+        point.kind == Kind::Bind && fs::symlink_metadata(&point.source).is_err()
+    };
+    for MountPoint { source, details, .. } in record.mounts.iter().filter(is_missing) {
+        if !details.makes_source {
+            return Err(Failure::bad_request(format!(
+                "invalid mount config for type \"bind\": bind source path does not exist: {source}"
+            )));
         }
+        fs::create_dir_all(source).map_err(|error| {
+            let text = format!("error while creating mount source path '{source}': mkdir: {error}");
+            Failure::new(StatusCode::INTERNAL_SERVER_ERROR, text)
+        })?;
     }
     Ok(())
 }
 
-/// Those of the request.
+/// All but those in memory.
 ///
 /// # Errors
 /// 403 for the daemon's own directories, 501 for what is not there yet.
 pub(crate) fn of(layout: &Layout, record: &Record) -> Result<Vec<Mount>> {
-    if record.host_config.volumes_from.as_ref().is_some_and(|others| !others.is_empty()) {
-        let text = "volumes of other containers are not implemented yet";
-        return Err(Failure::new(StatusCode::NOT_IMPLEMENTED, text));
-    }
-    let points = mount_points_beside(layout, &record.host_config)?;
     let mut mounts = Vec::new();
-    for point in points.iter().filter(|point| point.kind != Kind::Tmpfs) {
+    for point in record.mounts.iter().filter(|point| point.kind != Kind::Tmpfs) {
         if !record.host_config.privileged {
             guard(layout, point)?;
         }
@@ -59,20 +57,20 @@ pub(crate) fn of(layout: &Layout, record: &Record) -> Result<Vec<Mount>> {
 
 /// File systems in memory, of both forms. Nobody needs programs or devices in one, unless they say
 /// so.
-pub(super) fn in_memory(host: &HostConfig) -> Result<Vec<Tmpfs>> {
+pub(super) fn in_memory(record: &Record) -> Vec<Tmpfs> {
     let tmpfs = |target: &str, options: &mut dyn Iterator<Item = String>| {
         let mut all: Vec<String> = ["noexec", "nosuid", "nodev"].map(str::to_owned).into();
         all.extend(options);
         Tmpfs { container_path: PathBuf::from(target), options: all }
     };
     let mut all = Vec::new();
-    for (target, options) in host.tmpfs.iter().flatten() {
+    for (target, options) in record.host_config.tmpfs.iter().flatten() {
         all.push(tmpfs(target, &mut options.split(',').map(str::to_owned)));
     }
-    for point in mount_points(host)?.into_iter().filter(|point| point.kind == Kind::Tmpfs) {
-        all.push(tmpfs(&point.destination, &mut point.details.options.into_iter()));
+    for point in record.mounts.iter().filter(|point| point.kind == Kind::Tmpfs) {
+        all.push(tmpfs(&point.destination, &mut point.details.options.iter().cloned()));
     }
-    Ok(all)
+    all
 }
 
 /// Who can write there is root on this machine.
@@ -97,10 +95,11 @@ fn mount(point: &MountPoint) -> Result<Mount> {
             sub_path: PathBuf::from(&point.details.sub_path),
             image_ref: String::new(),
         },
-        Kind::Volume | Kind::Tmpfs => {
-            let text = "named volumes are not implemented yet";
+        Kind::Volume if !point.details.sub_path.is_empty() => {
+            let text = "parts of volumes are not implemented yet";
             return Err(Failure::new(StatusCode::NOT_IMPLEMENTED, text));
         }
+        Kind::Volume | Kind::Tmpfs => MountSource::Host(PathBuf::from(&point.source)),
     };
     let propagation = match point.propagation.as_str() {
         "shared" | "rshared" => Propagation::Shared,

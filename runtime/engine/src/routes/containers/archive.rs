@@ -8,13 +8,12 @@ use serde_json::json;
 
 use super::Call;
 use crate::{
-    api::host_config::HostConfig,
     archive::{ContainerFiles, ExtractOptions},
     container::{
         files::{Files, Scope},
-        mounts::{Kind, mount_points},
+        mounts::Kind,
+        record::Record,
         users,
-        volumes::{self, Volume},
     },
     http::{
         body::{self, Answer},
@@ -68,11 +67,10 @@ pub(in crate::routes) async fn extract(call: Call, name: &str) -> Result<Answer>
     let container = engine.containers.find(name)?;
     let files = Files::open(&engine, &container, Scope::Mounts).await?;
     let record = container.record();
-    let volumes = volumes::declared(&engine, &record)?;
     let called = name.to_owned();
     let extracted = transfer::receive(request.into_body(), move |from| -> Result<()> {
         let inside = ContainerFiles::new(files.root(), &called);
-        check_writable(&record.host_config, &volumes, &inside.extraction_point(&path)?)?;
+        check_writable(&record, &inside.extraction_point(&path)?)?;
         let user = record.config.user.as_str();
         let owner = match has_owner && !user.is_empty() {
             true => Some(users::find(files.root(), user)?),
@@ -87,10 +85,10 @@ pub(in crate::routes) async fn extract(call: Call, name: &str) -> Result<Answer>
 }
 
 /// Refuses a directory that is read-only for the container.
-fn check_writable(host: &HostConfig, volumes: &[Volume], directory: &Path) -> Result<()> {
-    match mount_at(host, volumes, directory)? {
+fn check_writable(record: &Record, directory: &Path) -> Result<()> {
+    match mount_at(record, directory) {
         Some(false) => Err(Failure::bad_request("mounted volume is marked read-only")),
-        None if host.readonly_rootfs => {
+        None if record.host_config.readonly_rootfs => {
             Err(Failure::bad_request("container rootfs is marked read-only"))
         }
         Some(true) | None => Ok(()),
@@ -98,23 +96,22 @@ fn check_writable(host: &HostConfig, volumes: &[Volume], directory: &Path) -> Re
 }
 
 /// Whether the mount that has `directory` is writable; `None` if it is of the root.
-fn mount_at(host: &HostConfig, volumes: &[Volume], directory: &Path) -> Result<Option<bool>> {
-    let points = mount_points(host)?;
-    let asked = points
+fn mount_at(record: &Record, directory: &Path) -> Option<bool> {
+    let mounts = record
+        .mounts
         .iter()
         .map(|point| (point.destination.as_str(), point.writable && point.kind != Kind::Image));
-    let memory = host.tmpfs.iter().flatten().map(|(path, _)| (path.as_str(), true));
-    let asked = asked.chain(memory).map(|(path, writable)| (Path::new(path), writable));
-    // Those of the request come later, and take the place of the image's.
-    let all = volumes.iter().map(|volume| (volume.target.as_path(), true)).chain(asked);
+    let memory = record.host_config.tmpfs.iter().flatten().map(|(path, _)| (path.as_str(), true));
+    let all = mounts.chain(memory).map(|(path, writable)| (Path::new(path), writable));
     let at = all.filter(|(path, _)| directory.starts_with(path));
     // The innermost one covers the others.
-    Ok(at.max_by_key(|(path, _)| path.components().count()).map(|(_, writable)| writable))
+    at.max_by_key(|(path, _)| path.components().count()).map(|(_, writable)| writable)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{api::host_config::HostConfig, container::mounts::mount_points};
 
     #[test]
     fn the_innermost_mount_decides() {
@@ -124,8 +121,9 @@ mod tests {
             tmpfs: Some([("/tmp".to_owned(), String::new())].into()),
             ..HostConfig::default()
         };
-        let volumes = ["/data/ro", "/vol"]
-            .map(|target| Volume { directory: "/d".into(), target: target.into() });
+        let mut record = Record::lost("id", 0, None);
+        record.mounts = mount_points(&host).unwrap();
+        record.host_config = host;
         for (directory, expected) in [
             ("/", None),
             ("/database", None),
@@ -133,13 +131,8 @@ mod tests {
             ("/data/ro/x", Some(false)),
             ("/data/ro/rw", Some(true)),
             ("/tmp/x", Some(true)),
-            ("/vol/x", Some(true)),
         ] {
-            assert_eq!(
-                mount_at(&host, &volumes, Path::new(directory)).unwrap(),
-                expected,
-                "{directory}"
-            );
+            assert_eq!(mount_at(&record, Path::new(directory)), expected, "{directory}");
         }
     }
 }

@@ -4,8 +4,7 @@ use berth_base::blocking::spawn_blocking;
 
 use super::Call;
 use crate::{
-    container::{files::Layers, mounts::mount_points, record::Record, volumes},
-    engine::Engine,
+    container::{files::Layers, record::Record},
     http::{
         body::{self, Answer},
         error::Result,
@@ -20,7 +19,7 @@ pub(in crate::routes) async fn changes(call: &Call, name: &str) -> Result<Answer
     // The places of mounts are made by the first start.
     let places = match container.state().last.started_at {
         0 => Vec::new(),
-        _ => places(&call.engine, &record)?,
+        _ => places(&record),
     };
     let changes = spawn_blocking(move || layers.changes(&places)).await;
     let changes = changes.map_err(anyhow::Error::from)??;
@@ -28,12 +27,8 @@ pub(in crate::routes) async fn changes(call: &Call, name: &str) -> Result<Answer
 }
 
 /// Where something is mounted, relative to the root.
-fn places(engine: &Engine, record: &Record) -> Result<Vec<String>> {
-    let points = mount_points(&record.host_config)?;
-    let asked = points.into_iter().map(|point| point.destination);
-    let memory = record.host_config.tmpfs.iter().flatten().map(|(path, _)| path.clone());
-    let volumes = volumes::declared(engine, record)?.into_iter();
-    let volumes = volumes.map(|volume| volume.target.display().to_string());
-    let all = asked.chain(memory).chain(volumes);
-    Ok(all.map(|path| path.trim_matches('/').to_owned()).collect())
+fn places(record: &Record) -> Vec<String> {
+    let mounts = record.mounts.iter().map(|mount| mount.destination.as_str());
+    let memory = record.host_config.tmpfs.iter().flatten().map(|(path, _)| path.as_str());
+    mounts.chain(memory).map(|path| path.trim_matches('/').to_owned()).collect()
 }

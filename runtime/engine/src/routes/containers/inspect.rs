@@ -6,7 +6,7 @@ use berth_base::{blocking::spawn_blocking, id::SandboxId, layout};
 use serde::Serialize;
 
 use super::{
-    Call,
+    Call, mount,
     network_settings::{NetworkSettings, network_settings},
     slashed,
 };
@@ -14,7 +14,6 @@ use crate::{
     api::{create::ContainerConfig, host_config::HostConfig},
     container::{
         links,
-        mounts::{MountPoint, mount_points_beside},
         object::Container,
         record::Record,
         size,
@@ -58,7 +57,7 @@ struct Inspected<'a> {
     size_rw: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     size_root_fs: Option<u64>,
-    mounts: Vec<MountPoint>,
+    mounts: Vec<mount::Shown>,
     config: &'a ContainerConfig,
     network_settings: NetworkSettings,
 }
@@ -132,8 +131,7 @@ pub(in crate::routes) async fn inspect(call: &Call, name: &str) -> Result<Answer
         graph_driver: graph_driver(engine, &container, &record, &state),
         size_rw: written,
         size_root_fs: written.map(|written| written + of_image),
-        mounts: mount_points_beside(&engine.node.host.layout, &record.host_config)
-            .unwrap_or_default(),
+        mounts: mount::of(&record),
         config: &record.config,
         network_settings: network_settings(engine, &container),
     };

@@ -11,14 +11,13 @@ use http::StatusCode;
 use serde::Serialize;
 
 use super::{
-    Call,
+    Call, mount,
     network_settings::{Endpoint, endpoints, listed_ports},
     slashed,
 };
 use crate::{
     container::{
         links,
-        mounts::{MountPoint, mount_points, mount_points_beside},
         object::Container,
         record::Record,
         size,
@@ -75,7 +74,7 @@ pub(in crate::routes) struct Entry {
     status: String,
     host_config: EntryHostConfig,
     network_settings: EntryNetworks,
-    mounts: Vec<MountPoint>,
+    mounts: Vec<mount::Shown>,
 }
 
 #[derive(Debug, Serialize)]
@@ -175,8 +174,7 @@ fn entry(engine: &Engine, container: &Arc<Container>) -> Entry {
             annotations: record.host_config.annotations.clone(),
         },
         network_settings: EntryNetworks { networks: endpoints(engine, container) },
-        mounts: mount_points_beside(&engine.node.host.layout, &record.host_config)
-            .unwrap_or_default(),
+        mounts: mount::of(&record),
     }
 }
 
@@ -310,7 +308,7 @@ impl<'a> Wanted<'a> {
     /// By the name or the destination of a mount.
     fn takes_mounts(&self, record: &Record) -> bool {
         !self.filters.contains("volume")
-            || mount_points(&record.host_config).unwrap_or_default().iter().any(|mount| {
+            || record.mounts.iter().any(|mount| {
                 self.filters.values("volume").any(|wanted| {
                     wanted == mount.name || wanted == mount.destination || wanted == mount.source
                 })

@@ -34,7 +34,7 @@ pub(in crate::routes) async fn prune(call: &Call) -> Result<Answer> {
         let upper = container.directory.path().join("upper");
         let written = spawn_blocking(move || size::written(&upper)).await.unwrap_or(0);
         // One that was started meanwhile stays.
-        if life::remove(engine, &container, &container.id, false).await.is_ok() {
+        if life::remove(engine, &container, &container.id, life::With::default()).await.is_ok() {
             reclaimed += written;
             deleted.push(container.id.clone());
         }

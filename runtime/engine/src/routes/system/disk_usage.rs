@@ -9,7 +9,7 @@ use crate::{
         body::{self, Answer},
         error::{Failure, Result},
     },
-    routes::{containers, images},
+    routes::{containers, images, volumes},
 };
 
 /// What each kind of object occupies. `type` may be there several times, and names the kinds.
@@ -36,10 +36,13 @@ pub(in crate::routes) async fn disk_usage(call: &Call) -> Result<Answer> {
         false => Value::Null,
     };
     answer.insert("Containers".to_owned(), containers);
-    for (key, kind) in [("Volumes", "volume"), ("BuildCache", "build-cache")] {
-        let list = if wants(kind) { json!([]) } else { Value::Null };
-        answer.insert(key.to_owned(), list);
-    }
+    let volumes = match wants("volume") {
+        true => to_value(volumes::all_with_sizes(&call.engine).await),
+        false => Value::Null,
+    };
+    answer.insert("Volumes".to_owned(), volumes);
+    let cache = if wants("build-cache") { json!([]) } else { Value::Null };
+    answer.insert("BuildCache".to_owned(), cache);
     Ok(body::ok(&answer))
 }
 

@@ -43,7 +43,9 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Vec<Mount>> {
         asked.push(mount);
     }
     let mut mounts = own(inputs);
-    mounts.extend(volumes(inputs)?);
+    if !inputs.config.has_volumes {
+        mounts.extend(volumes(inputs)?);
+    }
     // A mount of the request replaces berth's own at the same path, as the kubelet does with its
     // /etc/hosts and its /dev/shm.
     mounts.retain(|own| asked.iter().all(|mount| mount.target != own.target));

@@ -1,66 +1,19 @@
-//! The mounts of a container: `Binds` and `Mounts` of a request, read and checked.
+//! `Binds` and `Mounts` of a request, read and checked.
 
 use std::path::{Component, Path, PathBuf};
 
-use berth_base::layout::Layout;
 use http::StatusCode;
-use serde::Serialize;
 
+use super::{Details, Kind, MountPoint};
 use crate::{
-    api::host_config::{HostConfig, Mount},
+    api::host_config::{HostConfig, Mount, VolumeOptions},
     http::error::{Failure, Result},
+    volumes,
 };
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Kind {
-    Bind,
-    Tmpfs,
-    Volume,
-    Image,
-}
-
-/// A mount, with the fields that inspect and list show.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "PascalCase")]
-pub(crate) struct MountPoint {
-    #[serde(rename = "Type")]
-    pub kind: Kind,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub name: String,
-    pub source: String,
-    pub destination: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub driver: String,
-    pub mode: String,
-    #[serde(rename = "RW")]
-    pub writable: bool,
-    pub propagation: String,
-    #[serde(skip)]
-    pub details: Details,
-}
-
-/// What a mount says that is not shown.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Details {
-    /// Whether a directory that is not there is made.
-    pub makes_source: bool,
-    pub relabels: bool,
-    /// Whether what is mounted below the source is left out.
-    pub is_single: bool,
-    /// Whether read-only is meant for the mounts below as well; `None` where the kernel can.
-    pub recursive_readonly: Option<bool>,
-    /// Whether the request says how mounts propagate.
-    pub names_propagation: bool,
-    /// Of a tmpfs, as mount(8) takes them.
-    pub options: Vec<String>,
-    /// The part of an image that is shown; empty for all of it.
-    pub sub_path: String,
-}
 
 const PROPAGATIONS: [&str; 6] = ["private", "rprivate", "slave", "rslave", "shared", "rshared"];
 
-/// All of them, in the order of the request.
+/// All of them, in the order of the request. A volume that the request does not name has no name here.
 ///
 /// # Errors
 /// In dockerd's words, and with its codes: 500 for the short form, 400 for the long one.
@@ -79,48 +32,6 @@ pub(crate) fn mount_points(host: &HostConfig) -> Result<Vec<MountPoint>> {
         add(&mut points, long(mount).map_err(invalid)?)?;
     }
     Ok(points)
-}
-
-/// As `mount_points`, for the daemon of `layout`. A bind that has the daemon's mounts in it follows
-/// the host where the request does not say otherwise: else the container would keep what the daemon
-/// has unmounted, and with it the files and networks of other containers.
-///
-/// # Errors
-/// As `mount_points`.
-pub(crate) fn mount_points_beside(layout: &Layout, host: &HostConfig) -> Result<Vec<MountPoint>> {
-    let mut points = mount_points(host)?;
-    for point in points.iter_mut().filter(|point| !point.details.names_propagation) {
-        if is_beside(point, &layout.root) || is_beside(point, &layout.state) {
-            point.propagation = "rslave".to_owned();
-        }
-    }
-    Ok(points)
-}
-
-/// Refuses a bind that has the daemon's root directory in it, or is in that, and would not follow the
-/// host.
-///
-/// # Errors
-/// 400, in dockerd's words.
-pub(crate) fn check_propagation(layout: &Layout, host: &HostConfig) -> Result<()> {
-    let follows = |point: &MountPoint| {
-        !point.details.names_propagation || ["rslave", "rshared"].contains(&&*point.propagation)
-    };
-    let points = mount_points(host)?;
-    match points.iter().find(|point| is_beside(point, &layout.root) && !follows(point)) {
-        None => Ok(()),
-        Some(MountPoint { source, propagation, .. }) => Err(Failure::bad_request(format!(
-            "invalid mount config: must use either propagation mode \"rslave\" or \"rshared\" when \
-             mount source is within the daemon root, daemon root: {:?}, bind mount source: \
-             {source:?}, propagation: {propagation:?}",
-            layout.root.display().to_string()
-        ))),
-    }
-}
-
-fn is_beside(point: &MountPoint, own: &Path) -> bool {
-    let source = Path::new(&point.source);
-    point.kind == Kind::Bind && (source.starts_with(own) || own.starts_with(source))
 }
 
 fn add(points: &mut Vec<MountPoint>, point: MountPoint) -> Result<()> {
@@ -157,13 +68,10 @@ fn short(bind: &str) -> Result<MountPoint> {
     })?;
     let options: Vec<&str> = mode.split(',').collect();
     let propagation = options.iter().find(|option| PROPAGATIONS.contains(option)).copied();
-    if kind == Kind::Volume && !is_volume_name(source) {
-        return Err(Failure::bad_request(format!(
-            "create {source}: \"{source}\" includes invalid characters for a local volume name, \
-             only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host \
-             directory, use absolute path"
-        )));
+    if kind == Kind::Volume && !source.is_empty() && !volumes::is_name(source) {
+        return Err(Failure::bad_request(volumes::invalid_name(source)));
     }
+    let is_unnamed = kind == Kind::Volume && source.is_empty();
     let (name, source, driver) = place(kind, source);
     Ok(MountPoint {
         kind,
@@ -181,6 +89,8 @@ fn short(bind: &str) -> Result<MountPoint> {
             makes_source: kind == Kind::Bind,
             names_propagation: propagation.is_some(),
             relabels: options.iter().any(|option| ["z", "Z"].contains(option)),
+            is_filled: kind == Kind::Volume && !options.contains(&"nocopy"),
+            is_unnamed,
             ..Details::default()
         },
     })
@@ -189,7 +99,7 @@ fn short(bind: &str) -> Result<MountPoint> {
 /// The name, the source and the driver, as they are shown.
 fn place(kind: Kind, source: &str) -> (String, String, String) {
     match kind {
-        Kind::Volume => (source.to_owned(), String::new(), "local".to_owned()),
+        Kind::Volume => (source.to_owned(), String::new(), volumes::DRIVER.to_owned()),
         Kind::Bind => (String::new(), clean(source), String::new()),
         Kind::Tmpfs | Kind::Image => (String::new(), source.to_owned(), String::new()),
     }
@@ -212,14 +122,6 @@ fn is_mode(mode: &str) -> bool {
                 .all(|class| options.iter().filter(|option| class.contains(option)).count() < 2))
 }
 
-fn is_volume_name(name: &str) -> bool {
-    // An anonymous one has none yet.
-    name.is_empty()
-        || (name.len() > 1
-            && name.starts_with(|first: char| first.is_ascii_alphanumeric())
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c)))
-}
-
 fn long(mount: &Mount) -> Result<MountPoint, String> {
     if mount.target.is_empty() {
         return Err("field Target must not be empty".to_owned());
@@ -230,6 +132,7 @@ fn long(mount: &Mount) -> Result<MountPoint, String> {
         false => Ok(()),
     };
     let bind = mount.bind_options.clone().unwrap_or_default();
+    let volume = mount.volume_options.clone().unwrap_or_default();
     let kind = match mount.r#type.as_str() {
         "bind" => Kind::Bind,
         "volume" => Kind::Volume,
@@ -249,6 +152,9 @@ fn long(mount: &Mount) -> Result<MountPoint, String> {
     if kind == Kind::Volume && mount.read_only && mount.source.is_empty() {
         return Err("must not set ReadOnly mode when using anonymous volumes".to_owned());
     }
+    if kind == Kind::Volume {
+        check_volume(&mount.source, &volume)?;
+    }
     let (name, source, driver) = place(kind, &mount.source);
     Ok(MountPoint {
         kind,
@@ -256,7 +162,7 @@ fn long(mount: &Mount) -> Result<MountPoint, String> {
         source,
         destination,
         driver,
-        mode: if kind == Kind::Volume { "z".to_owned() } else { String::new() },
+        mode: String::new(),
         writable: !mount.read_only && kind != Kind::Image,
         propagation: match (kind, bind.propagation.as_str()) {
             (Kind::Bind, "") => "rprivate".to_owned(),
@@ -274,7 +180,13 @@ fn long(mount: &Mount) -> Result<MountPoint, String> {
                 () => None,
             },
             options: if kind == Kind::Tmpfs { tmpfs_options(mount)? } else { Vec::new() },
-            sub_path: mount.image_options.clone().unwrap_or_default().subpath,
+            sub_path: match kind {
+                Kind::Volume => volume.subpath,
+                _ => mount.image_options.clone().unwrap_or_default().subpath,
+            },
+            is_filled: kind == Kind::Volume && !volume.no_copy,
+            is_unnamed: kind == Kind::Volume && mount.source.is_empty(),
+            labels: volume.labels,
         },
     })
 }
@@ -288,6 +200,20 @@ fn check_bind(source: &str, propagation: &str, is_made: bool) -> Result<(), Stri
         true => Ok(()),
         false => Err(format!("bind source path does not exist: {source}")),
     }
+}
+
+fn check_volume(name: &str, options: &VolumeOptions) -> Result<(), String> {
+    if !name.is_empty() && !volumes::is_name(name) {
+        return Err(volumes::invalid_name(name));
+    }
+    let is_inside = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+    if !Path::new(&options.subpath).components().all(is_inside) {
+        return Err(format!(
+            "subpath must be a relative path within the volume: {}",
+            options.subpath
+        ));
+    }
+    Ok(())
 }
 
 fn tmpfs_options(mount: &Mount) -> Result<Vec<String>, String> {
