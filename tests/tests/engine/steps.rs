@@ -99,13 +99,14 @@ impl Node {
     /// The status and the answer; `None` if the connection broke.
     async fn ask(&self, verb: Verb) -> Option<(u16, Value)> {
         let script = "trap 'exit 3' TERM; sleep 1000 & wait";
-        let body = json!({ "Image": self.image, "Cmd": ["sh", "-c", script] });
+        let command = ["sh", "-c", script];
+        let body = json!({ "Image": self.image, "Cmd": command, "Volumes": { "/etc": {} } });
         let tag = format!("/images/{}/tag?repo=other", self.image);
         let (method, path, body) = match verb {
             Verb::Create => ("POST", "/containers/create?name=main", Some(body)),
             Verb::Start => ("POST", "/containers/main/start", None),
             Verb::Stop => ("POST", "/containers/main/stop", None),
-            Verb::Remove => ("DELETE", "/containers/main", None),
+            Verb::Remove => ("DELETE", "/containers/main?v=1", None),
             Verb::Tag => ("POST", tag.as_str(), None),
             Verb::Untag => ("DELETE", "/images/other", None),
             Verb::RemoveImage => ("DELETE", "/images/doomed", None),
@@ -155,9 +156,11 @@ impl Node {
         let images = self.engine.get("/images/json").await;
         assert_eq!(images.as_array().unwrap().len(), 1, "{step}: {images}");
         self.machine.assert_clean().await;
-        let directory = self.machine.path("root/engine/containers");
-        let left: Vec<_> = fs::read_dir(directory).unwrap().flatten().collect();
-        assert!(left.is_empty(), "{step}: {left:?}");
+        for directory in ["root/engine/containers", "root/volumes"] {
+            let left = fs::read_dir(self.machine.path(directory)).unwrap().flatten();
+            let left: Vec<_> = left.collect();
+            assert!(left.is_empty(), "{step}: {left:?}");
+        }
     }
 }
 
