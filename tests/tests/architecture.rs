@@ -37,8 +37,9 @@ fn code(path: &Path) -> String {
 }
 
 /// The crates of the daemon, each of which cargo lets use only those before it.
-const DAEMON: [&str; 7] = [
+const DAEMON: [&str; 8] = [
     "runtime/base/src",
+    "runtime/dockerfile/src",
     "runtime/image/src",
     "runtime/node/src",
     "runtime/streaming/src",

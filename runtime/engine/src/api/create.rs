@@ -6,8 +6,7 @@ use berth_base::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{host_config::HostConfig, json, words};
-use crate::health::HealthConfig;
+use super::{host_config::HostConfig, json};
 
 /// What `docker run` asks for.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -18,52 +17,7 @@ pub(crate) struct CreateBody {
 }
 
 /// The part that an image can set as well.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-pub(crate) struct ContainerConfig {
-    pub hostname: String,
-    pub domainname: String,
-    pub user: String,
-    pub attach_stdin: bool,
-    pub attach_stdout: bool,
-    pub attach_stderr: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub exposed_ports: Option<BTreeMap<String, Value>>,
-    pub tty: bool,
-    pub open_stdin: bool,
-    pub stdin_once: bool,
-    pub env: Option<Vec<String>>,
-    #[serde(deserialize_with = "words")]
-    pub cmd: Option<Vec<String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub healthcheck: Option<HealthConfig>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub args_escaped: Option<bool>,
-    pub image: String,
-    pub volumes: Option<BTreeMap<String, Value>>,
-    pub working_dir: String,
-    #[serde(deserialize_with = "words")]
-    pub entrypoint: Option<Vec<String>>,
-    #[serde(skip_serializing_if = "is_false")]
-    pub network_disabled: bool,
-    /// Of old clients; the newer ones say it of an endpoint.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mac_address: Option<String>,
-    pub on_build: Option<Vec<String>>,
-    pub labels: Option<BTreeMap<String, String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub stop_signal: Option<String>,
-    /// Seconds; negative for ever.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub stop_timeout: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub shell: Option<Vec<String>>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-fn is_false(flag: &bool) -> bool {
-    !flag
-}
+pub(crate) use berth_dockerfile::Config as ContainerConfig;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]

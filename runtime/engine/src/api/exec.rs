@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::words;
+use berth_dockerfile::words;
 
 /// `POST /containers/{name}/exec`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]

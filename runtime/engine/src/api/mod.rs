@@ -6,7 +6,6 @@ pub(crate) mod host_config;
 pub(crate) mod json;
 pub(crate) mod registry;
 
-use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 /// Removes the fields that are `null`, at the top and in the objects named. Go decodes them to the
@@ -26,20 +25,4 @@ fn strip(value: &mut Value) {
     if let Value::Object(fields) = value {
         fields.retain(|_, value| !value.is_null());
     }
-}
-
-/// Go takes a string for a list of one (`strslice.StrSlice`).
-pub(crate) fn words<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<Vec<String>>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Words {
-        One(String),
-        Many(Vec<String>),
-    }
-    Ok(Option::<Words>::deserialize(deserializer)?.map(|words| match words {
-        Words::One(word) => vec![word],
-        Words::Many(words) => words,
-    }))
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use berth_base::error::{Error, Result};
-use serde::{Deserialize, Serialize};
+use berth_dockerfile::HealthConfig;
 
 use super::status::Status;
 
@@ -13,31 +13,6 @@ const DEFAULT_START_INTERVAL: Duration = Duration::from_secs(5);
 const DEFAULT_RETRIES: u32 = 3;
 /// The shortest duration that may be asked for, in nanoseconds.
 const MINIMUM: i64 = 1_000_000;
-
-/// `Config.Healthcheck` of the API and of images. Durations are in nanoseconds, and 0 is the
-/// default.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct HealthConfig {
-    /// Empty to inherit the image's, else `NONE`, `CMD` and a command, or `CMD-SHELL` and a line.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub test: Option<Vec<String>>,
-    #[serde(skip_serializing_if = "is_zero")]
-    pub interval: i64,
-    #[serde(skip_serializing_if = "is_zero")]
-    pub timeout: i64,
-    #[serde(skip_serializing_if = "is_zero")]
-    pub start_period: i64,
-    #[serde(skip_serializing_if = "is_zero")]
-    pub start_interval: i64,
-    #[serde(skip_serializing_if = "is_zero")]
-    pub retries: i64,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-fn is_zero(number: &i64) -> bool {
-    *number == 0
-}
 
 /// What to probe and how often.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,50 +32,30 @@ enum Command {
     Shell(Vec<String>),
 }
 
-impl HealthConfig {
-    /// Checks what a client has sent.
-    ///
-    /// # Errors
-    /// `InvalidArgument` in the words of dockerd.
-    pub fn check(&self) -> Result<()> {
-        let is_short = |duration: i64| duration != 0 && duration < MINIMUM;
-        for (name, is_wrong, limit) in [
-            ("Interval", is_short(self.interval), "less than 1ms"),
-            ("Timeout", is_short(self.timeout), "less than 1ms"),
-            ("Retries", self.retries < 0, "negative"),
-            ("StartPeriod", is_short(self.start_period), "less than 1ms"),
-            ("StartInterval", is_short(self.start_interval), "less than 1ms"),
-        ] {
-            if is_wrong {
-                return Err(Error::invalid(format!("{name} in Healthcheck cannot be {limit}")));
-            }
+/// Checks what a client has sent.
+///
+/// # Errors
+/// `InvalidArgument` in the words of dockerd.
+pub fn check(config: &HealthConfig) -> Result<()> {
+    let is_short = |duration: i64| duration != 0 && duration < MINIMUM;
+    for (name, is_wrong, limit) in [
+        ("Interval", is_short(config.interval), "less than 1ms"),
+        ("Timeout", is_short(config.timeout), "less than 1ms"),
+        ("Retries", config.retries < 0, "negative"),
+        ("StartPeriod", is_short(config.start_period), "less than 1ms"),
+        ("StartInterval", is_short(config.start_interval), "less than 1ms"),
+    ] {
+        if is_wrong {
+            return Err(Error::invalid(format!("{name} in Healthcheck cannot be {limit}")));
         }
-        Ok(())
     }
+    Ok(())
+}
 
-    /// Takes from the image what the container leaves open.
-    #[must_use]
-    pub fn or(mut self, image: &Self) -> Self {
-        if self.test.as_ref().is_none_or(Vec::is_empty) {
-            self.test.clone_from(&image.test);
-        }
-        for (own, inherited) in [
-            (&mut self.interval, image.interval),
-            (&mut self.timeout, image.timeout),
-            (&mut self.start_period, image.start_period),
-            (&mut self.start_interval, image.start_interval),
-            (&mut self.retries, image.retries),
-        ] {
-            if *own == 0 {
-                *own = inherited;
-            }
-        }
-        self
-    }
-
-    /// The probe that this describes. `None` if there is nothing to probe.
-    pub fn probe(&self) -> Option<Probe> {
-        let (kind, arguments) = self.test.as_ref()?.split_first()?;
+impl Probe {
+    /// The probe that `config` describes. `None` if there is nothing to probe.
+    pub fn of(config: &HealthConfig) -> Option<Self> {
+        let (kind, arguments) = config.test.as_ref()?.split_first()?;
         let arguments = arguments.to_vec();
         let command = match kind.as_str() {
             "CMD" => Command::Arguments(arguments),
@@ -111,21 +66,19 @@ impl HealthConfig {
             Ok(nanos) if nanos > 0 => Duration::from_nanos(nanos),
             _ => default,
         };
-        Some(Probe {
+        Some(Self {
             command,
-            timeout: or_default(self.timeout, DEFAULT_TIMEOUT),
-            interval: or_default(self.interval, DEFAULT_INTERVAL),
-            start_period: or_default(self.start_period, Duration::ZERO),
-            start_interval: or_default(self.start_interval, DEFAULT_START_INTERVAL),
-            retries: match u32::try_from(self.retries) {
+            timeout: or_default(config.timeout, DEFAULT_TIMEOUT),
+            interval: or_default(config.interval, DEFAULT_INTERVAL),
+            start_period: or_default(config.start_period, Duration::ZERO),
+            start_interval: or_default(config.start_interval, DEFAULT_START_INTERVAL),
+            retries: match u32::try_from(config.retries) {
                 Ok(retries) if retries > 0 => retries,
                 _ => DEFAULT_RETRIES,
             },
         })
     }
-}
 
-impl Probe {
     /// The arguments of the process. `shell` is that of the image, if it names one.
     ///
     /// # Errors
@@ -191,39 +144,33 @@ mod tests {
                 "StartInterval in Healthcheck cannot be less than 1ms",
             ),
         ] {
-            assert_eq!(config.check().unwrap_err().message, message);
+            assert_eq!(check(&config).unwrap_err().message, message);
         }
-        assert!(HealthConfig { interval: MINIMUM, ..own }.check().is_ok());
+        assert!(check(&HealthConfig { interval: MINIMUM, ..own }).is_ok());
     }
 
     #[test]
-    fn a_container_inherits_what_it_leaves_open() {
-        let image = HealthConfig { interval: 5, retries: 9, ..config(&["CMD", "image"]) };
-        let none = HealthConfig::default();
-        assert_eq!(none.clone().or(&image), image);
-        assert_eq!(config(&[]).or(&image), image);
-        let own = HealthConfig { interval: 7, ..config(&["CMD-SHELL", "own"]) }.or(&image);
-        assert_eq!(own, HealthConfig { interval: 7, retries: 9, ..config(&["CMD-SHELL", "own"]) });
+    fn what_is_no_command_is_no_probe() {
         for test in [&["NONE"][..], &[], &["WHAT", "x"]] {
-            assert_eq!(config(test).probe(), None);
+            assert_eq!(Probe::of(&config(test)), None);
         }
-        assert_eq!(none.probe(), None);
+        assert_eq!(Probe::of(&HealthConfig::default()), None);
     }
 
     #[test]
     fn a_probe_has_dockers_defaults() {
         let shell = ["bash".to_owned(), "-ec".to_owned()];
-        let probe = config(&["CMD-SHELL", "curl -f x"]).probe().unwrap();
+        let probe = Probe::of(&config(&["CMD-SHELL", "curl -f x"])).unwrap();
         assert_eq!(probe.command("c", &[]).unwrap(), ["/bin/sh", "-c", "curl -f x"]);
         assert_eq!(probe.command("c", &shell).unwrap(), ["bash", "-ec", "curl -f x"]);
         assert_eq!(probe.timeout, DEFAULT_TIMEOUT);
         assert_eq!(probe.delay(Status::Starting, Duration::ZERO), DEFAULT_INTERVAL);
-        let probe = config(&["CMD", "a", "b"]).probe().unwrap();
+        let probe = Probe::of(&config(&["CMD", "a", "b"])).unwrap();
         assert_eq!(probe.command("c", &shell).unwrap(), ["a", "b"]);
-        let error = config(&["CMD"]).probe().unwrap().command("c", &shell).unwrap_err();
+        let error = Probe::of(&config(&["CMD"])).unwrap().command("c", &shell).unwrap_err();
         assert_eq!(error.message, "healthcheck for container c has no command");
         let slow = HealthConfig { start_period: 60 * SECOND, ..config(&["CMD", "a"]) };
-        let probe = slow.probe().unwrap();
+        let probe = Probe::of(&slow).unwrap();
         for (status, uptime, delay) in [
             (Status::Starting, 59, DEFAULT_START_INTERVAL),
             (Status::Starting, 60, DEFAULT_INTERVAL),

@@ -14,8 +14,10 @@ mod config;
 mod state;
 mod status;
 
+pub use berth_dockerfile::HealthConfig;
+
 pub use self::{
-    config::{HealthConfig, Probe},
+    config::{Probe, check},
     state::{Health, Output, ProbeResult},
     status::Status,
 };

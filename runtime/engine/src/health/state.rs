@@ -128,7 +128,8 @@ mod time_text {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::config::HealthConfig, *};
+    use super::*;
+    use crate::health::{HealthConfig, Probe};
 
     const SECOND: i64 = 1_000_000_000;
 
@@ -140,7 +141,7 @@ mod tests {
     /// Feeds exit codes at times in seconds after the start; gives the statuses and streaks, with
     /// `!` where an event is due.
     fn play(config: &HealthConfig, results: &[(i64, i32)]) -> Vec<String> {
-        let probe = config.probe().unwrap();
+        let probe = Probe::of(config).unwrap();
         let mut health = Health::started(None);
         let mut seen = Vec::new();
         for (second, exit_code) in results {
@@ -182,7 +183,7 @@ mod tests {
 
     #[test]
     fn the_last_five_results_are_kept_over_restarts_and_in_dockers_form() {
-        let probe = config(&["CMD", "x"]).probe().unwrap();
+        let probe = Probe::of(&config(&["CMD", "x"])).unwrap();
         let mut health = Health::started(None);
         for second in 1..8 {
             let start = second * SECOND;

@@ -17,6 +17,7 @@ use crate::{
         create::{ContainerConfig, CreateBody},
         host_config::HostConfig,
     },
+    health,
     http::error::{Failure, Result},
     sysinfo::SysInfo,
 };
@@ -64,7 +65,7 @@ fn config(config: &ContainerConfig) -> Result<()> {
         }
     }
     if let Some(health) = &config.healthcheck {
-        health.check()?;
+        health::check(health)?;
     }
     Ok(())
 }

@@ -24,7 +24,7 @@ use crate::{
         users,
     },
     engine::Engine,
-    health::Health,
+    health::{Health, Probe},
     http::error::{Failure, Result},
     network::plan,
 };
@@ -155,7 +155,7 @@ fn began(
     change: impl Fn(&mut Last),
 ) -> anyhow::Result<()> {
     let is_probed =
-        container.record().config.healthcheck.as_ref().is_some_and(|h| h.probe().is_some());
+        container.record().config.healthcheck.as_ref().and_then(Probe::of).is_some();
     let started_at = run.state().started().map_or_else(now, |started| started.at);
     container.change_last(|last| {
         change(last);

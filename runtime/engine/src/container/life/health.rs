@@ -29,9 +29,7 @@ const CHUNK: usize = 4 << 10;
 /// Probes a run, if that is asked for. It never ends by itself.
 pub(super) async fn watch(engine: &Engine, container: &Container, run: &node::Container) -> ! {
     let config = container.record().config.healthcheck.clone();
-    let Some(probe) = config.and_then(|config| config.probe()) else {
-        std::future::pending().await
-    };
+    let Some(probe) = config.as_ref().and_then(Probe::of) else { std::future::pending().await };
     loop {
         wait(container, &probe).await;
         let result = try_probe(engine, container, run, &probe).await;
