@@ -10,11 +10,24 @@
 
 mod config;
 mod error;
+mod expand;
+mod flags;
+mod go;
+mod heredoc;
 mod instruction;
+mod interpret;
+mod lines;
+mod node;
+mod parse;
+mod shell_pattern;
+mod suggest;
+mod words;
 
 pub use config::{Config, HealthConfig, words};
 pub use error::{Error, Result};
+pub use expand::{Variables, expand};
 pub use instruction::{
     Add, Argument, CommandLine, Copy, Dockerfile, Heredoc, Instruction, Line, MetaArgs, Pair, Run,
     Sources, Stage, Step,
 };
+pub use lines::MAX_FILE;
