@@ -44,11 +44,19 @@ pub(crate) struct Rules {
     pub keeps_escapes: bool,
     /// Variables that are not set stay as they are.
     pub keeps_unset: bool,
+    /// Quotes mean nothing, as in a heredoc.
+    pub ignores_quotes: bool,
 }
 
 impl Rules {
     pub(crate) fn new(escape: char) -> Self {
-        Self { escape, keeps_quotes: false, keeps_escapes: false, keeps_unset: false }
+        Self {
+            escape,
+            keeps_quotes: false,
+            keeps_escapes: false,
+            keeps_unset: false,
+            ignores_quotes: false,
+        }
     }
 }
 
@@ -57,7 +65,15 @@ impl Rules {
 /// # Errors
 /// In dockerd's words, what is no valid substitution, or unset and must not be.
 pub fn expand(word: &str, escape: char, variables: &Variables) -> Result<String> {
-    Ok(Expander::run(word, Rules::new(escape), variables)?.0)
+    expand_with(word, Rules::new(escape), variables)
+}
+
+/// As [`expand`], with rules of its own.
+///
+/// # Errors
+/// As [`expand`].
+pub(crate) fn expand_with(word: &str, rules: Rules, variables: &Variables) -> Result<String> {
+    Ok(Expander::run(word, rules, variables)?.0)
 }
 
 /// Expands a text, and splits it at spaces that are not quoted.
@@ -131,6 +147,7 @@ impl Expander<'_> {
                     value.chars().for_each(|c| self.add(&mut words, c));
                     result.push_str(&value);
                 }
+                '\'' | '"' if self.rules.ignores_quotes => self.plain(&mut words, &mut result),
                 '\'' | '"' | '<' => {
                     let text = match c {
                         '\'' => self.single_quoted()?,

@@ -1,11 +1,10 @@
 //! Heredocs: `<<NAME`, `<<-NAME`, `<<"NAME"`, `3<<NAME`, several in a line.
 
 use crate::{
-    error::Error,
-    error::Result,
-    expand::{Rules, Variables, expand_words},
+    error::{Error, Result},
+    expand::{Rules, Variables, expand_with, expand_words},
     go,
-    instruction::Heredoc,
+    instruction::{CommandLine, Heredoc, Run},
 };
 
 impl Heredoc {
@@ -16,6 +15,59 @@ impl Heredoc {
         }
         self.content.split_inclusive('\n').map(|line| line.trim_start_matches('\t')).collect()
     }
+}
+
+impl Heredoc {
+    /// With the variables expanded, if the name was not quoted. Its tabs are gone.
+    ///
+    /// # Errors
+    /// In dockerd's words, for what is no valid substitution.
+    pub fn expanded(&self, escape: char, variables: &Variables) -> Result<Self> {
+        let rules = Rules { ignores_quotes: true, ..Rules::new(escape) };
+        let content = match self.is_expanded {
+            true => expand_with(&self.text(), rules, variables)?,
+            false => self.text(),
+        };
+        Ok(Self { content, is_expanded: false, is_chomped: false, ..self.clone() })
+    }
+}
+
+impl Run {
+    /// The command with its heredocs. One alone is the text for the shell itself, so that every shell
+    /// can do it; else the shell reads them.
+    ///
+    /// dockerd's classic builder runs the line without them, which does nothing and succeeds. berth
+    /// does what the Dockerfile says, as BuildKit does.
+    ///
+    /// # Errors
+    /// A script that names another interpreter, for which BuildKit mounts a file.
+    pub fn with_heredocs(&self) -> Result<CommandLine> {
+        let (Some(first), CommandLine::Shell(Some(line))) = (self.heredocs.first(), &self.command)
+        else {
+            return Ok(self.command.clone());
+        };
+        if of_word(line)?.is_some() {
+            if first.content.starts_with("#!") {
+                return Err(needs_buildkit("a heredoc with an interpreter of its own"));
+            }
+            return Ok(CommandLine::Shell(Some(first.text())));
+        }
+        let mut text = line.clone();
+        for heredoc in &self.heredocs {
+            text.push('\n');
+            text.push_str(&heredoc.content);
+            text.push_str(&heredoc.name);
+        }
+        Ok(CommandLine::Shell(Some(text)))
+    }
+}
+
+/// dockerd's sentence for what its classic builder refuses.
+pub(crate) fn needs_buildkit(what: &str) -> Error {
+    Error(format!(
+        "{what} requires BuildKit. Refer to https://docs.docker.com/go/buildkit/ to learn how to build \
+         images with BuildKit enabled"
+    ))
 }
 
 /// Those that a line announces, in order; their contents are still empty.

@@ -8,9 +8,13 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that panics fails"))]
 
+mod apply;
+mod build_args;
+mod changes;
 mod config;
 mod error;
 mod expand;
+mod expansion;
 mod flags;
 mod go;
 mod heredoc;
@@ -19,10 +23,17 @@ mod interpret;
 mod lines;
 mod node;
 mod parse;
+mod path;
+mod ports;
+mod same;
 mod shell_pattern;
+mod signal;
 mod suggest;
 mod words;
 
+pub use apply::{Effect, State, created_by};
+pub use build_args::BuildArgs;
+pub use changes::{trigger, with_changes};
 pub use config::{Config, HealthConfig, words};
 pub use error::{Error, Result};
 pub use expand::{Variables, expand};
@@ -31,3 +42,4 @@ pub use instruction::{
     Sources, Stage, Step,
 };
 pub use lines::MAX_FILE;
+pub use same::is_same;

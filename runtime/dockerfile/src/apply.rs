@@ -1,0 +1,308 @@
+//! What an instruction makes of the config of its image.
+
+use serde_json::json;
+
+use crate::{
+    build_args::BuildArgs,
+    config::{Config, HealthConfig},
+    error::{Error, Result},
+    expand::Variables,
+    go,
+    heredoc::needs_buildkit,
+    instruction::{CommandLine, Instruction, Pair, Run},
+    path, ports, signal,
+};
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A stage, as far as its instructions have come.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// That of the last image; the next one gets it.
+    pub config: Config,
+    /// `MAINTAINER`.
+    pub author: String,
+    pub arguments: BuildArgs,
+    /// An entry point drops the command of the image below, but not one of this stage.
+    is_cmd_set: bool,
+}
+
+/// What the builder has to do for an instruction. A probe is the config by which the cache is asked,
+/// see [`crate::is_same`]; it is kept as the new image's `container_config`, and its command is what
+/// the history says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Only the config has changed.
+    Commit { probe: Config },
+    /// The working directory has to be there.
+    Workdir { probe: Config },
+    /// A container with this config runs; if it ends with 0, what it has written is a layer.
+    Run { probe: Config, executed: Config },
+    /// Files come in. The probe needs their hash, see [`State::transfer_probe`].
+    Transfer,
+}
+
+impl State {
+    /// A stage upon an image with this config.
+    pub fn begin(mut config: Config, arguments: BuildArgs) -> Self {
+        config.open_stdin = false;
+        config.stdin_once = false;
+        let env = config.env.get_or_insert_default();
+        if !env.iter().any(|entry| key(entry) == "PATH") {
+            env.push(format!("PATH={DEFAULT_PATH}"));
+        }
+        Self { config, arguments, ..Self::default() }
+    }
+
+    /// A config as it is.
+    pub(crate) fn of(config: Config) -> Self {
+        Self { config, ..Self::default() }
+    }
+
+    /// The instructions that the image below wants to be run first; each is a Dockerfile of its own,
+    /// see [`crate::trigger`].
+    pub fn take_triggers(&mut self) -> Vec<String> {
+        self.config.on_build.take().unwrap_or_default()
+    }
+
+    /// The variables that the next instruction sees.
+    pub fn variables(&self) -> Variables {
+        let env = self.env();
+        let arguments = self.arguments.beside(env);
+        Variables::of(env.iter().chain(&arguments))
+    }
+
+    /// What dockerd prints on standard output before the instruction takes effect.
+    pub fn note(&self, instruction: &Instruction) -> Option<String> {
+        let before = self.config.healthcheck.as_ref()?.test.as_ref()?;
+        let is_replaced = matches!(instruction, Instruction::Healthcheck(_))
+            && before.first().is_some_and(|kind| kind != "NONE");
+        let before = before.join(" ");
+        is_replaced.then(|| format!("Note: overriding previous HEALTHCHECK: [{before}]\n"))
+    }
+
+    /// Applies an instruction whose variables are expanded.
+    ///
+    /// # Errors
+    /// In dockerd's words: a port, a signal or a path that is none, a flag that only BuildKit knows.
+    pub fn apply(&mut self, instruction: &Instruction) -> Result<Effect> {
+        let comment = match instruction {
+            Instruction::Add(add) => return transfer(&add.chmod),
+            Instruction::Copy(copy) => return transfer(&copy.chmod),
+            Instruction::Run(run) => return self.run(run),
+            Instruction::Workdir(path) => {
+                self.config.working_dir = path::working_dir(&self.config.working_dir, path)?;
+                let comment = format!("WORKDIR {}", self.config.working_dir);
+                return Ok(Effect::Workdir { probe: self.one_word_probe(&comment) });
+            }
+            Instruction::Arg(arguments) => {
+                let mut comment = String::from("ARG");
+                for argument in arguments {
+                    self.arguments.add(&argument.key, argument.value.as_deref());
+                    comment.push_str(&format!(" {}", argument.key));
+                    if let Some(value) = &argument.value {
+                        comment.push_str(&format!("={value}"));
+                    }
+                }
+                comment
+            }
+            Instruction::Env(pairs) => {
+                pairs.iter().for_each(|pair| self.set_env(pair));
+                format!("ENV{}", joined(pairs))
+            }
+            Instruction::Label { pairs, .. } => {
+                let labels = self.config.labels.get_or_insert_default();
+                labels.extend(pairs.iter().map(|pair| (pair.key.clone(), pair.value.clone())));
+                format!("LABEL{}", joined(pairs))
+            }
+            Instruction::Cmd(command) => {
+                let words = self.words(command).unwrap_or_default();
+                let comment = format!("CMD {}", go::quote_list(&words));
+                self.config.cmd = Some(words);
+                self.config.args_escaped = None;
+                self.is_cmd_set |= !command.is_empty();
+                comment
+            }
+            Instruction::Entrypoint(command) => {
+                let words = self.words(command).filter(|_| !command.is_empty());
+                let comment =
+                    format!("ENTRYPOINT {}", go::quote_list(words.as_deref().unwrap_or_default()));
+                self.config.entrypoint = words;
+                self.config.args_escaped = None;
+                if !self.is_cmd_set {
+                    self.config.cmd = None;
+                }
+                comment
+            }
+            Instruction::Expose(specifications) => self.expose(specifications)?,
+            Instruction::Healthcheck(health) => {
+                self.config.healthcheck = Some(health.clone());
+                format!("HEALTHCHECK {}", quoted(health))
+            }
+            Instruction::Maintainer(author) => {
+                self.author.clone_from(author);
+                format!("MAINTAINER {author}")
+            }
+            Instruction::OnBuild(trigger) => {
+                self.config.on_build.get_or_insert_default().push(trigger.clone());
+                format!("ONBUILD {trigger}")
+            }
+            Instruction::Shell(shell) => {
+                self.config.shell = Some(shell.clone());
+                format!("SHELL [{}]", shell.join(" "))
+            }
+            Instruction::StopSignal(signal) => {
+                signal::check(signal)?;
+                self.config.stop_signal = Some(signal.clone());
+                format!("STOPSIGNAL {signal}")
+            }
+            Instruction::User(user) => {
+                self.config.user.clone_from(user);
+                format!("USER {user}")
+            }
+            Instruction::Volume(volumes) => {
+                if volumes.iter().any(String::is_empty) {
+                    return Err(Error::new("VOLUME specified can not be an empty string"));
+                }
+                let known = self.config.volumes.get_or_insert_default();
+                known.extend(volumes.iter().map(|volume| (volume.clone(), json!({}))));
+                format!("VOLUME [{}]", volumes.join(" "))
+            }
+        };
+        Ok(Effect::Commit { probe: self.probe(["#(nop) ", &comment]) })
+    }
+
+    /// The probe of `COPY` or `ADD`. `hash` is that of all its sources.
+    pub fn transfer_probe(&self, name: &str, chown: &str, hash: &str, destination: &str) -> Config {
+        let chown = match chown {
+            "" => String::new(),
+            chown => format!("--chown={chown} "),
+        };
+        self.one_word_probe(&format!("{name} {chown}{hash} in {destination} "))
+    }
+
+    fn env(&self) -> &[String] {
+        self.config.env.as_deref().unwrap_or_default()
+    }
+
+    fn set_env(&mut self, pair: &Pair) {
+        let entry = format!("{}={}", pair.key, pair.value);
+        let env = self.config.env.get_or_insert_default();
+        match env.iter_mut().find(|known| key(known) == pair.key) {
+            Some(known) => *known = entry,
+            None => env.push(entry),
+        }
+    }
+
+    fn expose(&mut self, specifications: &[String]) -> Result<String> {
+        let mut found = Vec::new();
+        for specification in specifications {
+            found.extend(ports::ports(specification)?);
+        }
+        let exposed = self.config.exposed_ports.get_or_insert_default();
+        exposed.extend(found.into_iter().map(|port| (port, json!({}))));
+        Ok(format!("EXPOSE {}", specifications.join(" ")))
+    }
+
+    fn run(&self, run: &Run) -> Result<Effect> {
+        if let Some(flag) = run.flags.first() {
+            return Err(needs_buildkit(&format!("the --{flag} option")));
+        }
+        let command = self.words(&run.with_heredocs()?).unwrap_or_default();
+        let arguments = self.arguments.beside(self.env());
+        let mut recorded = command.clone();
+        if !arguments.is_empty() {
+            // No command begins with a bar, so that a command is never taken for an argument.
+            let own = self.arguments.recorded(&arguments);
+            let mark = format!("|{}", own.len());
+            recorded = std::iter::once(mark.as_str())
+                .chain(own)
+                .map(str::to_owned)
+                .chain(command.iter().cloned())
+                .collect();
+        }
+        let is_empty = recorded.is_empty();
+        let mut probe = Config { cmd: Some(recorded), args_escaped: None, ..self.config.clone() };
+        let env = self.env().iter().cloned().chain(arguments).collect();
+        let mut executed = Config {
+            cmd: Some(command),
+            env: Some(env),
+            healthcheck: Some(HealthConfig {
+                test: Some(vec!["NONE".to_owned()]),
+                ..HealthConfig::default()
+            }),
+            ..probe.clone()
+        };
+        if !is_empty {
+            probe.entrypoint = None;
+            // As `docker run --entrypoint ""`.
+            executed.entrypoint = Some(vec![String::new()]);
+        }
+        Ok(Effect::Run { probe, executed })
+    }
+
+    /// The words of a command; text gets the shell in front. `None` if there is nothing at all.
+    fn words(&self, command: &CommandLine) -> Option<Vec<String>> {
+        match command {
+            CommandLine::Exec(words) => Some(words.clone()),
+            CommandLine::Shell(text) => {
+                Some(self.shell().into_iter().chain(text.iter().cloned()).collect())
+            }
+        }
+    }
+
+    fn shell(&self) -> Vec<String> {
+        match &self.config.shell {
+            Some(shell) if !shell.is_empty() => shell.clone(),
+            _ => ["/bin/sh", "-c"].map(str::to_owned).to_vec(),
+        }
+    }
+
+    /// The config with a comment in the place of the command.
+    fn probe<'w>(&self, words: impl IntoIterator<Item = &'w str>) -> Config {
+        let words = words.into_iter().map(str::to_owned);
+        Config { cmd: Some(self.shell().into_iter().chain(words).collect()), ..self.config.clone() }
+    }
+
+    /// `WORKDIR`, `COPY` and `ADD` have one space less in their history than the others.
+    fn one_word_probe(&self, comment: &str) -> Config {
+        self.probe([format!("#(nop) {comment}").as_str()])
+    }
+}
+
+/// What the history says of an image with this probe.
+pub fn created_by(probe: &Config) -> String {
+    probe.cmd.as_deref().unwrap_or_default().join(" ")
+}
+
+fn transfer(chmod: &str) -> Result<Effect> {
+    match chmod {
+        "" => Ok(Effect::Transfer),
+        _ => Err(needs_buildkit("the --chmod option")),
+    }
+}
+
+fn key(entry: &str) -> &str {
+    entry.split_once('=').map_or(entry, |(key, _)| key)
+}
+
+fn joined(pairs: &[Pair]) -> String {
+    pairs.iter().map(|pair| format!(" {}={}", pair.key, pair.value)).collect()
+}
+
+/// `%q` of Go's struct.
+fn quoted(health: &HealthConfig) -> String {
+    let test = go::quote_list(health.test.as_deref().unwrap_or_default());
+    let durations = [health.interval, health.timeout, health.start_period, health.start_interval]
+        .map(|nanos| go::quote(&go::duration(nanos)));
+    format!("&{{{test} {} {}}}", durations.join(" "), go::quote_number(health.retries))
+}
+
+impl CommandLine {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Exec(words) => words.is_empty(),
+            Self::Shell(text) => text.is_none(),
+        }
+    }
+}
