@@ -136,8 +136,11 @@ impl State {
             }
             Instruction::Expose(specifications) => self.expose(specifications)?,
             Instruction::Healthcheck(health) => {
-                self.config.healthcheck = Some(health.clone());
-                format!("HEALTHCHECK {}", quoted(health))
+                let comment = format!("HEALTHCHECK {}", quoted(health));
+                // What is left open stays as it was.
+                let before = self.config.healthcheck.take().unwrap_or_default();
+                self.config.healthcheck = Some(health.clone().or(&before));
+                comment
             }
             Instruction::Maintainer(author) => {
                 self.author.clone_from(author);

@@ -15,6 +15,8 @@ mod config;
 mod error;
 mod expand;
 mod expansion;
+#[cfg(test)]
+mod facts;
 mod flags;
 mod go;
 mod heredoc;
