@@ -13,6 +13,10 @@ use crate::{
     path, ports, signal,
 };
 
+/// The most that the variables and labels of an image may have, in bytes. The kernel starts nothing
+/// with more; without a limit, `ENV b=$a` over and over uses up the machine's memory.
+const MAX_TEXT: usize = 2 << 20;
+
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A stage, as far as its instructions have come.
@@ -31,6 +35,7 @@ pub struct State {
 /// see [`crate::is_same`]; it is kept as the new image's `container_config`, and its command is what
 /// the history says.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum Effect {
     /// Only the config has changed.
     Commit { probe: Config },
@@ -172,6 +177,7 @@ impl State {
                 format!("VOLUME [{}]", volumes.join(" "))
             }
         };
+        self.check_size()?;
         Ok(Effect::Commit { probe: self.probe(["#(nop) ", &comment]) })
     }
 
@@ -182,6 +188,16 @@ impl State {
             chown => format!("--chown={chown} "),
         };
         self.one_word_probe(&format!("{name} {chown}{hash} in {destination} "))
+    }
+
+    fn check_size(&self) -> Result<()> {
+        let Config { env, labels, .. } = &self.config;
+        let env: usize = env.iter().flatten().map(String::len).sum();
+        let labels: usize = labels.iter().flatten().map(|(k, v)| k.len() + v.len()).sum();
+        match env + labels > MAX_TEXT {
+            true => Err(Error(format!("the variables and labels have more than {MAX_TEXT} bytes"))),
+            false => Ok(()),
+        }
     }
 
     fn env(&self) -> &[String] {

@@ -468,6 +468,8 @@ fn hostile_files_are_bounded() {
     }
     let chain = format!("FROM b\n{}RUN x", "ONBUILD \\\n".repeat(50_000));
     assert!(build(&chain, &[]).is_err());
+    let many: String = (0..100).map(|n| format!("ENV v{n}=$a\n")).collect();
+    assert!(build(&format!("FROM b\nENV a={}\n{many}", "x".repeat(60_000)), &[]).is_err());
     let growing = format!("FROM b\nENV a=xxxxxxxx\n{}", "ENV a=$a$a$a$a\n".repeat(30));
     assert!(build(&growing, &[]).is_err());
 }

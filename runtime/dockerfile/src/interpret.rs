@@ -226,6 +226,7 @@ fn sources(node: Node, name: &str) -> Result<Sources> {
     for word in words {
         match announced(&word) {
             Some(heredoc) => {
+                check_file_name(&heredoc.name)?;
                 let content =
                     contents.get(&heredoc.name).map(|h| h.content.clone()).unwrap_or_default();
                 sources.contents.push(Heredoc { content, ..heredoc });
@@ -234,6 +235,14 @@ fn sources(node: Node, name: &str) -> Result<Sources> {
         }
     }
     Ok(sources)
+}
+
+/// A heredoc that is copied becomes a file of this name: one that stays where it is made.
+fn check_file_name(name: &str) -> Result<()> {
+    match matches!(name, "" | "." | "..") || name.contains(['/', '\0']) {
+        true => Err(Error(format!("{} is no name of a file", go::quote(name)))),
+        false => Ok(()),
+    }
 }
 
 /// Fewer than a source and a destination.

@@ -18,14 +18,18 @@ mod expansion;
 #[cfg(test)]
 mod facts;
 mod flags;
+#[cfg(any(fuzzing, test))]
+pub mod fuzz;
 mod go;
 mod heredoc;
+mod ignore;
 mod instruction;
 mod interpret;
 mod lines;
 mod node;
 mod parse;
 mod path;
+pub mod path_match;
 mod ports;
 mod same;
 mod shell_pattern;
@@ -39,6 +43,7 @@ pub use changes::{trigger, with_changes};
 pub use config::{Config, HealthConfig, words};
 pub use error::{Error, Result};
 pub use expand::{Variables, expand};
+pub use ignore::Ignore;
 pub use instruction::{
     Add, Argument, CommandLine, Copy, Dockerfile, Heredoc, Instruction, Line, MetaArgs, Pair, Run,
     Sources, Stage, Step,

@@ -19,7 +19,6 @@ mod image_name;
 mod images;
 pub mod names;
 mod network;
-mod path_match;
 pub mod ports;
 mod publish;
 pub mod restart;
@@ -30,6 +29,8 @@ pub mod streams;
 mod sysinfo;
 pub mod time;
 mod volumes;
+
+pub(crate) use berth_dockerfile::path_match;
 
 pub use self::{
     engine::Engine,

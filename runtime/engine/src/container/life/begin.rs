@@ -154,8 +154,7 @@ fn began(
     run: &node::Container,
     change: impl Fn(&mut Last),
 ) -> anyhow::Result<()> {
-    let is_probed =
-        container.record().config.healthcheck.as_ref().and_then(Probe::of).is_some();
+    let is_probed = container.record().config.healthcheck.as_ref().and_then(Probe::of).is_some();
     let started_at = run.state().started().map_or_else(now, |started| started.at);
     container.change_last(|last| {
         change(last);

@@ -1,15 +1,16 @@
-//! Patterns of paths as Go's `path.Match` has them, which dockerd's filters of names use: `*` and `?`
-//! do not go over slashes, `[a-z]` is one character of a class, `\` takes the next one as it is.
+//! Patterns of paths as Go's `path.Match` has them, for sources of `COPY` and filters of names: `*`
+//! and `?` do not go over slashes, `[a-z]` is one character of a class, `\` takes the next one as it
+//! is.
 
 /// The pattern is malformed, as far as it was looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct BadPattern;
+pub struct BadPattern;
 
 /// Whether all of `text` matches.
 ///
 /// # Errors
 /// The pattern is malformed.
-pub(crate) fn path_match(pattern: &str, text: &str) -> Result<bool, BadPattern> {
+pub fn path_match(pattern: &str, text: &str) -> Result<bool, BadPattern> {
     let pattern: Vec<char> = pattern.chars().collect();
     let text: Vec<char> = text.chars().collect();
     let (mut at, mut done) = (0, 0);
