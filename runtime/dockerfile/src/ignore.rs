@@ -2,11 +2,7 @@
 
 use regex::Regex;
 
-use crate::{
-    error::{Error, Result},
-    path,
-    path_match::path_match,
-};
+use crate::{error::Error, path, path_match::path_match};
 
 /// The most that a line may have, as Go's scanner has it.
 const MAX_LINE: usize = 64 << 10;
@@ -31,7 +27,12 @@ enum Form {
     /// `**/name`, by what stands behind the stars.
     Suffix(String),
     Expression(Regex),
+    /// What looks like a pattern and is no expression. Nothing is said of a path that comes to it.
+    Malformed,
 }
+
+/// It came to a malformed pattern.
+struct Malformed;
 
 impl Ignore {
     /// Reads a file. One whose patterns are malformed leaves nothing out: dockerd does not look at
@@ -39,7 +40,7 @@ impl Ignore {
     ///
     /// # Errors
     /// A line is too long.
-    pub fn parse(file: &[u8]) -> Result<Self> {
+    pub fn parse(file: &[u8]) -> Result<Self, Error> {
         let file = file.strip_prefix(b"\xef\xbb\xbf").unwrap_or(file);
         let text = String::from_utf8_lossy(file);
         if text.split('\n').any(|line| line.len() >= MAX_LINE) {
@@ -60,8 +61,13 @@ impl Ignore {
         let mut is_left_out = false;
         for pattern in &self.0 {
             // Nothing changes if it says what is so already.
-            if pattern.is_exception == is_left_out && pattern.matches_or_above(&path) {
-                is_left_out = !pattern.is_exception;
+            if pattern.is_exception != is_left_out {
+                continue;
+            }
+            match pattern.matches_or_above(&path) {
+                Ok(true) => is_left_out = !pattern.is_exception,
+                Ok(false) => {}
+                Err(Malformed) => return false,
             }
         }
         is_left_out
@@ -86,24 +92,33 @@ fn pattern(line: &str) -> Option<String> {
 impl Pattern {
     /// `None` if it is malformed.
     fn compile(text: &str) -> Option<Self> {
+        // Once more: a slash that is gone may have hidden spaces.
+        let text = path::clean(text.trim());
         let (is_exception, text) = match text.strip_prefix('!') {
             Some("") => return None,
             Some(rest) => (true, rest),
-            None => (false, text),
+            None => (false, text.as_str()),
         };
         path_match(text, ".").ok()?;
-        Some(Self { is_exception, form: form(text)? })
+        Some(Self { is_exception, form: form(text) })
     }
 
-    fn matches_or_above(&self, path: &str) -> bool {
-        let above = path.match_indices('/').map(|(at, _)| &path[..at]);
-        self.form.matches(path) || above.into_iter().any(|path| self.form.matches(path))
+    fn matches_or_above(&self, path: &str) -> Result<bool, Malformed> {
+        if self.form.matches(path)? {
+            return Ok(true);
+        }
+        for (slash, _) in path.match_indices('/') {
+            if self.form.matches(&path[..slash])? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 
 impl Form {
-    fn matches(&self, path: &str) -> bool {
-        match self {
+    fn matches(&self, path: &str) -> Result<bool, Malformed> {
+        Ok(match self {
             Self::Exact(text) => path == text,
             Self::Prefix(text) => path.starts_with(text.as_str()),
             // `**/name` is `name` at the top as well.
@@ -111,25 +126,27 @@ impl Form {
                 path.ends_with(text.as_str()) || text.strip_prefix('/') == Some(path)
             }
             Self::Expression(regex) => regex.is_match(path),
-        }
+            Self::Malformed => return Err(Malformed),
+        })
     }
 }
 
-fn form(text: &str) -> Option<Form> {
+fn form(text: &str) -> Form {
     let is_plain = |text: &str| !text.contains(['*', '?', '[', ']', '\\']);
     if is_plain(text) {
-        return Some(Form::Exact(text.to_owned()));
+        return Form::Exact(text.to_owned());
     }
     if let Some(prefix) = text.strip_suffix("**").filter(|prefix| is_plain(prefix)) {
-        return Some(Form::Prefix(prefix.to_owned()));
+        return Form::Prefix(prefix.to_owned());
     }
     if let Some(suffix) = text.strip_prefix("**").filter(|s| !s.is_empty() && is_plain(s)) {
-        return Some(Form::Suffix(suffix.to_owned()));
+        return Form::Suffix(suffix.to_owned());
     }
-    Some(Form::Expression(Regex::new(&expression(text)).ok()?))
+    Regex::new(&in_rust(&expression(text))).map_or(Form::Malformed, Form::Expression)
 }
 
-/// `*` and `?` do not go over slashes; `**` does, and takes the slash behind it along.
+/// The expression that dockerd would give to Go. `*` and `?` do not go over slashes; `**` does, and
+/// takes the slash behind it along. Classes are taken as they are, and so is what stands in them.
 fn expression(text: &str) -> String {
     let mut expression = String::from("^");
     let mut chars = text.chars().peekable();
@@ -148,13 +165,49 @@ fn expression(text: &str) -> String {
                 expression.push('\\');
                 expression.extend(chars.next());
             }
-            // Classes are those of expressions.
-            '[' | ']' | '^' | '-' => expression.push(c),
-            c => expression.push_str(&regex::escape(c.encode_utf8(&mut [0; 4]))),
+            '.' | '+' | '(' | ')' | '|' | '{' | '}' | '$' => {
+                expression.push('\\');
+                expression.push(c);
+            }
+            c => expression.push(c),
         }
     }
     expression.push('$');
     expression
+}
+
+/// In Rust, classes may stand in classes, and have `&&` and the like: in Go, these are characters.
+fn in_rust(expression: &str) -> String {
+    let mut result = String::new();
+    let mut chars = expression.chars().peekable();
+    let mut is_in_class = false;
+    while let Some(c) = chars.next() {
+        match (is_in_class, c) {
+            (_, '\\') => {
+                result.push(c);
+                result.extend(chars.next());
+            }
+            (false, '[') => {
+                is_in_class = true;
+                result.push(c);
+                result.extend(chars.next_if_eq(&'^'));
+                // The first bracket ends nothing.
+                if chars.next_if_eq(&']').is_some() {
+                    result.push_str("\\]");
+                }
+            }
+            (true, ']') => {
+                is_in_class = false;
+                result.push(c);
+            }
+            (true, '[' | '&' | '~') => {
+                result.push('\\');
+                result.push(c);
+            }
+            _ => result.push(c),
+        }
+    }
+    result
 }
 
 #[cfg(test)]
@@ -205,6 +258,10 @@ mod tests {
             ("a\r\n", "a", true),
             ("!", "a", false),
             ("a\n[", "a", false),
+            ("[a&&]", "&", true),
+            ("[[a]", "[", true),
+            ("a\n\\q", "a", true),
+            ("a\n\\q", "b", false),
             ("*", ".", false),
             ("+(x)$", "+(x)$", true),
             ("é*", "éa", true),

@@ -2,7 +2,7 @@
 //! and `?` do not go over slashes, `[a-z]` is one character of a class, `\` takes the next one as it
 //! is.
 
-/// The pattern is malformed, as far as it was looked at.
+/// The pattern is malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadPattern;
 
@@ -13,6 +13,7 @@ pub struct BadPattern;
 pub fn path_match(pattern: &str, text: &str) -> Result<bool, BadPattern> {
     let pattern: Vec<char> = pattern.chars().collect();
     let text: Vec<char> = text.chars().collect();
+    check(&pattern)?;
     let (mut at, mut done) = (0, 0);
     // Where to go on if the last `*` has to take one character more.
     let mut retry: Option<(usize, usize)> = None;
@@ -44,16 +45,29 @@ pub fn path_match(pattern: &str, text: &str) -> Result<bool, BadPattern> {
     }
 }
 
-/// The length of the pattern's first element if it matches this character. It is checked where there
-/// is none as well.
+/// A pattern is malformed even where the text ends before.
+fn check(pattern: &[char]) -> Result<(), BadPattern> {
+    let mut rest = pattern;
+    while !rest.is_empty() {
+        rest = &rest[element(rest, None)?.0..];
+    }
+    Ok(())
+}
+
+/// The length of the pattern's first element if it matches this character.
 fn one(pattern: &[char], text: Option<char>) -> Result<Option<usize>, BadPattern> {
-    let (length, matches) = match pattern[0] {
+    let (length, matches) = element(pattern, text)?;
+    Ok(matches.then_some(length))
+}
+
+/// The length of the pattern's first element, and whether it matches this character.
+fn element(pattern: &[char], text: Option<char>) -> Result<(usize, bool), BadPattern> {
+    Ok(match pattern[0] {
         '?' => (1, text.is_some_and(|c| c != '/')),
         '[' => class(pattern, text)?,
         '\\' => (2, text == Some(*pattern.get(1).ok_or(BadPattern)?)),
         literal => (1, text == Some(literal)),
-    };
-    Ok(matches.then_some(length))
+    })
 }
 
 /// The length of a class, `[^a-z0]`, and whether it has this character.
@@ -115,6 +129,7 @@ mod tests {
             ("[]a]", "a", Err(BadPattern)),
             ("[-]", "-", Err(BadPattern)),
             ("a\\", "ab", Err(BadPattern)),
+            ("b[", "a", Err(BadPattern)),
         ] {
             assert_eq!(path_match(pattern, text), expected, "{pattern} {text}");
         }

@@ -16,8 +16,7 @@ pub(crate) fn remove_prefix(pattern: &str, value: &str, is_greedy: bool) -> Resu
 /// pattern and the value are turned round.
 pub(crate) fn remove_suffix(pattern: &str, value: &str, is_greedy: bool) -> Result<String> {
     let value: String = value.chars().rev().collect();
-    let rest = remove_prefix(&reversed(pattern), &value, is_greedy)
-        .map_err(|_| invalid(pattern, "it is no pattern"))?;
+    let rest = remove_prefix(&reversed(pattern), &value, is_greedy)?;
     Ok(rest.chars().rev().collect())
 }
 
