@@ -6,11 +6,11 @@ use crate::{
     build_args::BuildArgs,
     config::{Config, HealthConfig},
     error::{Error, Result},
-    expand::Variables,
     go,
     heredoc::needs_buildkit,
-    instruction::{CommandLine, Instruction, Pair, Run},
+    instruction::{Argument, CommandLine, Instruction, Pair, Run},
     path, ports, signal,
+    variables::Variables,
 };
 
 /// The most that the variables and labels of an image may have, in bytes. The kernel starts nothing
@@ -91,26 +91,27 @@ impl State {
     /// # Errors
     /// In dockerd's words: a port, a signal or a path that is none, a flag that only BuildKit knows.
     pub fn apply(&mut self, instruction: &Instruction) -> Result<Effect> {
-        let comment = match instruction {
-            Instruction::Add(add) => return transfer(&add.chmod),
-            Instruction::Copy(copy) => return transfer(&copy.chmod),
-            Instruction::Run(run) => return self.run(run),
+        match instruction {
+            Instruction::Add(add) => transfer(&add.chmod),
+            Instruction::Copy(copy) => transfer(&copy.chmod),
+            Instruction::Run(run) => self.run(run),
             Instruction::Workdir(path) => {
                 self.config.working_dir = path::working_dir(&self.config.working_dir, path)?;
                 let comment = format!("WORKDIR {}", self.config.working_dir);
-                return Ok(Effect::Workdir { probe: self.one_word_probe(&comment) });
+                Ok(Effect::Workdir { probe: self.one_word_probe(&comment) })
             }
-            Instruction::Arg(arguments) => {
-                let mut comment = String::from("ARG");
-                for argument in arguments {
-                    self.arguments.add(&argument.key, argument.value.as_deref());
-                    comment.push_str(&format!(" {}", argument.key));
-                    if let Some(value) = &argument.value {
-                        comment.push_str(&format!("={value}"));
-                    }
-                }
-                comment
+            other => {
+                let comment = self.change(other)?;
+                self.check_size()?;
+                Ok(Effect::Commit { probe: self.probe(["#(nop) ", &comment]) })
             }
+        }
+    }
+
+    /// Changes the config, and returns what the history says of that.
+    fn change(&mut self, instruction: &Instruction) -> Result<String> {
+        Ok(match instruction {
+            Instruction::Arg(arguments) => self.declare(arguments),
             Instruction::Env(pairs) => {
                 pairs.iter().for_each(|pair| self.set_env(pair));
                 format!("ENV{}", joined(pairs))
@@ -120,32 +121,14 @@ impl State {
                 labels.extend(pairs.iter().map(|pair| (pair.key.clone(), pair.value.clone())));
                 format!("LABEL{}", joined(pairs))
             }
-            Instruction::Cmd(command) => {
-                let words = self.words(command).unwrap_or_default();
-                let comment = format!("CMD {}", go::quote_list(&words));
-                self.config.cmd = Some(words);
-                self.config.args_escaped = None;
-                self.is_cmd_set |= !command.is_empty();
-                comment
-            }
-            Instruction::Entrypoint(command) => {
-                let words = self.words(command).filter(|_| !command.is_empty());
-                let comment =
-                    format!("ENTRYPOINT {}", go::quote_list(words.as_deref().unwrap_or_default()));
-                self.config.entrypoint = words;
-                self.config.args_escaped = None;
-                if !self.is_cmd_set {
-                    self.config.cmd = None;
-                }
-                comment
-            }
+            Instruction::Cmd(command) => self.set_cmd(command),
+            Instruction::Entrypoint(command) => self.set_entrypoint(command),
             Instruction::Expose(specifications) => self.expose(specifications)?,
             Instruction::Healthcheck(health) => {
-                let comment = format!("HEALTHCHECK {}", quoted(health));
                 // What is left open stays as it was.
                 let before = self.config.healthcheck.take().unwrap_or_default();
                 self.config.healthcheck = Some(health.clone().or(&before));
-                comment
+                format!("HEALTHCHECK {}", quoted(health))
             }
             Instruction::Maintainer(author) => {
                 self.author.clone_from(author);
@@ -176,9 +159,12 @@ impl State {
                 known.extend(volumes.iter().map(|volume| (volume.clone(), json!({}))));
                 format!("VOLUME [{}]", volumes.join(" "))
             }
-        };
-        self.check_size()?;
-        Ok(Effect::Commit { probe: self.probe(["#(nop) ", &comment]) })
+            // `apply` has them: they are more than a change.
+            Instruction::Add(_)
+            | Instruction::Copy(_)
+            | Instruction::Run(_)
+            | Instruction::Workdir(_) => String::new(),
+        })
     }
 
     /// The probe of `COPY` or `ADD`. `hash` is that of all its sources.
@@ -213,6 +199,40 @@ impl State {
         }
     }
 
+    fn declare(&mut self, arguments: &[Argument]) -> String {
+        let mut comment = String::from("ARG");
+        for argument in arguments {
+            self.arguments.add(&argument.key, argument.value.as_deref());
+            comment.push_str(&format!(" {}", argument.key));
+            if let Some(value) = &argument.value {
+                comment.push_str(&format!("={value}"));
+            }
+        }
+        comment
+    }
+
+    fn set_cmd(&mut self, command: &CommandLine) -> String {
+        let words = self.words(command);
+        let comment = format!("CMD {}", go::quote_list(&words));
+        self.config.cmd = Some(words);
+        self.config.args_escaped = None;
+        self.is_cmd_set |= !command.is_empty();
+        comment
+    }
+
+    /// `ENTRYPOINT` alone is none at all, unlike `CMD` alone, which is the shell.
+    fn set_entrypoint(&mut self, command: &CommandLine) -> String {
+        let words = (!command.is_empty()).then(|| self.words(command));
+        let comment =
+            format!("ENTRYPOINT {}", go::quote_list(words.as_deref().unwrap_or_default()));
+        self.config.entrypoint = words;
+        self.config.args_escaped = None;
+        if !self.is_cmd_set {
+            self.config.cmd = None;
+        }
+        comment
+    }
+
     fn expose(&mut self, specifications: &[String]) -> Result<String> {
         let mut found = Vec::new();
         for specification in specifications {
@@ -227,7 +247,7 @@ impl State {
         if let Some(flag) = run.flags.first() {
             return Err(needs_buildkit(&format!("the --{flag} option")));
         }
-        let command = self.words(&run.with_heredocs()?).unwrap_or_default();
+        let command = self.words(&run.with_heredocs()?);
         let arguments = self.arguments.beside(self.env());
         let mut recorded = command.clone();
         if !arguments.is_empty() {
@@ -260,12 +280,12 @@ impl State {
         Ok(Effect::Run { probe, executed })
     }
 
-    /// The words of a command; text gets the shell in front. `None` if there is nothing at all.
-    fn words(&self, command: &CommandLine) -> Option<Vec<String>> {
+    /// The words of a command; text gets the shell in front.
+    fn words(&self, command: &CommandLine) -> Vec<String> {
         match command {
-            CommandLine::Exec(words) => Some(words.clone()),
+            CommandLine::Exec(words) => words.clone(),
             CommandLine::Shell(text) => {
-                Some(self.shell().into_iter().chain(text.iter().cloned()).collect())
+                self.shell().into_iter().chain(text.iter().cloned()).collect()
             }
         }
     }

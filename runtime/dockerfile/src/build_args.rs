@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::expand::Variables;
+use crate::variables::Variables;
 
 /// These need no `ARG`, and leave no trace in the image unless there is one.
 const PREDEFINED: [&str; 10] = [

@@ -2,11 +2,10 @@
 //! `${x:?y}`, each without the colon too, `${x#y}`, `${x##y}`, `${x%y}`, `${x%%y}`, `${x/y/z}` and
 //! `${x//y/z}`.
 
-use std::collections::HashMap;
-
 use crate::{
     error::{Error, Result},
     shell_pattern::{remove_prefix, remove_suffix, replace},
+    variables::Variables,
 };
 
 /// How deep substitutions may stand in each other. Without a limit, a hostile line of a megabyte
@@ -14,25 +13,6 @@ use crate::{
 const MAX_DEPTH: usize = 100;
 /// The most that one word may become, in bytes: `ENV a=$a$a` doubles with every line.
 const MAX_EXPANDED: usize = 1 << 20;
-
-/// The variables of a place in the Dockerfile.
-#[derive(Clone, Debug, Default)]
-pub struct Variables(HashMap<String, String>);
-
-impl Variables {
-    /// From entries `NAME=VALUE`; the last one of a name counts.
-    pub fn of<S: AsRef<str>>(entries: impl IntoIterator<Item = S>) -> Self {
-        let pair = |entry: S| {
-            let (key, value) = entry.as_ref().split_once('=').unwrap_or((entry.as_ref(), ""));
-            (key.to_owned(), value.to_owned())
-        };
-        Self(entries.into_iter().map(pair).collect())
-    }
-
-    fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
-    }
-}
 
 /// How a text is read.
 #[derive(Clone, Copy, Debug)]

@@ -2,8 +2,9 @@
 
 use crate::{
     error::Result,
-    expand::{Rules, Variables, expand, expand_words},
+    expand::{Rules, expand, expand_words},
     instruction::{Add, Argument, Copy, Heredoc, Instruction, Pair, Sources},
+    variables::Variables,
 };
 
 impl Instruction {

@@ -1,7 +1,7 @@
 //! What `hack/fuzz` feeds: parsers of what strangers write, with what must hold whatever they wrote.
 
 use crate::{
-    apply::State, config::Config, expand::Variables, ignore::Ignore, instruction::Dockerfile,
+    apply::State, config::Config, ignore::Ignore, instruction::Dockerfile, variables::Variables,
 };
 
 /// Parses a Dockerfile and applies all of it.

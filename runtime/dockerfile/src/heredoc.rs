@@ -2,9 +2,10 @@
 
 use crate::{
     error::{Error, Result},
-    expand::{Rules, Variables, expand_with, expand_words},
+    expand::{Rules, expand_with, expand_words},
     go,
     instruction::{CommandLine, Heredoc, Run},
+    variables::Variables,
 };
 
 impl Heredoc {

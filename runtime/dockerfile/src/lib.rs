@@ -35,6 +35,7 @@ mod same;
 mod shell_pattern;
 mod signal;
 mod suggest;
+mod variables;
 mod words;
 
 pub use apply::{Effect, State, created_by};
@@ -42,7 +43,7 @@ pub use build_args::BuildArgs;
 pub use changes::{trigger, with_changes};
 pub use config::{Config, HealthConfig, words};
 pub use error::{Error, Result};
-pub use expand::{Variables, expand};
+pub use expand::expand;
 pub use ignore::Ignore;
 pub use instruction::{
     Add, Argument, CommandLine, Copy, Dockerfile, Heredoc, Instruction, Line, MetaArgs, Pair, Run,
@@ -50,3 +51,4 @@ pub use instruction::{
 };
 pub use lines::MAX_FILE;
 pub use same::is_same;
+pub use variables::Variables;
