@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 const PREFIX: &str = "sha256:";
-const HEX_DIGITS: usize = 64;
+pub(crate) const HEX_DIGITS: usize = 64;
 
 /// `sha256:` and 64 lower-case hexadecimal digits.
 ///

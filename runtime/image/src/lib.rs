@@ -333,10 +333,10 @@ impl Images {
         self.pull(name, AuthConfig::default()).await.map(drop)
     }
 
-    /// Finds an image by id, unique prefix of an id, tag or digest.
+    /// Finds an image by tag or digest, id, or unique prefix of an id.
     ///
     /// # Errors
-    /// `InvalidArgument` if `text` is neither an id nor a reference.
+    /// `InvalidArgument` if `text` is neither an id nor a reference, or is the prefix of several ids.
     pub fn find(&self, text: &str) -> Result<Option<Arc<Image>>> {
         find(&self.store, text)
     }

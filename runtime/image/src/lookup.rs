@@ -5,12 +5,12 @@ use std::sync::Arc;
 use berth_base::error::{Error, Result};
 
 use crate::{
-    digest::Digest,
+    digest::{Digest, HEX_DIGITS},
     reference::Reference,
     store::{Image, Store},
 };
 
-/// Finds an image by id, unique prefix of an id, tag or digest.
+/// Finds an image by tag or digest, id, or unique prefix of an id.
 ///
 /// # Errors
 /// `InvalidArgument` if `text` is neither an id nor a reference, or is the prefix of several ids.
@@ -18,16 +18,25 @@ pub(super) fn find(store: &Store, text: &str) -> Result<Option<Arc<Image>>> {
     if text.is_empty() {
         return Err(Error::invalid("no image was named"));
     }
+    let has_algorithm = text.starts_with("sha256:");
     let hex = text.strip_prefix("sha256:").unwrap_or(text);
     let is_hex = hex.bytes().all(|byte| byte.is_ascii_hexdigit());
-    // Text such as `cafe` may be the start of an id and the name of a repository. The id wins.
-    if is_hex && let Some(image) = store.by_id(text)? {
+    // A whole id is nothing else.
+    if has_algorithm || (is_hex && hex.len() == HEX_DIGITS) {
+        return match store.by_id(text)? {
+            None if has_algorithm => Digest::parse(text).map(|_| None),
+            found => Ok(found),
+        };
+    }
+    // Text such as `cafe` may be the name of a repository and the start of an id. The name wins, as
+    // in containerd and dockerd: ids come and go, and nobody chooses them.
+    if let Some(image) = store.by_name(&Reference::parse(text)?.stored_name()) {
         return Ok(Some(image));
     }
-    if text.starts_with("sha256:") {
-        return Digest::parse(text).map(|_| None);
+    match is_hex {
+        true => store.by_id(text),
+        false => Ok(None),
     }
-    Ok(store.by_name(&Reference::parse(text)?.stored_name()))
 }
 
 /// The full form of a name, as the store has it: `busybox` becomes

@@ -35,6 +35,26 @@ async fn events(engine: &Engine) -> Vec<String> {
     lines.lines().map(event).collect()
 }
 
+/// Ids come and go: a name that happens to be the beginning of one means its image all the same.
+#[tokio::test]
+async fn a_name_is_no_beginning_of_an_id() {
+    if skip_without(Capability::DockerCli) {
+        return;
+    }
+    let (machine, _daemon, _engine, _cri, _) = ready_with_cri().await;
+    let (_registry, name, id, _) = pull(&machine, "1");
+    let (_other_registry, _, other_id, other_short) = pull(&machine, "2");
+    let hex = &other_short[..4];
+    let inspect =
+        |name: &str| succeed(&machine, &["image", "inspect", "--format", "{{.Id}}", name]);
+    assert_eq!(inspect(hex), other_id);
+    succeed(&machine, &["tag", &name, hex]);
+    assert_eq!(inspect(hex), id);
+    assert_eq!(inspect(&other_short), other_id);
+    assert_eq!(succeed(&machine, &["rmi", hex]), format!("Untagged: {hex}:latest"));
+    assert_eq!(inspect(hex), other_id);
+}
+
 #[tokio::test]
 async fn names_are_given_and_taken_away_until_the_image_goes() {
     if skip_without(Capability::DockerCli) {
