@@ -35,25 +35,61 @@ impl Compression {
 /// of 24 bytes can ask for 4 GiB.
 const XZ_MEMORY: u32 = 80 << 10;
 
+/// What `from` has, decompressed if it is compressed as no layer is: by bzip2 or xz.
+///
+/// # Errors
+/// As `decompressed`.
+pub(super) fn as_layer<'a>(mut from: impl Read + 'a) -> Result<Box<dyn Read + 'a>> {
+    let magic = magic(&mut from)?;
+    match Archived::detect(&magic) {
+        Some(_) => decompressed(Cursor::new(magic).chain(from)),
+        None => Ok(Box::new(Cursor::new(magic).chain(from))),
+    }
+}
+
+/// A compression that no layer has, but archives of docker's clients may.
+enum Archived {
+    Bzip2,
+    Xz,
+}
+
+impl Archived {
+    fn detect(magic: &[u8]) -> Option<Self> {
+        match magic {
+            [b'B', b'Z', b'h', ..] => Some(Self::Bzip2),
+            [0xfd, b'7', b'z', b'X', ..] => Some(Self::Xz),
+            _ => None,
+        }
+    }
+}
+
+fn magic(from: &mut impl Read) -> Result<Vec<u8>> {
+    let mut magic = Vec::with_capacity(MAGIC_LENGTH);
+    from.by_ref().take(MAGIC_LENGTH as u64).read_to_end(&mut magic).map_err(unreadable)?;
+    Ok(magic)
+}
+
+fn unreadable(error: io::Error) -> Error {
+    anyhow::Error::from(error).context("read").into()
+}
+
 /// What `from` has, decompressed if it is compressed by one of docker's compressions: gzip, zstd,
 /// bzip2 or xz.
 ///
 /// # Errors
 /// `from` cannot be read. Reading from it fails with `OutOfMemory` if that would take too much.
 pub fn decompressed<'a>(mut from: impl Read + 'a) -> Result<Box<dyn Read + 'a>> {
-    let mut magic = Vec::with_capacity(MAGIC_LENGTH);
-    let read = |error: io::Error| Error::from(anyhow::Error::from(error).context("read"));
-    from.by_ref().take(MAGIC_LENGTH as u64).read_to_end(&mut magic).map_err(read)?;
-    let compression = Compression::detect(&magic);
-    // No layer has these, but archives of docker's clients may.
-    let (is_bzip2, is_xz) = (magic.starts_with(b"BZh"), magic == *b"\xfd7zX");
+    let magic = magic(&mut from)?;
+    let (archived, compression) = (Archived::detect(&magic), Compression::detect(&magic));
     let whole = BufReader::new(Cursor::new(magic).chain(from));
-    Ok(match compression {
-        _ if is_bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(whole)),
-        _ if is_xz => Box::new(XzReader::new_mem_limit(whole, true, XZ_MEMORY)),
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
-        Compression::Zstd => Box::new(zstd::Decoder::with_buffer(whole).map_err(read)?),
-        Compression::None => Box::new(whole),
+    Ok(match (archived, compression) {
+        (Some(Archived::Bzip2), _) => Box::new(bzip2::bufread::MultiBzDecoder::new(whole)),
+        (Some(Archived::Xz), _) => Box::new(XzReader::new_mem_limit(whole, true, XZ_MEMORY)),
+        (None, Compression::Gzip) => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
+        (None, Compression::Zstd) => {
+            Box::new(zstd::Decoder::with_buffer(whole).map_err(unreadable)?)
+        }
+        (None, Compression::None) => Box::new(whole),
     })
 }
 

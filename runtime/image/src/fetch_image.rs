@@ -18,7 +18,7 @@ use crate::{
     manifest::{LayerDescriptor, Manifest, digest_of, layer_descriptors},
     observer::Observer,
     reference::Reference,
-    store::{Attempt, Image, Lease, Nameless, NewImage, ResumeStates, Store},
+    store::{Attempt, Image, Lease, Nameless, NewImage, Origin, ResumeStates, Store},
     unblock::unblock,
 };
 
@@ -157,6 +157,7 @@ impl ImageFetcher {
                 config,
                 config_bytes: &config_bytes,
                 displaced,
+                origin: Origin::default(),
             };
             let image = store.add(new);
             // The leases end with this closure, after the image is in the index. At every moment

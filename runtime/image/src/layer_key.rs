@@ -64,6 +64,18 @@ impl LayerKeys {
     pub(super) fn each(&self) -> [&LayerKey; 2] {
         [&self.diff, &self.chain]
     }
+
+    fn new(diff_id: &Digest, chain_id: &Digest) -> Self {
+        Self {
+            diff: LayerKey(diff_id.hex().to_owned()),
+            chain: LayerKey(format!("chain-{}", chain_id.hex())),
+        }
+    }
+
+    /// Of a layer that is the lowest of its image.
+    pub(super) fn of_lowest(diff_id: &Digest) -> Self {
+        Self::new(diff_id, diff_id)
+    }
 }
 
 impl From<[LayerKey; 2]> for LayerKeys {
@@ -96,10 +108,7 @@ pub(super) fn layer_keys(config: &ImageConfiguration) -> Result<Vec<LayerKeys>> 
     for text in config.rootfs().diff_ids() {
         let diff_id = Digest::parse(text)?;
         let chain_id = chain_id(below.as_ref(), diff_id.clone());
-        keys.push(LayerKeys {
-            diff: LayerKey(diff_id.hex().to_owned()),
-            chain: LayerKey(format!("chain-{}", chain_id.hex())),
-        });
+        keys.push(LayerKeys::new(&diff_id, &chain_id));
         below = Some(chain_id);
     }
     Ok(keys)

@@ -9,6 +9,8 @@
 //!   store              commit layers, index names, sync later, collect
 //! ```
 //!
+//! What is made here goes the same way from the unpacker on: `write_layer`, `write_image`.
+//!
 //! Everything that comes from a registry or an archive is hostile: it is parsed into types, bounded
 //! in size, and verified by digest before anything is named after it.
 
@@ -33,6 +35,7 @@ mod lookup;
 mod manifest;
 mod observer;
 mod options;
+mod pack;
 mod progress;
 mod pull;
 mod reference;
@@ -46,11 +49,14 @@ mod unblock;
 mod unpack;
 mod unpacker;
 mod usage;
+mod write_image;
+mod write_layer;
 
 use std::{
     collections::{BTreeSet, HashMap},
     fs,
     io::{self, Read},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -80,12 +86,15 @@ pub use self::{
     lookup::normalize,
     observer::Observer,
     options::Options,
+    pack::{TarForm, pack},
     progress::{LayerProgress, LayerStep, Watched, watch},
     removed::RemovedLayer,
     store::{Disk, Holder, Image, Lease, Names, StoreLayout},
     sub_path::contains_path,
     unpacker::unpack_if_asked,
     usage::Usage,
+    write_image::ImageToWrite,
+    write_layer::WrittenLayer,
 };
 
 use self::{
@@ -100,6 +109,9 @@ use self::{
     reference::Reference,
     store::{Layers, ResumeStates, Store},
     unblock::unblock,
+    unpacker::Unpacker,
+    write_image::write_image,
+    write_layer::{write_tar, write_upper},
 };
 
 /// The images of this node.
@@ -114,6 +126,8 @@ pub struct Images {
     /// Images that came from `images_dir`; they are pinned too.
     preloaded: Mutex<BTreeSet<Digest>>,
     in_use: InUse,
+    /// Of the layers that are written here.
+    unpacker: Arc<Unpacker>,
 }
 
 impl Images {
@@ -143,6 +157,7 @@ impl Images {
             pinned: options.pinned,
             preloaded: Mutex::default(),
             in_use: InUse::default(),
+            unpacker: Arc::default(),
         })
     }
 
@@ -267,6 +282,63 @@ impl Images {
         let fetcher = self.fetcher.clone();
         // As `import`.
         tokio::spawn(async move { load(&store, &fetcher, archive).await }).await.context("load")?
+    }
+
+    /// Makes a layer of the upper directory of an overlay, in which nothing may change meanwhile.
+    /// `None` if there is nothing in it: then the image that is made of it has no layer for it.
+    ///
+    /// # Errors
+    /// Those of the filesystem; `ResourceExhausted` if the disk is full.
+    pub async fn write_upper(&self, upper: OwnedFd) -> Result<Option<WrittenLayer>> {
+        let (layers, unpacker) = (self.store.layers.clone(), self.unpacker.clone());
+        unblock(move || write_upper(&layers, &unpacker, &upper)).await
+    }
+
+    /// Makes a layer of a tar, which may be compressed. It can only be the lowest of an image. Blocks.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` for what is no tar, or has what a layer must not have; errors of `tar`.
+    pub fn write_tar(&self, tar: &mut dyn Read) -> Result<WrittenLayer> {
+        write_tar(&self.store.layers, &self.unpacker, tar)
+    }
+
+    /// Adds an image to the index, at once or not at all. It may be lost by a power loss until
+    /// `make_durable`.
+    ///
+    /// # Errors
+    /// `FailedPrecondition` if the parent is damaged or being removed, or there are too many layers;
+    /// `ResourceExhausted` if the disk is full; `Internal` for a config of other layers.
+    pub async fn write_image(&self, image: ImageToWrite) -> Result<Arc<Image>> {
+        let store = self.store.clone();
+        let write = move || {
+            // After a failure nobody needs its layers.
+            write_image(&store, image).inspect_err(|_| drop(store.collect()))
+        };
+        unblock(write).await
+    }
+
+    /// Waits until all images are on the disk.
+    ///
+    /// # Errors
+    /// They cannot be written there.
+    pub async fn make_durable(&self) -> Result<()> {
+        let store = self.store.clone();
+        unblock(move || Ok(store.make_durable()?)).await
+    }
+
+    /// The image that this one was made of here, if that is here.
+    pub fn parent(&self, image: &Image) -> Option<Digest> {
+        self.store.origin(&image.id).parent
+    }
+
+    /// The images that were made of each one here.
+    pub fn children(&self) -> HashMap<Digest, Vec<Digest>> {
+        self.store.children()
+    }
+
+    /// When somebody last gave it a name, in nanoseconds since the epoch.
+    pub fn tagged_at(&self, image: &Image) -> Option<i64> {
+        self.store.origin(&image.id).tagged_at
     }
 
     /// How much of each image is in layers that another one has as well, in bytes on disk.

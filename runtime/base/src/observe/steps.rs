@@ -60,6 +60,8 @@ steps! {
     }
     name_image { TAG = "tag", UNTAG = "untag" }
     import_image { READ = "read" }
+    write_layer { UNPACK = "unpack", COMMIT = "commit" }
+    write_image { ADD = "add" }
     remove_image { INDEX = "index", COLLECT = "collect" }
     // Of the Docker Engine API: what a container of docker is beyond its runs, which are sandboxes.
     docker_create { RECORD = "record", VOLUMES = "volumes", NAME = "name" }

@@ -3,20 +3,18 @@
 use std::{
     ffi::{OsStr, OsString},
     io::{self, Read},
-    os::{fd::AsFd, unix::ffi::OsStrExt},
+    os::unix::ffi::OsStrExt,
 };
 
 use anyhow::{Context, bail};
 use rustix::{
-    fs::{Gid, Mode, Timespec, Timestamps, Uid, fgetxattr, flistxattr},
+    fs::{Gid, Mode, Timespec, Timestamps, Uid},
     io::Errno,
 };
 use tar::Entry;
 
 /// The key of an extended attribute in a PAX header, in the form of GNU tar and of docker.
 const XATTR: &str = "SCHILY.xattr.";
-/// The most bytes of an attribute and of the list of names (`XATTR_SIZE_MAX`).
-const MAX_XATTR: usize = 64 << 10;
 
 /// What an entry says of its file.
 #[derive(Debug)]
@@ -118,45 +116,6 @@ fn parse_time(text: &str) -> Option<Timespec> {
     Some(time)
 }
 
-/// The attributes of a file in the form of PAX records: capabilities, as dockerd sends them, and
-/// those of users. What cannot be read is left out.
-pub(super) fn read_xattrs(file: impl AsFd) -> Vec<(String, Vec<u8>)> {
-    let mut list = vec![0; MAX_XATTR];
-    let Ok(length) = flistxattr(&file, &mut list[..]) else { return Vec::new() };
-    let names = list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
-    let wanted = names.filter_map(|name| std::str::from_utf8(name).ok()).filter(|name| {
-        *name == "security.capability"
-            || name.starts_with("user.") && !name.starts_with("user.overlay.")
-    });
-    let mut xattrs = Vec::new();
-    for name in wanted {
-        if let Ok(value) = read_xattr(&file, name) {
-            let value = if name == "security.capability" { plain_capability(value) } else { value };
-            xattrs.push((format!("{XATTR}{name}"), value));
-        }
-    }
-    xattrs
-}
-
-fn read_xattr(file: impl AsFd, name: &str) -> Result<Vec<u8>, Errno> {
-    let mut value = vec![0; MAX_XATTR];
-    let length = fgetxattr(file, name, &mut value[..])?;
-    value.truncate(length);
-    Ok(value)
-}
-
-/// Revision 3 names the root of a user namespace, which means nothing elsewhere: becomes revision 2
-/// (`VFS_CAP_REVISION` of linux/capability.h).
-fn plain_capability(mut value: Vec<u8>) -> Vec<u8> {
-    const REVISION: usize = 3;
-    const LENGTH_2: usize = 20;
-    if value.get(REVISION) == Some(&3) && value.len() > LENGTH_2 {
-        value[REVISION] = 2;
-        value.truncate(LENGTH_2);
-    }
-    value
-}
-
 /// Ignores that an attribute cannot be set: the filesystem has none, or a security module forbids
 /// it.
 pub(super) fn tolerate(result: rustix::io::Result<()>) -> io::Result<()> {
@@ -196,8 +155,5 @@ mod tests {
         ] {
             assert_eq!(may_set(name.as_bytes()), expected, "{name}");
         }
-        let third = [1, 0, 0, 3].into_iter().chain([7; 20]).collect();
-        let second: Vec<u8> = [1, 0, 0, 2].into_iter().chain([7; 16]).collect();
-        assert_eq!(plain_capability(third), second);
     }
 }

@@ -10,13 +10,12 @@
 //! - Code of the container that runs in the daemon (CVE-2019-14271): nothing here changes its root
 //!   or starts a program, so no library of the container is ever loaded.
 //! - Devices and FIFOs that do something when they are opened: only what is known to be a regular
-//!   file or a directory is opened for reading (`pack`).
+//!   file or a directory is opened for reading (`berth_image::pack`).
 //!
 //! All functions block.
 
 mod content;
 mod extract;
-mod holes;
 mod metadata;
 mod node;
 mod pack;

@@ -41,8 +41,11 @@ impl Store {
         });
     }
 
-    /// Syncs what was pulled since boot, then records that it is on disk. Blocks.
-    fn make_durable(&self) -> anyhow::Result<()> {
+    /// Syncs what was added since boot, then records that it is on disk. Blocks.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(crate) fn make_durable(&self) -> anyhow::Result<()> {
         // One sync at a time. If several pulls end at once, most of them find nothing left to do.
         let _one_at_a_time = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         let pending = {

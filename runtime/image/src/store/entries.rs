@@ -9,11 +9,41 @@ use oci_spec::image::{Descriptor, ImageIndex};
 
 use crate::{digest::Digest, documents::REF_NAME};
 
+/// The annotation for the id of the image that an image was made of.
+const PARENT: &str = "berth.image.parent";
+/// The annotation for when somebody gave an image a name.
+const TAGGED: &str = "berth.image.tagged";
+
 /// What a name refers to.
 #[derive(Clone, Debug)]
 pub(super) struct NamedManifest {
     pub manifest: Descriptor,
     pub image: Digest,
+}
+
+/// What is known of an image that is not in its documents.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Origin {
+    /// The image that it was made of here, for as long as that is here as well.
+    pub parent: Option<Digest>,
+    /// When somebody last gave it a name, in nanoseconds since the epoch.
+    pub tagged_at: Option<i64>,
+}
+
+impl Origin {
+    pub(super) fn of(descriptor: &Descriptor) -> Self {
+        let annotation = |key: &str| descriptor.annotations().as_ref()?.get(key);
+        Self {
+            parent: annotation(PARENT).and_then(|id| Digest::parse(id).ok()),
+            tagged_at: annotation(TAGGED).and_then(|time| time.parse().ok()),
+        }
+    }
+
+    /// Takes what `newer` knows.
+    fn learn(&mut self, newer: &Self) {
+        self.parent = newer.parent.clone().or(self.parent.take());
+        self.tagged_at = newer.tagged_at.or(self.tagged_at);
+    }
 }
 
 /// What becomes of an image that loses its last name.
@@ -29,6 +59,8 @@ pub(super) struct Entries {
     pub names: BTreeMap<String, NamedManifest>,
     /// The manifests of the images that stay without a name.
     pub nameless: BTreeMap<Digest, Descriptor>,
+    /// Of those images of which something is known.
+    pub origins: BTreeMap<Digest, Origin>,
 }
 
 impl Entries {
@@ -44,6 +76,24 @@ impl Entries {
             true => drop(self.nameless.remove(&named.image)),
             false => drop(self.nameless.insert(named.image.clone(), named.manifest.clone())),
         }
+    }
+
+    /// Notes what is known of an image.
+    pub(super) fn note(&mut self, image: &Digest, origin: &Origin) {
+        if *origin != Origin::default() {
+            self.origins.entry(image.clone()).or_default().learn(origin);
+        }
+    }
+
+    /// Forgets what is known of images that are gone.
+    pub(super) fn forget_gone(&mut self) {
+        let mut origins = std::mem::take(&mut self.origins);
+        let images = self.images();
+        origins.retain(|image, _| images.contains(image));
+        for origin in origins.values_mut() {
+            origin.parent = origin.parent.take().filter(|parent| images.contains(parent));
+        }
+        self.origins = origins;
     }
 
     /// Takes those of the names away that refer to `image`, which stays when it has none left.
@@ -87,14 +137,33 @@ impl Entries {
     /// The document. A descriptor without a name is that of an image without one.
     pub(super) fn index(&self) -> ImageIndex {
         let named = self.names.iter().map(|(name, named)| {
-            let mut descriptor = named.manifest.clone();
-            descriptor.set_annotations(Some(HashMap::from([(REF_NAME.to_owned(), name.clone())])));
-            descriptor
+            self.descriptor(&named.image, &named.manifest, Some((REF_NAME, name.clone())))
         });
+        let nameless =
+            self.nameless.iter().map(|(image, manifest)| self.descriptor(image, manifest, None));
         let mut index = ImageIndex::default();
         index.set_schema_version(2);
-        index.set_manifests(named.chain(self.nameless.values().cloned()).collect());
+        index.set_manifests(named.chain(nameless).collect());
         index
+    }
+
+    fn descriptor(
+        &self,
+        image: &Digest,
+        manifest: &Descriptor,
+        name: Option<(&str, String)>,
+    ) -> Descriptor {
+        let origin = self.origins.get(image);
+        let parent = origin.and_then(|origin| Some((PARENT, origin.parent.as_ref()?.to_string())));
+        let tagged = origin.and_then(|origin| Some((TAGGED, origin.tagged_at?.to_string())));
+        let annotations: HashMap<String, String> = [name, parent, tagged]
+            .into_iter()
+            .flatten()
+            .map(|(key, value)| (key.to_owned(), value))
+            .collect();
+        let mut descriptor = manifest.clone();
+        descriptor.set_annotations(Some(annotations).filter(|all| !all.is_empty()));
+        descriptor
     }
 }
 
@@ -127,6 +196,28 @@ mod tests {
             entries.name(&names(&["b:1"]), &old, displaced);
             assert_eq!((entries.images().len(), entries.nameless.len()), (2, 0));
         }
+    }
+
+    #[test]
+    fn what_is_known_of_an_image_is_in_the_index_and_goes_with_it() {
+        let (parent, child) = (image("parent"), image("child"));
+        let mut entries = Entries::default();
+        entries.name(&[], &parent, Nameless::Kept);
+        entries.name(&names(&["a:1", "a:2"]), &child, Nameless::Kept);
+        let origin = Origin { parent: Some(parent.image.clone()), tagged_at: None };
+        entries.note(&child.image, &origin);
+        entries.note(&child.image, &Origin { parent: None, tagged_at: Some(7) });
+        entries.forget_gone();
+        let known = Origin { tagged_at: Some(7), ..origin };
+        let index = entries.index();
+        let read: Vec<Origin> = index.manifests().iter().map(Origin::of).collect();
+        assert_eq!(read, [known.clone(), known, Origin::default()]);
+        entries.remove(&parent.image);
+        entries.forget_gone();
+        assert_eq!(entries.origins[&child.image], Origin { parent: None, tagged_at: Some(7) });
+        entries.remove(&child.image);
+        entries.forget_gone();
+        assert!(entries.origins.is_empty());
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! when they are read.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs, io,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context, anyhow};
 use berth_base::{
     blocking::blocking,
+    clock::now,
     error::{Error, Result},
     observe::{step_blocking, steps::pull_image},
 };
@@ -22,7 +23,7 @@ use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest}
 
 use super::{
     disk::Disk,
-    entries::{Entries, NamedManifest, Nameless},
+    entries::{Entries, NamedManifest, Nameless, Origin},
     layers::{Collected, Layers},
     layout::StoreLayout,
 };
@@ -93,6 +94,7 @@ pub(crate) struct NewImage<'a> {
     pub config_bytes: &'a [u8],
     /// What becomes of an image whose last name moves to this one.
     pub displaced: Nameless,
+    pub origin: Origin,
 }
 
 #[derive(Debug, Default)]
@@ -217,7 +219,8 @@ impl Store {
             let config: ImageConfiguration = serde_json::from_slice(&self.blob(&id)?)?;
             state.images.insert(id.clone(), Arc::new(self.assemble(&id, config)?));
         }
-        // The only annotation is the name, which is the key of the map.
+        state.entries.note(&id, &Origin::of(descriptor));
+        // In the annotations are the name, which is the key of the map, and the origin.
         let mut manifest = descriptor.clone();
         manifest.set_annotations(None);
         match name {
@@ -297,7 +300,7 @@ impl Store {
     /// # Errors
     /// A layer is missing; `ResourceExhausted` if the disk is full.
     pub(crate) fn add(&self, new: NewImage<'_>) -> Result<Arc<Image>> {
-        let NewImage { names, manifest, config, config_bytes, displaced } = new;
+        let NewImage { names, manifest, config, config_bytes, displaced, origin } = new;
         let id = Digest::sha256(config_bytes);
         // Locked before the blobs are written. Nothing refers to them yet, and the removal of
         // another image would delete them as garbage.
@@ -315,6 +318,7 @@ impl Store {
         let named = NamedManifest { manifest: manifest.descriptor.clone(), image: id };
         let mut changed = state.entries.clone();
         changed.name(names, &named, displaced);
+        changed.note(&named.image, &origin);
         let replaced =
             step_blocking(pull_image::INDEX, || self.replace_entries(&mut state, changed));
         // Also after a failure, because then the new image is not listed and its blobs are garbage.
@@ -334,6 +338,7 @@ impl Store {
         let named = NamedManifest { manifest: manifest.clone(), image: id.clone() };
         let mut changed = state.entries.clone();
         changed.name(&[name], &named, Nameless::Kept);
+        changed.note(id, &Origin { parent: None, tagged_at: Some(now()) });
         self.replace_entries(&mut state, changed)?;
         self.drop_unlisted(&mut state);
         Ok(())
@@ -366,7 +371,8 @@ impl Store {
     }
 
     /// Replaces all entries atomically, first on disk and then in memory.
-    fn replace_entries(&self, state: &mut State, entries: Entries) -> anyhow::Result<()> {
+    fn replace_entries(&self, state: &mut State, mut entries: Entries) -> anyhow::Result<()> {
+        entries.forget_gone();
         let index = entries.index();
         // Removing images is how a node frees a full disk, so it must not fail because the disk is
         // full.
@@ -442,6 +448,34 @@ impl Store {
         let (digests, tags) =
             own.map(|(name, _)| name.clone()).partition(|name| name.contains('@'));
         Names { tags, digests }
+    }
+
+    /// What is known of an image beside its documents.
+    pub(crate) fn origin(&self, id: &Digest) -> Origin {
+        self.state().entries.origins.get(id).cloned().unwrap_or_default()
+    }
+
+    /// The images that were made of each one.
+    pub(crate) fn children(&self) -> HashMap<Digest, Vec<Digest>> {
+        let state = self.state();
+        let mut children: HashMap<Digest, Vec<Digest>> = HashMap::new();
+        for (image, origin) in &state.entries.origins {
+            if let Some(parent) = &origin.parent {
+                children.entry(parent.clone()).or_default().push(image.clone());
+            }
+        }
+        children
+    }
+
+    /// The layers of an image as its manifest lists them, bottom first.
+    ///
+    /// # Errors
+    /// The image is gone, or its manifest is damaged.
+    pub(crate) fn layers_of(&self, id: &Digest) -> anyhow::Result<Vec<Descriptor>> {
+        let manifest = self.manifests_of(id).into_iter().next().context("the image is gone")?;
+        let manifest: ImageManifest =
+            serde_json::from_slice(&self.blob(&Digest::parse(&manifest)?)?)?;
+        Ok(manifest.layers().clone())
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<Image>> {

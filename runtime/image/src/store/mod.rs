@@ -28,7 +28,7 @@ pub use self::{
     layout::StoreLayout,
 };
 pub(super) use self::{
-    entries::Nameless,
+    entries::{Nameless, Origin},
     index::{NewImage, Store},
     layers::{Collected, Layers},
     partial::PartialBlob,
