@@ -43,14 +43,28 @@ pub(crate) struct EndpointSettings {
     pub gw_priority: Option<i64>,
 }
 
+/// The struct as Go's errors name it.
+const PLACE: &str = "CreateRequest";
+
 impl CreateBody {
+    /// Parses a body of which only the container's own part is wanted. `None` if it says nothing of
+    /// that.
+    ///
+    /// # Errors
+    /// As `parse`.
+    pub(crate) fn config_of(body: &[u8]) -> Result<Option<ContainerConfig>> {
+        match body.iter().all(u8::is_ascii_whitespace) {
+            true => Ok(None),
+            false => config(&mut json::object(body, "container.CreateRequest")?),
+        }
+    }
+
     /// Parses a body.
     ///
     /// # Errors
     /// `InvalidArgument`, in dockerd's words, for what is no JSON, has a field of the wrong type, or
     /// says nothing of the container itself.
     pub(crate) fn parse(body: &[u8]) -> Result<Self> {
-        const PLACE: &str = "CreateRequest";
         let mut object = json::object(body, "container.CreateRequest")?;
         let mut nested = |name: &str| match json::take(&mut object, name) {
             Some(Value::Object(fields)) => fields,
@@ -58,20 +72,26 @@ impl CreateBody {
         };
         let mut host_config = nested("HostConfig");
         let mut networking_config = nested("NetworkingConfig");
-        let own = json::names::<ContainerConfig>();
-        let is_empty =
-            !object.keys().any(|key| own.iter().any(|name| key.eq_ignore_ascii_case(name)));
-        if is_empty {
-            return Err(Error::invalid("config cannot be empty in order to create a container"));
-        }
+        let config = config(&mut object)?.ok_or_else(|| {
+            Error::invalid("config cannot be empty in order to create a container")
+        })?;
         Ok(Self {
-            config: json::fields(&mut object, &format!("{PLACE}.Config"))?,
+            config,
             host_config: json::fields(&mut host_config, &format!("{PLACE}.HostConfig"))?,
             networking_config: json::fields(
                 &mut networking_config,
                 &format!("{PLACE}.NetworkingConfig"),
             )?,
         })
+    }
+}
+
+/// Takes the container's own fields. `None` if there are none.
+fn config(object: &mut Map<String, Value>) -> Result<Option<ContainerConfig>> {
+    let own = json::names::<ContainerConfig>();
+    match object.keys().any(|key| own.iter().any(|name| key.eq_ignore_ascii_case(name))) {
+        true => json::fields(object, &format!("{PLACE}.Config")).map(Some),
+        false => Ok(None),
     }
 }
 

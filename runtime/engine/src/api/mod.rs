@@ -8,6 +8,9 @@ pub(crate) mod registry;
 
 use serde_json::Value;
 
+/// What the engine says that it is: the dockerd whose API it serves.
+pub(crate) const SERVER_VERSION: &str = "28.5.2";
+
 /// Removes the fields that are `null`, at the top and in the objects named. Go decodes them to the
 /// zero value, and docker-py and the CLI send many.
 pub(crate) fn without_nulls(mut value: Value, nested: &[&[&str]]) -> Value {

@@ -100,7 +100,8 @@ impl Platform {
     }
 }
 
-fn own_architecture() -> &'static str {
+/// This machine's architecture as images name it.
+pub(crate) fn own_architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

@@ -2,6 +2,7 @@
 
 mod absent;
 mod auth;
+mod commit;
 mod containers;
 mod events;
 mod exec;
@@ -72,6 +73,7 @@ async fn route(engine: Arc<Engine>, request: Request<Incoming>) -> Result<Answer
         ["system", "df"] if read => system::disk_usage(&call).await,
         ["auth"] if method == post => auth::login(call).await,
         ["events"] if read => events::events(&call),
+        ["commit"] if method == post => commit::commit(call).await,
         ["containers", "json"] if read => containers::list(&call).await,
         ["containers", "create"] if method == post => containers::create(call).await,
         ["containers", "prune"] if method == post => containers::prune(&call).await,

@@ -11,9 +11,6 @@ mod version;
 
 pub(super) use self::{disk_usage::disk_usage, info::info, version::version};
 
-/// What the engine says that it is: the dockerd whose API it serves.
-const SERVER_VERSION: &str = "28.5.2";
-
 pub(super) fn ping() -> Answer {
     let mut answer = body::text(StatusCode::OK, "OK");
     let headers = answer.headers_mut();

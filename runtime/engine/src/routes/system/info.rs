@@ -6,8 +6,9 @@ use berth_base::{blocking::spawn_blocking, clock::now, config::Driver};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Call, SERVER_VERSION, version::kernel};
+use super::{Call, version::kernel};
 use crate::{
+    api::SERVER_VERSION,
     engine::Engine,
     http::{
         body::{self, Answer},

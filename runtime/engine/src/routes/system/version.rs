@@ -3,11 +3,14 @@
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Call, SERVER_VERSION};
-use crate::http::{
-    body::{self, Answer},
-    error::Result,
-    version::{NEWEST, OLDEST},
+use super::Call;
+use crate::{
+    api::SERVER_VERSION,
+    http::{
+        body::{self, Answer},
+        error::Result,
+        version::{NEWEST, OLDEST},
+    },
 };
 
 /// The answer, with its fields in dockerd's order.

@@ -1,0 +1,81 @@
+//! `POST /commit`: a container becomes an image.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use http::StatusCode;
+use serde_json::json;
+
+use super::Call;
+use crate::{
+    api::create::{ContainerConfig, CreateBody},
+    container::{life, merge::merge, object::Container},
+    engine::Engine,
+    http::{
+        body::{self, Answer},
+        error::Result,
+    },
+    image_name::{familiar, tag_reference},
+    images::{Committed, commit as commit_to},
+};
+
+/// Makes an image of a container, running or not, which is paused meanwhile unless the client does not
+/// want that.
+///
+/// # Errors
+/// 400 for what cannot be a name or a config, 404 for an unknown container, 409 for one that is being
+/// removed.
+pub(super) async fn commit(call: Call) -> Result<Answer> {
+    let Call { engine, query, request, .. } = call;
+    body::check_json(&request)?;
+    let config = CreateBody::config_of(&body::read(request.into_body()).await?)?;
+    let name = tag_reference(query.get("repo"), query.get("tag"))?;
+    let container = engine.containers.find(query.get("container"))?;
+    let asked = Committed {
+        author: query.get("author").to_owned(),
+        comment: query.get("comment").to_owned(),
+        config: config_of(&container, config),
+        name,
+    };
+    let pauses = query.get("pause").is_empty() || query.flag("pause");
+    // In a task of its own: a container must not stay paused because a client has gone.
+    let committing = tokio::spawn(async move {
+        // One that does not run is as good as paused, and one that is paused already stays so.
+        let is_paused = pauses && life::pause(&engine, &container).await.is_ok();
+        let committed = make(&engine, &container, &asked).await;
+        if is_paused && let Err(failure) = life::unpause(&engine, &container).await {
+            tracing::warn!(container = container.id, "after its commit: {}", failure.message);
+        }
+        committed
+    });
+    let id = committing.await.context("commit")??;
+    Ok(body::json(StatusCode::CREATED, &json!({ "Id": id })))
+}
+
+/// The config of the image: that of the request, with what it leaves to the container, or that of the
+/// container.
+fn config_of(container: &Container, asked: Option<ContainerConfig>) -> ContainerConfig {
+    let own = container.record().config.clone();
+    match asked {
+        Some(mut config) => {
+            merge(&mut config, own);
+            config
+        }
+        None => own,
+    }
+}
+
+/// Makes the image, and returns its id once a power loss cannot take it any more.
+async fn make(engine: &Arc<Engine>, container: &Container, asked: &Committed) -> Result<String> {
+    let image = commit_to(engine, container, asked).await?;
+    engine.node.host.images.make_durable().await?;
+    let id = image.id.to_string();
+    engine.publish_image(&image, "create", &id);
+    let name = asked.name.as_deref().map(familiar).unwrap_or_default();
+    if !name.is_empty() {
+        engine.publish_image(&image, "tag", name);
+    }
+    let told = json!({ "comment": asked.comment, "imageID": id, "imageRef": name });
+    engine.publish(container, "commit", told);
+    Ok(id)
+}
