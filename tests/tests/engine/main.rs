@@ -4,6 +4,7 @@
 mod attach;
 mod changes;
 mod churn;
+mod commit;
 mod copy;
 mod damage;
 mod exec;

@@ -8,16 +8,16 @@ mod remove;
 mod save;
 mod tag;
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use berth_base::blocking::blocking;
 use berth_image::{Image, Names, normalize};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Call;
 use crate::{
-    api::create::ContainerConfig,
+    api::{create::ContainerConfig, json},
     container::merge::of_image,
     engine::Engine,
     http::{
@@ -26,7 +26,7 @@ use crate::{
         version::Version,
     },
     image_name::{self, familiar},
-    time::NEVER,
+    time::rfc3339_or_never,
 };
 
 pub(super) use self::{
@@ -50,7 +50,20 @@ struct Document {
     os: String,
     comment: String,
     docker_version: String,
+    container: String,
+    container_config: Option<Map<String, Value>>,
+    history: Option<Vec<Step>>,
     rootfs: RootFs,
+}
+
+/// A step of how an image was made.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Step {
+    created: String,
+    created_by: String,
+    comment: String,
+    empty_layer: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -66,10 +79,15 @@ struct Inspected {
     id: String,
     repo_tags: Vec<String>,
     repo_digests: Vec<String>,
-    parent: &'static str,
+    parent: String,
     comment: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     created: String,
+    /// Of the container that it was made of, for old clients.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    container: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    container_config: Option<ContainerConfig>,
     docker_version: String,
     author: String,
     config: Value,
@@ -130,11 +148,25 @@ fn shown_config(config: ContainerConfig, version: Version) -> Value {
     shown
 }
 
+/// What the image says of itself, or of its last step.
+fn comment(document: &mut Document) -> String {
+    let last = document.history.as_mut().and_then(|steps| steps.pop());
+    match document.comment.is_empty() {
+        true => last.unwrap_or_default().comment,
+        false => mem::take(&mut document.comment),
+    }
+}
+
+fn container_config(document: Option<Map<String, Value>>) -> ContainerConfig {
+    json::fields(&mut document.unwrap_or_default(), "container_config").unwrap_or_default()
+}
+
 pub(super) async fn inspect(call: &Call, name: &str) -> Result<Answer> {
     let engine = &call.engine;
     let images = &engine.node.host.images;
     let image = find(engine, name)?;
-    let (document, config) = blocking(|| document(engine, &image));
+    let (mut document, config) = blocking(|| document(engine, &image));
+    let is_old = call.version < Version(45);
     let (repo_tags, repo_digests) = shown(images.names(&image));
     let layers = engine.node.host.layout.layers();
     let paths: Vec<String> = image
@@ -150,9 +182,11 @@ pub(super) async fn inspect(call: &Call, name: &str) -> Result<Answer> {
         id: image.id.to_string(),
         repo_tags,
         repo_digests,
-        parent: "",
-        comment: document.comment,
+        parent: images.parent(&image).map(|id| id.to_string()).unwrap_or_default(),
+        comment: comment(&mut document),
         created: document.created,
+        container: if is_old { document.container } else { String::new() },
+        container_config: is_old.then(|| container_config(document.container_config)),
         docker_version: document.docker_version,
         author: document.author,
         config: shown_config(config, call.version),
@@ -162,6 +196,6 @@ pub(super) async fn inspect(call: &Call, name: &str) -> Result<Answer> {
         size: image.size,
         graph_driver: json!({ "Data": data, "Name": "overlay2" }),
         root_fs: json!({ "Type": "layers", "Layers": document.rootfs.diff_ids }),
-        metadata: json!({ "LastTagTime": NEVER }),
+        metadata: json!({ "LastTagTime": rfc3339_or_never(images.tagged_at(&image)) }),
     }))
 }

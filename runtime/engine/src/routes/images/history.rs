@@ -1,9 +1,9 @@
 //! `GET /images/{name}/history`.
 
 use berth_base::blocking::blocking;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::find;
+use super::{Step, document, find};
 use crate::{
     http::{
         body::{self, Answer},
@@ -12,22 +12,6 @@ use crate::{
     routes::Call,
     time::parse_rfc3339,
 };
-
-/// A step of a build, as the image's config has it.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Step {
-    created: String,
-    created_by: String,
-    comment: String,
-    empty_layer: bool,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Document {
-    history: Vec<Step>,
-}
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -41,16 +25,20 @@ struct Line {
 }
 
 pub(in crate::routes) fn history(call: &Call, name: &str) -> Result<Answer> {
-    let images = &call.engine.node.host.images;
-    let image = find(&call.engine, name)?;
-    let document = images.config_document(&image).unwrap_or_default();
-    let document: Document = serde_json::from_slice(&document).unwrap_or_default();
-    let mut lines = lines(document.history, blocking(|| images.layer_sizes(&image)));
-    // The images of the steps before are not kept.
-    if let Some(last) = lines.first_mut() {
+    let engine = &call.engine;
+    let images = &engine.node.host.images;
+    let image = find(engine, name)?;
+    let (document, _) = blocking(|| document(engine, &image));
+    let sizes = blocking(|| images.layer_sizes(&image));
+    let mut lines = lines(document.history.unwrap_or_default(), sizes);
+    // Each image of which the one before was made here had all steps but the last.
+    let mut step = Some(image);
+    for line in &mut lines {
+        let Some(image) = step else { break };
         let tags = super::shown(images.names(&image)).0;
-        last.id = image.id.to_string();
-        last.tags = Some(tags).filter(|tags| !tags.is_empty());
+        line.id = image.id.to_string();
+        line.tags = Some(tags).filter(|tags| !tags.is_empty());
+        step = images.parent(&image).and_then(|id| images.find(id.as_str()).ok().flatten());
     }
     Ok(body::ok(&lines))
 }
@@ -73,14 +61,14 @@ fn lines(history: Vec<Step>, sizes: Vec<u64>) -> Vec<Line> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Document, *};
 
     #[test]
     fn steps_without_files_have_no_size() {
         let document = br#"{"history":[{"created_by":"ADD","created":"1970-01-01T00:00:05Z"},
             {"created_by":"CMD","empty_layer":true},{"created_by":"RUN","comment":"c"}]}"#;
         let document: Document = serde_json::from_slice(document).unwrap();
-        let lines = lines(document.history, vec![7, 9]);
+        let lines = lines(document.history.unwrap(), vec![7, 9]);
         let shown: Vec<_> = lines
             .iter()
             .map(|line| (line.created_by.as_str(), line.size, line.created, line.comment.as_str()))
