@@ -1,6 +1,6 @@
 //! The engine: its containers, and the node on which they run.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use berth_base::blocking::blocking;
@@ -32,6 +32,8 @@ pub struct Engine {
     pub(crate) volumes: Volumes,
     /// The ports of the host that its runs have.
     pub(crate) ports: Ports,
+    /// Held while images are pruned.
+    pub(crate) image_prune: Mutex<()>,
 }
 
 impl Engine {
@@ -46,6 +48,7 @@ impl Engine {
             node,
             pods,
             ports: Ports::default(),
+            image_prune: Mutex::default(),
             containers: Registry::default(),
             execs: Execs::default(),
             events: Events::default(),

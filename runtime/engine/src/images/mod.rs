@@ -10,5 +10,5 @@ mod users;
 
 pub(crate) use self::{
     commit::{Committed, commit},
-    remove::{Removed, remove},
+    remove::{Options, Removed, remove},
 };

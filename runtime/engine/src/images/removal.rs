@@ -2,8 +2,9 @@
 //!
 //! A name is taken away, and the image with it if that was the last one. An id stands for the whole
 //! image, unless it has names in several repositories. Running containers keep their image whatever
-//! is asked for; names and stopped containers keep it unless it is forced. Unlike with dockerd it then
-//! stays without a name for as long as a container of docker's may be started again.
+//! is asked for, and so do images that were made of it here; names and stopped containers keep it unless
+//! it is forced. Unlike with dockerd it then stays without a name for as long as a container of docker's
+//! may be started again.
 
 use std::collections::BTreeSet;
 
@@ -49,6 +50,8 @@ pub(super) struct Known<'a> {
     /// Sorted.
     pub names: &'a [String],
     pub users: &'a [User],
+    /// Whether other images were made of it here.
+    pub has_children: bool,
 }
 
 /// Decides on the removal of an image.
@@ -63,7 +66,10 @@ pub(super) fn plan(image: &Known<'_>, asked: Asked<'_>, force: bool) -> Result<P
 }
 
 fn by_id(image: &Known<'_>, force: bool) -> Result<Plan> {
-    let Known { short, names, users } = *image;
+    let Known { short, names, users, has_children } = *image;
+    if has_children {
+        return Err(conflict(short, true, "image has dependent child images"));
+    }
     check_running(short, users)?;
     if !force && !names.is_empty() && !is_single(names) {
         return Err(conflict(short, false, "image is referenced in multiple repositories"));
@@ -80,7 +86,7 @@ fn by_id(image: &Known<'_>, force: bool) -> Result<Plan> {
 }
 
 fn by_name(image: &Known<'_>, given: &str, stored: &str, force: bool) -> Result<Plan> {
-    let Known { short, names, users } = *image;
+    let Known { short, names, users, has_children } = *image;
     if !force
         && is_single(names)
         && let Some(user) = users.first()
@@ -100,7 +106,8 @@ fn by_name(image: &Known<'_>, given: &str, stored: &str, force: bool) -> Result<
     let (gone, left): (Vec<&String>, Vec<&String>) =
         others.into_iter().partition(|name| is_last_tag && repository(name) == repository(stored));
     untagged.extend(gone.into_iter().map(|name| Untagged { name: name.clone(), is_event: false }));
-    let is_kept = users.iter().any(|user| user.is_running || user.is_restartable)
+    let is_kept = has_children
+        || users.iter().any(|user| user.is_running || user.is_restartable)
         || (!force && !users.is_empty());
     Ok(Plan { untagged, is_deleted: left.is_empty() && !is_kept })
 }
@@ -162,7 +169,8 @@ mod tests {
     /// What is untagged, with `!` before what is no event, and whether the image goes.
     fn planned(asked: Asked<'_>, names: &[&str], users: &[User], force: bool) -> String {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        match plan(&Known { short: "abc", names: &names, users }, asked, force) {
+        let known = Known { short: "abc", names: &names, users, has_children: false };
+        match plan(&known, asked, force) {
             Ok(plan) => {
                 let name = |untagged: &Untagged| match untagged.is_event {
                     true => untagged.name.clone(),
@@ -206,6 +214,17 @@ mod tests {
         ] {
             assert_eq!(planned(Asked::Id, names, users, force), expected, "{names:?} {force}");
         }
+    }
+
+    #[test]
+    fn an_image_of_which_others_were_made_loses_no_more_than_its_name() {
+        let names = ["h/a:1".to_owned()];
+        let known = Known { short: "abc", names: &names, users: &[], has_children: true };
+        let asked = Asked::Name { given: "a:1", stored: "h/a:1" };
+        assert!(!plan(&known, asked, true).unwrap().is_deleted);
+        let message = "conflict: unable to delete abc (cannot be forced) - image has dependent child \
+                       images";
+        assert_eq!(plan(&known, Asked::Id, true).unwrap_err().message, message);
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub(in crate::routes) struct Entry {
     created: i64,
     id: String,
     labels: Option<BTreeMap<String, String>>,
-    parent_id: &'static str,
+    parent_id: String,
     repo_digests: Option<Vec<String>>,
     repo_tags: Vec<String>,
     shared_size: i64,
@@ -40,10 +40,15 @@ pub(in crate::routes) struct Entry {
     virtual_size: Option<u64>,
     #[serde(skip)]
     created_nanos: i64,
+    /// Whether another image was made of it here.
+    #[serde(skip)]
+    has_children: bool,
 }
 
 /// What the filters of a list come to.
 struct Chosen {
+    /// Whether images without a name are listed of which others were made.
+    all: bool,
     filters: Filters,
     dangling: Option<bool>,
     before: Option<i64>,
@@ -53,8 +58,8 @@ struct Chosen {
 
 static NONE: BTreeMap<String, String> = BTreeMap::new();
 
-/// The images that the filters choose, the newest first. The images of the steps of a build are not
-/// kept, so that `all` has no more; nor are manifests of other platforms, for `manifests`.
+/// The images that the filters choose, the newest first. Without `all` those of the steps of a build
+/// are left out. Manifests of other platforms are not kept, so that `manifests` has no more.
 ///
 /// # Errors
 /// 400 for filters that do not parse, 404 for an image that one names and that is not here.
@@ -96,6 +101,7 @@ impl Chosen {
             .until(now())
             .map_err(|why| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, why))?;
         Ok(Self {
+            all: call.query.flag("all"),
             dangling: filters.flag("dangling")?,
             before: created("before")?,
             since: created("since")?,
@@ -139,11 +145,13 @@ impl Chosen {
     fn includes(&self, entry: &Entry) -> bool {
         let created = entry.created_nanos;
         let has_digest = entry.repo_digests.as_ref().is_some_and(|digests| !digests.is_empty());
-        self.dangling.is_none_or(|wanted| match wanted {
-            true => entry.repo_tags.is_empty(),
-            // One with a digest is not quite without a name.
-            false => !entry.repo_tags.is_empty() || has_digest,
-        }) && self.before.is_none_or(|before| created < before)
+        (self.all || !entry.is_step())
+            && self.dangling.is_none_or(|wanted| match wanted {
+                true => entry.repo_tags.is_empty() && !entry.has_children,
+                // One with a digest is not quite without a name.
+                false => !entry.repo_tags.is_empty() || has_digest,
+            })
+            && self.before.is_none_or(|before| created < before)
             && self.since.is_none_or(|since| created > since)
             && self.until.is_none_or(|until| created <= until)
             && self.filters.matches_labels("label", entry.labels.as_ref().unwrap_or(&NONE))
@@ -151,6 +159,12 @@ impl Chosen {
 }
 
 impl Entry {
+    /// Whether it is there for the images that were made of it, and for nobody else.
+    fn is_step(&self) -> bool {
+        let has_digest = self.repo_digests.as_ref().is_some_and(|digests| !digests.is_empty());
+        self.has_children && self.repo_tags.is_empty() && !has_digest
+    }
+
     fn share(&mut self, shared: &HashMap<Digest, u64>) {
         let own = Digest::parse(&self.id).ok().and_then(|id| shared.get(&id));
         self.shared_size = own.map_or(-1, |bytes| i64::try_from(*bytes).unwrap_or(i64::MAX));
@@ -178,6 +192,7 @@ impl Entry {
 fn entries(engine: &Engine) -> Vec<Entry> {
     let images = &engine.node.host.images;
     let containers = engine.containers.all();
+    let children = images.children();
     let mut entries: Vec<Entry> = images
         .all()
         .iter()
@@ -192,13 +207,14 @@ fn entries(engine: &Engine) -> Vec<Entry> {
                 created: created_nanos / 1_000_000_000,
                 id,
                 labels: config.labels,
-                parent_id: "",
+                parent_id: images.parent(image).map(|id| id.to_string()).unwrap_or_default(),
                 repo_digests: Some(repo_digests),
                 repo_tags,
                 shared_size: -1,
                 size: image.size,
                 virtual_size: None,
                 created_nanos,
+                has_children: children.contains_key(&image.id),
             }
         })
         .collect();
@@ -210,6 +226,7 @@ fn entries(engine: &Engine) -> Vec<Entry> {
 pub(in crate::routes) fn used(engine: &Engine) -> Vec<Entry> {
     let shared = engine.node.host.images.shared_sizes();
     let mut entries = entries(engine);
+    entries.retain(|entry| !entry.is_step());
     for entry in &mut entries {
         entry.share(&shared);
         entry.repo_digests = entry.repo_digests.take().filter(|digests| !digests.is_empty());

@@ -1,6 +1,7 @@
 //! `DELETE /images/{name}` and `POST /images/prune`.
 
 use berth_base::clock::now;
+use berth_image::Names;
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 
@@ -11,13 +12,13 @@ use crate::{
         body::{self, Answer},
         error::{Failure, Result},
     },
-    images::{self, Removed},
+    images::{self, Options, Removed},
     routes::Call,
     time::parse_rfc3339,
 };
 
-/// Removes an image or a name of it. `noprune` is for the images of steps of a build, which are not
-/// kept here.
+/// Removes an image or a name of it; and unless the client says `noprune`, the images without a name
+/// that it was made of.
 ///
 /// # Errors
 /// 404 if it is not here, 409 if it is in use.
@@ -26,12 +27,22 @@ pub(in crate::routes) fn remove(call: &Call, name: &str) -> Result<Answer> {
         return Err(Failure::bad_request("image name cannot be blank"));
     }
     let image = find(&call.engine, name)?;
-    let removed = images::remove(&call.engine, &image, name, call.query.flag("force"))?;
+    let (force, keeps_parents) = (call.query.flag("force"), call.query.flag("noprune"));
+    let removed = images::remove(&call.engine, &image, name, Options { force, keeps_parents })?;
     Ok(body::ok(&removed.changes))
 }
 
-/// Removes the images without a tag, or with `dangling=false` all that no container uses.
+/// Removes the images without a tag, or with `dangling=false` all that no container uses. One without
+/// a name of which another one was made goes with that.
+///
+/// # Errors
+/// 409 while another one runs.
 pub(in crate::routes) fn prune(call: &Call) -> Result<Answer> {
+    let _running = call
+        .engine
+        .image_prune
+        .try_lock()
+        .map_err(|_| Failure::conflict("a prune operation is already running"))?;
     let filters = Filters::parse(call.query.get("filters"))?;
     filters.accept(&["dangling", "label", "label!", "until"])?;
     let dangling_only = filters.flag("dangling")?.unwrap_or(true);
@@ -49,6 +60,9 @@ pub(in crate::routes) fn prune(call: &Call) -> Result<Answer> {
             continue;
         }
         let names = store.names(&image);
+        if names == Names::default() && store.children().contains_key(&image.id) {
+            continue;
+        }
         if dangling_only && !names.tags.is_empty() {
             continue;
         }
@@ -61,7 +75,7 @@ pub(in crate::routes) fn prune(call: &Call) -> Result<Answer> {
             if !matches!(store.find(&given), Ok(Some(found)) if found.id == image.id) {
                 continue;
             }
-            if let Ok(removed) = images::remove(&call.engine, &image, &given, false) {
+            if let Ok(removed) = images::remove(&call.engine, &image, &given, Options::default()) {
                 pruned.changes.extend(removed.changes);
                 pruned.bytes += removed.bytes;
             }
