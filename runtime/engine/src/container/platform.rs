@@ -10,8 +10,8 @@ use crate::http::error::{Failure, Result};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Platform {
     os: String,
-    architecture: String,
-    variant: String,
+    pub architecture: String,
+    pub variant: String,
 }
 
 impl Platform {
@@ -87,6 +87,10 @@ impl Platform {
             architecture: image.config.architecture().to_string(),
             variant: String::new(),
         }
+    }
+
+    pub(crate) fn is_linux(&self) -> bool {
+        self.os == "linux"
     }
 
     /// Whether it is this machine's.

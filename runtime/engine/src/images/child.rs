@@ -1,11 +1,14 @@
-//! The config document of an image that is made of another one, as docker writes it.
+//! The config documents of images that are made here, as docker writes them.
 
 use berth_dockerfile::Config;
 use berth_image::Digest;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{api::SERVER_VERSION, container::platform::own_architecture};
+use crate::{
+    api::SERVER_VERSION,
+    container::platform::{Platform, own_architecture},
+};
 
 /// What is new in an image.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +22,18 @@ pub(crate) struct Child<'a> {
     pub config: &'a Config,
     /// The layer on top of those of the parent. `None` if it has nothing new.
     pub diff_id: Option<&'a Digest>,
+    /// In RFC 3339.
+    pub created: &'a str,
+}
+
+/// What an image of a tar says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Imported<'a> {
+    pub comment: &'a str,
+    pub config: &'a Config,
+    /// This machine's if there is none.
+    pub platform: Option<&'a Platform>,
+    pub diff_id: &'a Digest,
     /// In RFC 3339.
     pub created: &'a str,
 }
@@ -49,6 +64,8 @@ struct Document<'a> {
     architecture: String,
     #[serde(skip_serializing_if = "str::is_empty")]
     author: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    comment: &'a str,
     config: &'a Config,
     #[serde(skip_serializing_if = "str::is_empty")]
     container: &'a str,
@@ -121,6 +138,7 @@ pub(crate) fn document(parent: Option<&[u8]>, child: Child<'_>) -> anyhow::Resul
     Ok(serde_json::to_vec(&Document {
         architecture: architecture.unwrap_or_else(|| own_architecture().to_owned()),
         author: child.author,
+        comment: "",
         config: child.config,
         container: child.container,
         container_config: child.container_config,
@@ -132,6 +150,40 @@ pub(crate) fn document(parent: Option<&[u8]>, child: Child<'_>) -> anyhow::Resul
         os_version: parent.os_version,
         rootfs: RootFs { r#type: "layers", diff_ids },
         variant: parent.variant,
+    })?)
+}
+
+/// The config document of an image of one layer, which was a tar.
+///
+/// # Errors
+/// It cannot be written as JSON.
+pub(crate) fn imported(image: &Imported<'_>) -> anyhow::Result<Vec<u8>> {
+    let (architecture, variant) = match image.platform {
+        Some(platform) => (platform.architecture.clone(), platform.variant.clone()),
+        None => (own_architecture().to_owned(), String::new()),
+    };
+    let step = NewStep {
+        created: image.created,
+        author: "",
+        created_by: String::new(),
+        comment: image.comment,
+        empty_layer: false,
+    };
+    Ok(serde_json::to_vec(&Document {
+        architecture,
+        author: "",
+        comment: image.comment,
+        config: image.config,
+        container: "",
+        container_config: &Config::default(),
+        created: image.created,
+        docker_version: SERVER_VERSION,
+        history: vec![Step::New(step)],
+        os: "linux",
+        os_features: None,
+        os_version: None,
+        rootfs: RootFs { r#type: "layers", diff_ids: vec![image.diff_id.to_string()] },
+        variant,
     })?)
 }
 

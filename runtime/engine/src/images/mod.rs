@@ -9,6 +9,7 @@ mod remove;
 mod users;
 
 pub(crate) use self::{
+    child::{Imported, imported},
     commit::{Committed, commit},
     remove::{Options, Removed, remove},
 };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context;
+use berth_dockerfile::with_changes;
 use http::StatusCode;
 use serde_json::json;
 
@@ -13,7 +14,7 @@ use crate::{
     engine::Engine,
     http::{
         body::{self, Answer},
-        error::Result,
+        error::{Failure, Result},
     },
     image_name::{familiar, tag_reference},
     images::{Committed, commit as commit_to},
@@ -31,10 +32,11 @@ pub(super) async fn commit(call: Call) -> Result<Answer> {
     let config = CreateBody::config_of(&body::read(request.into_body()).await?)?;
     let name = tag_reference(query.get("repo"), query.get("tag"))?;
     let container = engine.containers.find(query.get("container"))?;
+    let changes: Vec<String> = query.all("changes").map(str::to_owned).collect();
     let asked = Committed {
         author: query.get("author").to_owned(),
         comment: query.get("comment").to_owned(),
-        config: config_of(&container, config),
+        config: config_of(&container, config, &changes)?,
         name,
     };
     let pauses = query.get("pause").is_empty() || query.flag("pause");
@@ -52,17 +54,18 @@ pub(super) async fn commit(call: Call) -> Result<Answer> {
     Ok(body::json(StatusCode::CREATED, &json!({ "Id": id })))
 }
 
-/// The config of the image: that of the request, with what it leaves to the container, or that of the
-/// container.
-fn config_of(container: &Container, asked: Option<ContainerConfig>) -> ContainerConfig {
+/// The config of the image: that of the request or else the container's, with the changes, and then
+/// with what is left to the container.
+fn config_of(
+    container: &Container,
+    asked: Option<ContainerConfig>,
+    changes: &[String],
+) -> Result<ContainerConfig> {
     let own = container.record().config.clone();
-    match asked {
-        Some(mut config) => {
-            merge(&mut config, own);
-            config
-        }
-        None => own,
-    }
+    let mut config = with_changes(asked.unwrap_or_else(|| own.clone()), changes)
+        .map_err(|error| Failure::bad_request(error.to_string()))?;
+    merge(&mut config, own);
+    Ok(config)
 }
 
 /// Makes the image, and returns its id once a power loss cannot take it any more.

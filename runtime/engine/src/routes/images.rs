@@ -1,6 +1,7 @@
 //! `/images`: pulled, listed, inspected, with their history, named and removed.
 
 mod history;
+mod import;
 mod list;
 mod load;
 mod pull;
@@ -31,6 +32,7 @@ use crate::{
 
 pub(super) use self::{
     history::history,
+    import::import,
     list::{list, used},
     load::load,
     pull::pull,

@@ -107,6 +107,9 @@ async fn route(engine: Arc<Engine>, request: Request<Incoming>) -> Result<Answer
         ["exec", id, "resize"] if method == post => exec::resize(&call, id),
         ["exec", id, "json"] if read => exec::inspect(&call, id),
         ["images", "json"] if read => images::list(&call).await,
+        ["images", "create"] if method == post && call.query.get("fromImage").is_empty() => {
+            images::import(call).await
+        }
         ["images", "create"] if method == post => images::pull(call).await,
         ["images", name @ .., "json"] if read => images::inspect(&call, &name.join("/")).await,
         ["images", name @ .., "history"] if read => images::history(&call, &name.join("/")),

@@ -78,10 +78,6 @@ impl Reference {
 /// # Errors
 /// 400 for what is no name; what the registry says, if no layer was reported before.
 pub(in crate::routes) async fn pull(call: Call) -> Result<Answer> {
-    if !call.query.get("fromSrc").is_empty() {
-        let text = "importing images is not implemented yet";
-        return Err(Failure::new(StatusCode::NOT_IMPLEMENTED, text));
-    }
     if let Some(platform) = Platform::parse(call.query.get("platform"))?
         && !platform.is_own()
     {
