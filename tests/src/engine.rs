@@ -84,6 +84,18 @@ impl Engine {
         Ok((status, value))
     }
 
+    /// POSTs a tar, and returns the status and the answer.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub async fn send_tar(&self, path: &str, tar: Vec<u8>) -> reqwest::Result<(u16, Value)> {
+        let request = self.client.post(format!("http://docker{path}")).body(tar);
+        let answer = request.header("content-type", "application/x-tar").send().await?;
+        let status = answer.status().as_u16();
+        let text = answer.text().await?;
+        Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
+    }
+
     /// A GET that succeeds.
     ///
     /// # Panics

@@ -129,6 +129,11 @@ impl Directory {
         self.0.join("boot")
     }
 
+    /// Exists while a commit has it paused.
+    pub(crate) fn paused(&self) -> PathBuf {
+        self.0.join("paused-by-commit")
+    }
+
     /// What the container has written over its image.
     pub(crate) fn upper(&self) -> PathBuf {
         self.0.join(layout::UPPER)

@@ -145,8 +145,13 @@ fn modified(path: &Path) -> anyhow::Result<i64> {
     Ok(metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec())
 }
 
-/// Finds out what became of one.
+/// Finds out what became of one, and ends what was done with it for a while.
 async fn take_up(engine: &Arc<Engine>, container: &Arc<Container>) {
+    find_out(engine, container).await;
+    life::end_pause(engine, container).await;
+}
+
+async fn find_out(engine: &Arc<Engine>, container: &Arc<Container>) {
     if let Ok(sandbox) = engine.node.sandboxes.find(&container.id) {
         engine.ports.adopt(&container.id, &sandbox.meta.config.ports);
     }

@@ -42,13 +42,11 @@ pub(super) async fn commit(call: Call) -> Result<Answer> {
     let pauses = query.get("pause").is_empty() || query.flag("pause");
     // In a task of its own: a container must not stay paused because a client has gone.
     let committing = tokio::spawn(async move {
-        // One that does not run is as good as paused, and one that is paused already stays so.
-        let is_paused = pauses && life::pause(&engine, &container).await.is_ok();
-        let committed = make(&engine, &container, &asked).await;
-        if is_paused && let Err(failure) = life::unpause(&engine, &container).await {
-            tracing::warn!(container = container.id, "after its commit: {}", failure.message);
+        let making = make(&engine, &container, &asked);
+        match pauses {
+            true => life::pause_during(&engine, &container, making).await,
+            false => making.await,
         }
-        committed
     });
     let id = committing.await.context("commit")??;
     Ok(body::json(StatusCode::CREATED, &json!({ "Id": id })))

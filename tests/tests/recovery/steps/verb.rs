@@ -89,7 +89,9 @@ fn is_reachable(step: &str) -> bool {
 pub(super) fn steps(program: &str) -> Vec<(String, Verb)> {
     let names = faults::steps(program);
     // What is docker's is walked by the engine's tests.
-    let is_dockers = |step: &String| step.starts_with("docker_") || step.starts_with("name_image.");
+    let is_dockers = |step: &String| {
+        ["docker_", "name_image.", "write_"].iter().any(|operation| step.starts_with(operation))
+    };
     let names = names.into_iter().filter(|step| !is_dockers(step));
     let reachable = names.filter(|step| is_reachable(step));
     reachable

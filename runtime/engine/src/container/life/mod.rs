@@ -14,6 +14,7 @@ mod complaints;
 mod end;
 mod health;
 mod pause;
+mod pause_during;
 mod remove;
 mod resume;
 mod start;
@@ -29,6 +30,7 @@ pub(crate) use self::{
     begin::undo as undo_run,
     end::{Seen, end},
     pause::{pause, unpause},
+    pause_during::{end_pause, pause_during},
     remove::{With, remove, remove_if_asked},
     resume::resume,
     start::start,
