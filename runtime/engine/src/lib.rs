@@ -20,6 +20,7 @@ mod images;
 pub mod names;
 mod network;
 pub mod ports;
+mod progress;
 mod publish;
 pub mod restart;
 mod routes;

@@ -24,7 +24,7 @@ use crate::{
     layer_key::LayerKey,
     manifest::LayerDescriptor,
     observer::Observer,
-    progress::LayerStep,
+    progress::{LayerStep, Watched},
     registry::{CHUNKS, Download, Limits, Repository},
     source::Source,
     store::{Layers, Lease, PartialBlob, ResumeStates},
@@ -41,14 +41,17 @@ pub(super) type PendingLayer = Shared<BoxFuture<'static, Result<Arc<Lease>>>>;
 #[derive(Clone)]
 pub(super) enum BlobSource {
     Registry(Arc<Repository>),
-    Archive(Arc<ArchiveReader>),
+    Archive { reader: Arc<ArchiveReader>, watched: Watched },
 }
 
 impl BlobSource {
-    /// Tells one who watches the pull.
+    /// Tells one who watches.
     fn report(&self, layer: &LayerDescriptor, step: LayerStep) {
-        if let Self::Registry(repository) = self {
-            repository.progress.watched.report(&layer.blob, step);
+        match self {
+            Self::Registry(repository) => {
+                repository.progress.watched.report(&layer.blob, step);
+            }
+            Self::Archive { watched, .. } => watched.report(&layer.diff_id, step),
         }
     }
 
@@ -59,8 +62,8 @@ impl BlobSource {
     pub(super) async fn document(&self, digest: &Digest) -> Result<Vec<u8>> {
         match self {
             Self::Registry(repository) => repository.document(digest).await,
-            Self::Archive(archive) => {
-                let archive = archive.clone();
+            Self::Archive { reader, .. } => {
+                let archive = reader.clone();
                 let digest = digest.clone();
                 unblock(move || archive.by_digest(&digest)).await
             }
@@ -186,8 +189,13 @@ impl LayerFetcher {
             BlobSource::Registry(repository) => {
                 self.download_and_unpack(prepared, repository, layer).await
             }
-            BlobSource::Archive(archive) => {
-                let mut blob = archive.blob(&layer.blob)?;
+            BlobSource::Archive { reader, watched } => {
+                let mut blob = Reported {
+                    blob: reader.blob(&layer.blob)?,
+                    watched: watched.clone(),
+                    layer: layer.clone(),
+                    read: 0,
+                };
                 let target = prepared.to_owned();
                 let unpacker = self.unpacker.clone();
                 let _slot = self.slots.acquire().await.context("the semaphore is never closed")?;
@@ -258,6 +266,32 @@ async fn inherit_from(
     let directories: Vec<PathBuf> =
         below.iter().rev().flat_map(|lease| lease.directories()).collect();
     unblock(move || Ok(unpack::inherit_attributes(&own, &implied, &directories)?)).await
+}
+
+/// A blob of an archive, of which is told how much was read.
+struct Reported<S> {
+    blob: S,
+    watched: Watched,
+    layer: LayerDescriptor,
+    read: u64,
+}
+
+impl<S: Source> Source for Reported<S> {
+    fn next(&mut self) -> Result<Option<Bytes>> {
+        let chunk = self.blob.next()?;
+        let (layer, size) = (&self.layer.diff_id, self.layer.size);
+        match &chunk {
+            Some(chunk) => {
+                self.watched.downloaded(layer, size, self.read, chunk.len() as u64);
+                self.read += chunk.len() as u64;
+            }
+            // What is smaller than the grain of reports is told at its end.
+            None => {
+                self.watched.report(layer, LayerStep::Downloading { received: self.read, size });
+            }
+        }
+        Ok(chunk)
+    }
 }
 
 /// The bytes of a blob: first those that an earlier attempt left on disk, then the download.

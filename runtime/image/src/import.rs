@@ -15,6 +15,7 @@ use crate::{
     digest::Digest,
     fetch_image::ImageFetcher,
     fetch_layer::BlobSource,
+    progress::Watched,
     reference::Reference,
     store::{Image, Nameless, Store},
     unblock::unblock,
@@ -56,7 +57,8 @@ pub(super) async fn import(
         Ok((reader, images))
     });
     let (reader, images) = step(import_image::READ, read).await?;
-    add_all(store, fetcher, (reader, images), Naming::AsPulled).await
+    let source = BlobSource::Archive { reader: Arc::new(reader), watched: Watched::default() };
+    add_all(store, fetcher, (source, images), Naming::AsPulled).await
 }
 
 /// Adds the images in an archive under their tags. One without any stays without a name.
@@ -67,23 +69,24 @@ pub(super) async fn load(
     store: &Store,
     fetcher: &ImageFetcher,
     archive: ArchiveReader,
+    watched: Watched,
 ) -> Result<Vec<ImportedImage>> {
     let read = unblock(move || {
         let mut archive = archive;
         let images = archive::images(&mut archive, Unnamed::StaysSo)?;
         Ok((archive, images))
     });
-    let read = step(import_image::READ, read).await?;
-    add_all(store, fetcher, read, Naming::ByTags).await
+    let (reader, images) = step(import_image::READ, read).await?;
+    let source = BlobSource::Archive { reader: Arc::new(reader), watched };
+    add_all(store, fetcher, (source, images), Naming::ByTags).await
 }
 
 async fn add_all(
     store: &Store,
     fetcher: &ImageFetcher,
-    (reader, images): (ArchiveReader, Vec<ArchivedImage>),
+    (source, images): (BlobSource, Vec<ArchivedImage>),
     naming: Naming,
 ) -> Result<Vec<ImportedImage>> {
-    let source = BlobSource::Archive(Arc::new(reader));
     let added = fetch_and_add(store, fetcher, &source, images, naming).await;
     // After a failure nobody needs the layers that were unpacked before it.
     store.collect();

@@ -273,15 +273,21 @@ impl Images {
     }
 
     /// Adds the images in an archive under their tags. One without any stays without a name, as does
-    /// one whose last name goes to another.
+    /// one whose last name goes to another. Its layers are reported by their diff-ids.
     ///
     /// # Errors
     /// `InvalidArgument` if it is not an archive of images.
-    pub async fn load(&self, archive: ArchiveReader) -> Result<Vec<ImportedImage>> {
+    pub async fn load(
+        &self,
+        archive: ArchiveReader,
+        watched: Watched,
+    ) -> Result<Vec<ImportedImage>> {
         let store = self.store.clone();
         let fetcher = self.fetcher.clone();
         // As `import`.
-        tokio::spawn(async move { load(&store, &fetcher, archive).await }).await.context("load")?
+        tokio::spawn(async move { load(&store, &fetcher, archive, watched).await })
+            .await
+            .context("load")?
     }
 
     /// Makes a layer of the upper directory of an overlay, in which nothing may change meanwhile.

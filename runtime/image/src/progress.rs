@@ -1,4 +1,4 @@
-//! What a pull tells somebody who watches it: how far each layer has come.
+//! What a pull or a load tells somebody who watches it: how far each layer has come.
 
 use tokio::sync::mpsc;
 
@@ -12,7 +12,7 @@ const GRAIN: u64 = 512 << 10;
 /// A layer of a pull, and how far it has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerProgress {
-    /// The digest of its blob.
+    /// The digest of its blob, and of a layer of an archive its diff-id.
     pub blob: Digest,
     pub step: LayerStep,
 }
@@ -23,7 +23,7 @@ pub enum LayerStep {
     Present,
     /// It is to be fetched.
     Waiting,
-    /// In bytes.
+    /// Or read from an archive. In bytes.
     Downloading {
         received: u64,
         size: u64,

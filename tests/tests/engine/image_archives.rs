@@ -119,3 +119,37 @@ async fn what_cannot_be_saved_or_loaded_says_so_and_leaves_nothing() {
     assert_eq!(engine.get("/images/json").await.as_array().unwrap().len(), 1);
     machine.assert_clean().await;
 }
+
+#[tokio::test]
+async fn a_load_that_is_not_quiet_tells_how_far_its_new_layers_have_come() {
+    if skip_without(Capability::DockerCli) {
+        return;
+    }
+    let (machine, _daemon, engine, _) = ready().await;
+    let layer = busybox().file("own", &vec![7; 3 << 20]).bytes();
+    let (diff_id, size) = (berth_tests::digest(&layer), layer.len());
+    let tar = machine.path("tar");
+    fs::write(&tar, &layer).unwrap();
+    succeed(&machine, &["import", tar.to_str().unwrap(), "made:1"]);
+    let archive = machine.path("saved.tar").display().to_string();
+    succeed(&machine, &["save", "--output", &archive, "made:1"]);
+    let saved = fs::read(&archive).unwrap();
+    let last = json!({ "stream": "Loaded image: made:1\n" });
+    // What is here already has nothing to tell.
+    let answer = engine.send_tar("/images/load", saved.clone()).await.unwrap();
+    assert_eq!(answer, (200, last.clone()));
+    succeed(&machine, &["rmi", "made:1"]);
+    let (_, answer) = engine.send_tar("/images/load", saved).await.unwrap();
+    let lines: Vec<Value> =
+        answer.as_str().unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.len() > 5, "{answer}");
+    let whole = &lines[lines.len() - 2];
+    let id = &diff_id.strip_prefix("sha256:").unwrap()[..12];
+    assert_eq!((&whole["status"], &whole["id"]), (&json!("Loading layer"), &json!(id)));
+    assert_eq!(whole["progressDetail"], json!({ "current": size, "total": size }));
+    assert_eq!(lines.last(), Some(&last));
+    succeed(&machine, &["rmi", "made:1"]);
+    let shown = machine.on_terminal(&format!("load --input {archive}"), b"");
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("Loading layer"), "{shown:?}");
+    machine.assert_clean().await;
+}
