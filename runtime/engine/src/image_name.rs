@@ -1,15 +1,10 @@
 //! Names of images as docker shows them: without what is implied. The store has them in full,
 //! `docker.io/library/busybox:latest`.
 
+pub(crate) use berth_image::familiar;
 use berth_image::normalize;
 
 use crate::http::error::{Failure, Result};
-
-/// The short form of a stored name: `busybox:latest`, `someone/tool:1`, `quay.io/a/b@sha256:…`.
-pub(crate) fn familiar(stored: &str) -> &str {
-    let Some(of_hub) = stored.strip_prefix("docker.io/") else { return stored };
-    of_hub.strip_prefix("library/").filter(|rest| !rest.contains('/')).unwrap_or(of_hub)
-}
 
 /// A name as dockerd repeats it where it is unknown: with the tag that was meant.
 pub(crate) fn with_tag(name: &str) -> String {

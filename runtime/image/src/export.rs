@@ -23,7 +23,7 @@ use crate::{
         self, CONTAINERD_NAME, MEDIA_TYPE_CONFIG, MEDIA_TYPE_LAYER, MEDIA_TYPE_MANIFEST,
         OCI_LAYOUT, REF_NAME, descriptor,
     },
-    lookup,
+    lookup::{self, familiar},
     reference::Reference,
     store::{Image, Lease, Store},
     unpack::ReassembledTar,
@@ -153,6 +153,9 @@ struct ArchiveWriter<'a> {
     index: Vec<Value>,
     /// Elements of docker's `manifest.json`.
     docker: Vec<Value>,
+    /// docker's `repositories`, which tools of before its `manifest.json` read: the topmost layer of
+    /// each tag, by repository.
+    repositories: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 impl<'a> ArchiveWriter<'a> {
@@ -164,6 +167,7 @@ impl<'a> ArchiveWriter<'a> {
             documents: BTreeSet::new(),
             index: Vec::new(),
             docker: Vec::new(),
+            repositories: BTreeMap::new(),
         };
         own.add_file("oci-layout", OCI_LAYOUT)?;
         Ok(own)
@@ -173,6 +177,7 @@ impl<'a> ArchiveWriter<'a> {
         let SelectedImage { image, tags } = selected;
         let mut layers = Vec::new();
         let mut paths = Vec::new();
+        let mut topmost = None;
         for (diff_id, key) in image.layers_by_diff_id()? {
             // Images that share a layer share its entry in the tar.
             let length = match self.layers.get(&diff_id) {
@@ -181,6 +186,13 @@ impl<'a> ArchiveWriter<'a> {
             };
             layers.push(descriptor(MEDIA_TYPE_LAYER, &diff_id, length));
             paths.push(blob_path(&diff_id));
+            topmost = Some(diff_id);
+        }
+        for tag in tags {
+            if let (Some((repository, tag)), Some(layer)) = (tag.rsplit_once(':'), &topmost) {
+                let tags = self.repositories.entry(familiar(repository).to_owned()).or_default();
+                tags.insert(tag.to_owned(), layer.hex().to_owned());
+            }
         }
         let config = self.store.blob(&image.id)?;
         self.add_document(&image.id, &config)?;
@@ -208,6 +220,10 @@ impl<'a> ArchiveWriter<'a> {
         self.add_file("index.json", &index)?;
         let docker = Value::from(std::mem::take(&mut self.docker));
         self.add_file("manifest.json", docker.to_string().as_bytes())?;
+        if !self.repositories.is_empty() {
+            let repositories = json!(self.repositories).to_string();
+            self.add_file("repositories", repositories.as_bytes())?;
+        }
         let finished = self.tar.into_inner().and_then(|mut out| out.flush());
         finished.context("write the archive")?;
         Ok(())

@@ -83,7 +83,7 @@ pub use self::{
     in_use::ImageUse,
     layer_dir::FILES,
     layer_key::LayerKey,
-    lookup::normalize,
+    lookup::{familiar, normalize},
     observer::Observer,
     options::Options,
     pack::{TarForm, pack},

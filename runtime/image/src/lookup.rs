@@ -44,3 +44,10 @@ pub(super) fn find(store: &Store, text: &str) -> Result<Option<Arc<Image>>> {
 pub fn normalize(text: &str) -> Option<String> {
     Reference::parse(text).ok().map(|reference| reference.stored_name())
 }
+
+/// The short form of a stored name, or of its repository: `busybox:latest`, `someone/tool:1`,
+/// `quay.io/a/b@sha256:…`.
+pub fn familiar(stored: &str) -> &str {
+    let Some(of_hub) = stored.strip_prefix("docker.io/") else { return stored };
+    of_hub.strip_prefix("library/").filter(|rest| !rest.contains('/')).unwrap_or(of_hub)
+}

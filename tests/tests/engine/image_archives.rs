@@ -42,6 +42,15 @@ async fn what_was_saved_is_loaded_with_the_same_ids() {
     );
     let path = format!("blobs/sha256/{}", two.strip_prefix("sha256:").unwrap());
     assert_eq!(manifest[1]["Config"], path);
+    let layer = |image: usize| {
+        let layers = manifest[image]["Layers"].as_array().unwrap();
+        layers.last().unwrap().as_str().unwrap().strip_prefix("blobs/sha256/").unwrap().to_owned()
+    };
+    let repositories = json!({
+        "one": { "1": layer(0), "2": layer(0) },
+        "two": { "1": layer(1) },
+    });
+    assert_eq!(extracted(&machine, &archive, "repositories"), repositories);
     // All that is there already is told, too.
     let expected = "Loaded image: one:1\nLoaded image: one:2\nLoaded image: two:1";
     assert_eq!(succeed(&machine, &["load", "--input", &archive]), expected);
