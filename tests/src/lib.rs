@@ -2,6 +2,7 @@
 //! built on the spot, registries on the loopback interface of those namespaces, a CRI client, and
 //! checks of what is left afterwards.
 
+mod broken_link;
 mod builds;
 mod capability;
 mod cgroups;
@@ -24,6 +25,7 @@ mod registry;
 mod request;
 mod spdy;
 
+pub use broken_link::BrokenLink;
 pub use builds::OldBuild;
 pub use capability::{
     Capability, has_single_processor, has_systemd_scopes, has_unified_cgroups, skip_without,

@@ -50,6 +50,9 @@ pub fn certificate(path: &Path) -> (PathBuf, PathBuf) {
     (certificate, key)
 }
 
+/// As htpasswd(1) writes it.
+const PASSWORDS: &str = "u:$2b$12$cMW7YFxyNiCQCX3T0YxVXOC/FbXbbQLsfOimnAZl/mn/P5vGfNcPK\n";
+
 /// Debian's docker-registry, which is the server of the distribution project.
 #[derive(Debug)]
 pub struct DockerRegistry {
@@ -91,6 +94,20 @@ impl DockerRegistry {
             ("REGISTRY_AUTH_TOKEN_ROOTCERTBUNDLE", roots),
         ];
         Self::start_tls_as(machine, environment.to_vec()).await
+    }
+
+    /// As `start`, for clients that are `u` with the password `p`.
+    pub async fn start_with_password(machine: &Machine) -> Self {
+        let passwords = machine.path("passwords");
+        fs::write(&passwords, PASSWORDS).expect("write the registry's passwords");
+        let mut command = machine.command("docker-registry");
+        command
+            .env("REGISTRY_AUTH", "htpasswd")
+            .env("REGISTRY_AUTH_HTPASSWD_REALM", "registry")
+            .env("REGISTRY_AUTH_HTPASSWD_PATH", &passwords);
+        let directory = machine.path("private-registry");
+        fs::create_dir(&directory).expect("make a directory");
+        Self::started(machine, Self::launch(command, &directory, 5002)).await
     }
 
     async fn start_tls_as(machine: &Machine, environment: Vec<(&str, String)>) -> (Self, PathBuf) {

@@ -63,6 +63,9 @@ stall_seconds = 30
 # Which images may be pulled, and whose signatures they must have: a file as described in
 # containers-policy.json(5). Without it, all images may be pulled.
 # signature_policy = "/etc/containers/policy.json"
+# How layers are compressed when docker pushes an image: "gzip", which every registry and runtime
+# takes, or "zstd", which is smaller and faster.
+push_compression = "gzip"
 
 [streaming]
 # Where exec, attach and port-forward are served. Their clients are the kubelet and crictl on this
@@ -138,6 +141,16 @@ pub struct Registry {
     pub stall_seconds: NonZeroU64,
     #[serde(deserialize_with = "absolute")]
     pub signature_policy: Option<PathBuf>,
+    pub push_compression: PushCompression,
+}
+
+/// How layers are compressed that are pushed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PushCompression {
+    #[default]
+    Gzip,
+    Zstd,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -267,6 +280,7 @@ impl Default for Registry {
             credential_providers: None,
             stall_seconds: const { NonZeroU64::new(30).expect("not zero") },
             signature_policy: None,
+            push_compression: PushCompression::default(),
         }
     }
 }

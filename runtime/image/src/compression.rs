@@ -5,11 +5,13 @@ use std::io::{self, BufReader, Cursor, Read};
 
 use berth_base::error::{Error, Result};
 use lzma_rust2::XzReader;
+use serde::{Deserialize, Serialize};
 
 /// How many bytes `Compression::detect` needs.
 pub(super) const MAGIC_LENGTH: usize = 4;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(super) enum Compression {
     None,
     /// RFC 1952.

@@ -7,26 +7,26 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    io::{self, BufWriter, Read, Write},
+    io::{BufWriter, Write},
     path::Path,
     sync::Arc,
 };
 
 use anyhow::Context;
-use berth_base::error::{Error, Kind, Result};
+use berth_base::error::{Error, Result};
 use serde_json::{Value, json};
 use tar::{Builder, Header};
 
 use crate::{
-    digest::{Digest, Hasher},
+    digest::Digest,
     documents::{
         self, CONTAINERD_NAME, MEDIA_TYPE_CONFIG, MEDIA_TYPE_LAYER, MEDIA_TYPE_MANIFEST,
         OCI_LAYOUT, REF_NAME, descriptor,
     },
+    layer_tar::LayerTar,
     lookup::{self, familiar},
     reference::Reference,
     store::{Image, Lease, Store},
-    unpack::ReassembledTar,
 };
 
 /// Size of the writer's buffer. A tar consists of small headers between large files.
@@ -247,38 +247,13 @@ impl<'a> ArchiveWriter<'a> {
     fn add_layer(&mut self, diff_id: &Digest, directory: &Path) -> Result<u64> {
         // The header comes before the content and contains its length. The tar-split alone gives
         // the length, so the files are read only once.
-        let length = reassembled(diff_id, directory)?
-            .length()
-            .map_err(|error| cannot_export(diff_id, &format!("is damaged: {error}")))?;
-        let inner = reassembled(diff_id, directory)?;
-        let mut tar = HashingReader { inner, hasher: Hasher::default(), failed: false };
+        let length = LayerTar::length(diff_id, directory)?;
+        let mut tar = LayerTar::open(diff_id, directory)?;
         let added = self.tar.append_data(&mut header(length), blob_path(diff_id), &mut tar);
-        // Verified while it is written, so that a damaged layer is not passed on to other nodes.
-        let is_whole = !tar.failed && tar.hasher.finish() == *diff_id;
-        match added {
-            Err(error) if !tar.failed => Err(error).context("write the archive")?,
-            Ok(()) if is_whole => {
-                self.layers.insert(diff_id.clone(), length);
-                Ok(length)
-            }
-            _ => Err(cannot_export(
-                diff_id,
-                "is damaged: `berthd images check --repair` pulls it again",
-            )),
-        }
+        tar.finish(added.context("write the archive"))?;
+        self.layers.insert(diff_id.clone(), length);
+        Ok(length)
     }
-}
-
-fn cannot_export(diff_id: &Digest, why: &str) -> Error {
-    Error::new(Kind::FailedPrecondition, format!("layer {diff_id} {why}"))
-}
-
-/// Opens the tar of the layer in `directory`.
-fn reassembled(diff_id: &Digest, directory: &Path) -> Result<ReassembledTar> {
-    ReassembledTar::open(directory)?.ok_or_else(|| {
-        let why = "is of an artifact, or has one name twice: its tar cannot be reassembled";
-        cannot_export(diff_id, why)
-    })
 }
 
 /// containerd and nerdctl read the one annotation, podman and skopeo the other.
@@ -297,20 +272,4 @@ fn header(length: u64) -> Header {
     header.set_mode(0o644);
     header.set_size(length);
     header
-}
-
-/// Hashes what is read. Also remembers whether reading failed, because the tar crate returns errors
-/// in reading and in writing as one.
-struct HashingReader {
-    inner: ReassembledTar,
-    hasher: Hasher,
-    failed: bool,
-}
-
-impl Read for HashingReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.inner.read(buffer).inspect_err(|_| self.failed = true)?;
-        self.hasher.update(&buffer[..length]);
-        Ok(length)
-    }
 }

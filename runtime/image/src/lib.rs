@@ -1,4 +1,4 @@
-//! Images: pull, import, list, check, export, remove.
+//! Images: pull, push, import, list, check, export, remove.
 //!
 //! The rest of the daemon sees only `Images`. Below it, a pull is a pipeline:
 //!
@@ -31,6 +31,7 @@ mod import;
 mod in_use;
 mod layer_dir;
 mod layer_key;
+mod layer_tar;
 mod lookup;
 mod manifest;
 mod observer;
@@ -38,6 +39,7 @@ mod options;
 mod pack;
 mod progress;
 mod pull;
+mod push;
 mod reference;
 mod registry;
 mod removed;
@@ -88,6 +90,7 @@ pub use self::{
     options::Options,
     pack::{TarForm, pack},
     progress::{LayerProgress, LayerStep, Watched, watch},
+    push::{LayerPush, Push, PushReport},
     removed::RemovedLayer,
     store::{Disk, Holder, Image, Lease, Names, StoreLayout},
     sub_path::contains_path,
@@ -106,7 +109,9 @@ use self::{
     in_use::InUse,
     lookup::find,
     pull::Puller,
+    push::Pusher,
     reference::Reference,
+    registry::Clients,
     store::{Layers, ResumeStates, Store},
     unblock::unblock,
     unpacker::Unpacker,
@@ -120,6 +125,7 @@ pub struct Images {
     store: Arc<Store>,
     fetcher: ImageFetcher,
     puller: Puller,
+    pusher: Arc<Pusher>,
     credentials: CredentialSources,
     /// Patterns of names that are pinned.
     pinned: Vec<String>,
@@ -149,8 +155,12 @@ impl Images {
         let store = Store::open(layout.clone(), layers, disk)?;
         let resume_states = ResumeStates::open(&store, layout, boot_id)?;
         let fetcher = ImageFetcher::new(store.clone(), resume_states, options.stall, observer);
+        let clients: Arc<Clients> = Arc::default();
+        let puller =
+            Puller::new(store.clone(), fetcher.clone(), clients.clone(), &options, observer);
         Ok(Self {
-            puller: Puller::new(store.clone(), fetcher.clone(), &options, observer),
+            puller,
+            pusher: Arc::new(Pusher::new(store.clone(), clients, &options)),
             store,
             fetcher,
             credentials: options.credentials,
@@ -192,6 +202,22 @@ impl Images {
     /// See `Puller::login`.
     pub async fn login(&self, auth: AuthConfig) -> Result<()> {
         self.puller.login(auth).await
+    }
+
+    /// Prepares to push images to `repository`, each under a tag. Only these credentials are shown to
+    /// the registry, and none of the node's.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if `repository` is none; see `Pusher::open`.
+    pub async fn push(
+        &self,
+        repository: &str,
+        images: Vec<(String, Arc<Image>)>,
+        auth: AuthConfig,
+    ) -> Result<(Push, mpsc::Receiver<PushReport>)> {
+        let reference = Reference::parse(repository)?;
+        let credentials = auth.for_host(&reference.host)?;
+        self.pusher.clone().open(reference, images, credentials).await
     }
 
     /// Adds the images in the archive at `path`. An image that has no name in the archive gets

@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use berth_base::config::PushCompression;
+
 use crate::credentials::CredentialSources;
 
 #[derive(Clone, Debug)]
@@ -9,6 +11,7 @@ pub struct Options {
     /// The directory of `<host>/hosts.toml`.
     pub registry_config: PathBuf,
     pub credentials: CredentialSources,
+    pub push_compression: PushCompression,
     /// How long a download may stay below 1 KiB per second before it is tried again.
     pub stall: Duration,
     /// A signature policy in the format of containers-policy.json(5).

@@ -58,6 +58,7 @@ impl Puller {
     pub(super) fn new(
         store: Arc<Store>,
         fetcher: ImageFetcher,
+        clients: Arc<Clients>,
         options: &Options,
         observer: Observer,
     ) -> Self {
@@ -66,7 +67,7 @@ impl Puller {
             fetcher,
             registry_config: options.registry_config.clone(),
             signature_policy: options.signature_policy.clone(),
-            clients: Arc::default(),
+            clients,
             pulls: SingleFlight::default(),
             observer,
         }

@@ -232,6 +232,7 @@ fn open_images(
             }),
         },
         stall: Duration::from_secs(registry.stall_seconds.get()),
+        push_compression: registry.push_compression,
         signature_policy: registry.signature_policy.clone(),
         pinned: config.pinned_images.clone(),
     };

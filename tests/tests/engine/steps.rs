@@ -5,7 +5,8 @@
 use std::fs;
 
 use berth_tests::{
-    Capability, Daemon, Engine, Image, Layer, Machine, digest, engine, faults, skip_without,
+    Capability, Daemon, DockerRegistry, Engine, Image, Layer, Machine, digest, engine, faults,
+    skip_without,
 };
 use serde_json::{Value, json};
 
@@ -22,6 +23,7 @@ enum Verb {
     Commit,
     Import,
     Load,
+    Push,
 }
 
 /// The verbs that come to a step of the daemon; those of the node's steps that a run comes to as
@@ -46,6 +48,7 @@ fn verbs_of(step: &str) -> &'static [Verb] {
         ("import_image", _) => &[Verb::Load],
         ("pull_image", "index") => &[Verb::Commit, Verb::Import, Verb::Load],
         ("pull_image", "layer" | "commit" | "add" | "forget") => &[Verb::Load],
+        ("push_image", _) => &[Verb::Push],
         // All is done, and the answer is lost.
         ("docker_rpc", _) => &[Verb::Create, Verb::Start, Verb::Stop, Verb::Remove],
         _ => &[],
@@ -67,6 +70,7 @@ struct Node {
     daemon: Option<Daemon>,
     engine: Engine,
     image: String,
+    registry: DockerRegistry,
 }
 
 impl Node {
@@ -76,7 +80,8 @@ impl Node {
         let daemon = machine.start().await;
         let image = daemon.cri().pull_image(&machine, Image::busybox()).await;
         let engine = Engine::of(&machine);
-        Self { machine, daemon: Some(daemon), engine, image }
+        let registry = DockerRegistry::start(&machine).await;
+        Self { machine, daemon: Some(daemon), engine, image, registry }
     }
 
     /// Makes what a verb needs.
@@ -85,6 +90,10 @@ impl Node {
             Verb::Tag => return,
             Verb::Untag => return drop(self.ask(Verb::Tag).await.unwrap()),
             Verb::RemoveImage => return self.name_another_image().await,
+            Verb::Push => {
+                let path = format!("/images/{}/tag?repo={}", self.image, self.pushed());
+                return drop(self.engine.post(&path, Value::Null).await);
+            }
             _ => {}
         }
         if matches!(verb, Verb::Import | Verb::Load) {
@@ -96,6 +105,11 @@ impl Node {
         if matches!(verb, Verb::Stop | Verb::Commit) {
             assert_eq!(self.ask(Verb::Start).await.unwrap().0, 204);
         }
+    }
+
+    /// The name of an image that is pushed.
+    fn pushed(&self) -> String {
+        format!("{}/pushed:1", self.registry.host)
     }
 
     /// Pulls an image that has no other name than `doomed`.
@@ -113,6 +127,7 @@ impl Node {
         let command = ["sh", "-c", script];
         let body = json!({ "Image": self.image, "Cmd": command, "Volumes": { "/etc": {} } });
         let tag = format!("/images/{}/tag?repo=other", self.image);
+        let push = format!("/images/{}/push", self.pushed());
         let (method, path, body) = match verb {
             Verb::Create => ("POST", "/containers/create?name=main", Some(body)),
             Verb::Start => ("POST", "/containers/main/start", None),
@@ -132,6 +147,7 @@ impl Node {
             Verb::Load => {
                 return self.engine.send_tar("/images/load?quiet=1", archive()).await.ok();
             }
+            Verb::Push => ("POST", push.as_str(), None),
         };
         self.engine.try_request(method, path, body).await.ok()
     }
@@ -144,10 +160,15 @@ impl Node {
             Verb::Start | Verb::Stop => [204, 304],
             Verb::Remove => [204, 404],
             Verb::Tag | Verb::Commit => [201, 201],
+            Verb::Push => [200, 200],
             Verb::Untag | Verb::RemoveImage => [200, 404],
             Verb::Import | Verb::Load => [200, 200],
         };
         assert!(may.contains(&status), "{step}: asked again: {status} {answer}");
+        if verb == Verb::Push {
+            let text = answer.as_str().unwrap_or_default();
+            return assert!(text.contains("\"aux\""), "{step}: {text}");
+        }
         let path = match verb {
             Verb::Tag | Verb::Untag => "/images/other/json",
             Verb::RemoveImage => "/images/doomed/json",
@@ -167,7 +188,7 @@ impl Node {
                 let state = self.engine.inspect("main").await["State"]["Status"].clone();
                 return assert_eq!(state, "running", "{step}: it stays paused");
             }
-            Verb::Remove | Verb::Untag | Verb::RemoveImage => {
+            Verb::Remove | Verb::Untag | Verb::RemoveImage | Verb::Push => {
                 return assert_eq!(status, 404, "{step}: {seen}");
             }
         };
@@ -184,6 +205,8 @@ impl Node {
             self.engine.remove(container["Id"].as_str().unwrap()).await;
         }
         self.engine.request("DELETE", "/images/other", None).await;
+        let pushed = format!("/images/{}", self.pushed());
+        self.engine.request("DELETE", &pushed, None).await;
         self.engine.request("DELETE", "/images/made", None).await;
         // The image of a first attempt, which lost its name to that of the second.
         self.engine.post("/images/prune", Value::Null).await;
@@ -259,6 +282,10 @@ async fn a_step_that_fails_is_an_error_in_dockers_form_and_leaves_nothing() {
             let message = answer["message"].as_str().or(answer["error"].as_str());
             let message = message.unwrap_or_default();
             assert!(message.contains(&format!("a test lets {step} fail")), "{step}: {answer}");
+        } else if verb == Verb::Push {
+            // The answer has begun before.
+            let told = answer.as_str().unwrap_or_default();
+            assert!(told.contains(&format!("a test lets {step} fail")), "{step}: {told}");
         } else {
             // What follows an end is nobody's answer: it is in the log, and tried again.
             assert_eq!(verb, Verb::Stop, "{step} failed, and the verb did not: {answer}");

@@ -58,6 +58,7 @@ steps! {
         INDEX = "index",
         FORGET = "forget",
     }
+    push_image { LAYER = "layer", CONFIG = "config", MANIFEST = "manifest", NAME = "name" }
     name_image { TAG = "tag", UNTAG = "untag" }
     import_image { READ = "read" }
     write_layer { UNPACK = "unpack", COMMIT = "commit" }

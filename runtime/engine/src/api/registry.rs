@@ -1,7 +1,18 @@
 //! Credentials of a registry, in the header `X-Registry-Auth` and in the body of a login.
 
+use base64::{
+    Engine as _, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
 use berth_image::AuthConfig;
+use http::{HeaderMap, HeaderValue};
 use serde::Deserialize;
+
+/// Clients send base64 for URLs, some without padding.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::URL_SAFE,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -24,5 +35,36 @@ impl From<RegistryAuth> for AuthConfig {
             identity_token: auth.identitytoken,
             server_address: auth.serveraddress,
         }
+    }
+}
+
+/// The credentials of a request. As with dockerd, what cannot be read counts as none.
+pub(crate) fn auth(headers: &HeaderMap) -> AuthConfig {
+    let header = headers.get("x-registry-auth").map(HeaderValue::as_bytes);
+    let document = BASE64.decode(header.unwrap_or_default()).unwrap_or_default();
+    let auth: RegistryAuth = serde_json::from_slice(&document).unwrap_or_default();
+    auth.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_read_with_and_without_padding() {
+        let of = |text: &'static str| {
+            auth(&HeaderMap::from_iter([(
+                http::HeaderName::from_static("x-registry-auth"),
+                HeaderValue::from_static(text),
+            )]))
+        };
+        for text in [
+            "eyJ1c2VybmFtZSI6InUiLCJwYXNzd29yZCI6InAifQ==",
+            "eyJ1c2VybmFtZSI6InUiLCJwYXNzd29yZCI6InAifQ",
+        ] {
+            assert_eq!((of(text).username, of(text).password), ("u".to_owned(), "p".to_owned()));
+        }
+        assert!(of("nonsense").username.is_empty());
+        assert!(auth(&HeaderMap::new()).username.is_empty());
     }
 }

@@ -3,12 +3,13 @@
 use std::{convert::Infallible, io};
 
 use bytes::Bytes;
-use futures_util::{Stream, TryStreamExt};
+use futures_util::{Stream, TryStreamExt, stream};
 use http::{Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Body as _, Frame, Incoming};
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
 use super::error::{Failure, Result};
 
@@ -127,6 +128,15 @@ pub(crate) fn failed(failure: &Failure) -> Answer {
 pub(crate) fn failed_raw(failure: &Failure) -> Answer {
     let text = format!("{}\r\n", failure.message);
     answer(failure.status, "application/vnd.docker.raw-stream", full(text))
+}
+
+/// An answer of lines of JSON, as they come.
+pub(crate) fn lines(receiver: mpsc::Receiver<Value>) -> Answer {
+    let lines = stream::unfold(receiver, |mut receiver| async {
+        let line = receiver.recv().await?;
+        Some((Ok::<_, io::Error>(Bytes::from(format!("{line}\r\n"))), receiver))
+    });
+    streaming("application/json", lines)
 }
 
 /// An answer that goes on for as long as `stream` does. Its headers are sent at once.

@@ -4,7 +4,7 @@
 use http::{Method, StatusCode};
 use serde_json::json;
 
-use super::{Call, images};
+use super::Call;
 use crate::http::{
     body::{self, Answer},
     error::{Failure, Result},
@@ -38,11 +38,6 @@ fn answer(call: &Call, method: &Method, segments: &[&str]) -> Result<Answer> {
             not_made("committing containers")
         }
         ["images", "search"] if read => not_made("searching images"),
-        ["images", name @ .., "push"] if post => {
-            let tag = Some(call.query.get("tag")).filter(|tag| !tag.is_empty());
-            let name = format!("{}:{}", name.join("/"), tag.unwrap_or("latest"));
-            of_image(call, &name, "pushing images")
-        }
         ["distribution", .., "json"] if read => not_made("asking registries"),
         ["swarm", "leave"] if post => swarm("This node is not part of a swarm"),
         // dockerd's sentence would send people in a circle here.
@@ -61,11 +56,6 @@ fn answer(call: &Call, method: &Method, segments: &[&str]) -> Result<Answer> {
 
 fn not_made(what: &str) -> Result<Answer> {
     Err(Failure::new(StatusCode::NOT_IMPLEMENTED, format!("{what} is not implemented yet")))
-}
-
-fn of_image(call: &Call, name: &str, what: &str) -> Result<Answer> {
-    images::find(&call.engine, name)?;
-    not_made(what)
 }
 
 fn swarm(text: &str) -> Result<Answer> {

@@ -5,6 +5,7 @@ mod import;
 mod list;
 mod load;
 mod pull;
+mod push;
 mod remove;
 mod save;
 mod tag;
@@ -36,6 +37,7 @@ pub(super) use self::{
     list::{list, used},
     load::load,
     pull::pull,
+    push::push,
     remove::{prune, remove},
     save::{save, save_one},
     tag::tag,

@@ -27,9 +27,16 @@ const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const SYSTEM_ROOTS: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
-/// The clients, by endpoint. All pulls share them.
+/// The clients, by endpoint and by what they are for. All pulls share them, and all pushes.
 #[derive(Debug, Default)]
-pub(crate) struct Clients(Mutex<HashMap<Endpoint, CachedClient>>);
+pub(crate) struct Clients(Mutex<HashMap<(Endpoint, Purpose), CachedClient>>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Purpose {
+    Pull,
+    /// Nothing is read while a layer is sent, which may take hours.
+    Push,
+}
 
 #[derive(Debug)]
 struct CachedClient {
@@ -53,19 +60,20 @@ impl Clients {
     ///
     /// # Errors
     /// A certificate or key cannot be read, or https has no certificate authority to trust.
-    pub(super) fn get(&self, endpoint: &Endpoint) -> anyhow::Result<Client> {
+    pub(super) fn get(&self, endpoint: &Endpoint, purpose: Purpose) -> anyhow::Result<Client> {
         let stamps = stamps(endpoint);
         // The lock is held while a client is built. If many pulls begin at once, only one of them
         // should read all of the machine's authorities.
         let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         clients.retain(|_, cached| cached.used.elapsed() < KEPT);
-        if let Some(cached) = clients.get_mut(endpoint).filter(|cached| cached.stamps == stamps) {
+        let key = (endpoint.clone(), purpose);
+        if let Some(cached) = clients.get_mut(&key).filter(|cached| cached.stamps == stamps) {
             cached.used = Instant::now();
             return Ok(cached.client.clone());
         }
-        let client = build(endpoint)?;
+        let client = build(endpoint, purpose)?;
         let cached = CachedClient { client: client.clone(), stamps, used: Instant::now() };
-        clients.insert(endpoint.clone(), cached);
+        clients.insert(key, cached);
         Ok(client)
     }
 }
@@ -94,7 +102,7 @@ fn stamp(path: &Path) -> Option<Stamp> {
     })
 }
 
-fn build(endpoint: &Endpoint) -> anyhow::Result<Client> {
+fn build(endpoint: &Endpoint, purpose: Purpose) -> anyhow::Result<Client> {
     let mut authorities = Vec::new();
     for path in &endpoint.ca {
         let certificate = reqwest::Certificate::from_pem(&read(path)?);
@@ -105,9 +113,11 @@ fn build(endpoint: &Endpoint) -> anyhow::Result<Client> {
         // `transport` follows redirects itself, because it knows what each origin may see.
         .redirect(Policy::none())
         .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(READ_TIMEOUT)
         .pool_idle_timeout(IDLE_TIMEOUT)
         .tls_danger_accept_invalid_certs(endpoint.skip_verify);
+    if purpose == Purpose::Pull {
+        builder = builder.read_timeout(READ_TIMEOUT);
+    }
     if let Some(certificate) = &endpoint.client {
         builder = builder.identity(identity(certificate)?);
     }
@@ -163,12 +173,12 @@ IAJzYUgBISJSeBR87QHoY7xt7+62DVEFqZzFHblbMqja
         let mut endpoint = Endpoint::new("https://r.example", "r.example", false).unwrap();
         endpoint.ca = vec![ca.clone()];
         let clients = Clients::default();
-        assert!(clients.get(&endpoint).is_err(), "it is not there");
+        assert!(clients.get(&endpoint, Purpose::Pull).is_err(), "it is not there");
         fs::write(&ca, CERTIFICATE).unwrap();
-        clients.get(&endpoint).unwrap();
-        clients.get(&endpoint).unwrap();
+        clients.get(&endpoint, Purpose::Pull).unwrap();
+        clients.get(&endpoint, Purpose::Pull).unwrap();
         assert_eq!(clients.0.lock().unwrap().len(), 1);
         fs::write(&ca, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
-        assert!(clients.get(&endpoint).is_err(), "it is none any more");
+        assert!(clients.get(&endpoint, Purpose::Pull).is_err(), "it is none any more");
     }
 }

@@ -47,6 +47,36 @@ pub(crate) struct ClientCertificate {
 /// A file cannot be read or parsed. It is never skipped, because its purpose may be to keep pulls
 /// from going anywhere else.
 pub(super) fn endpoints(config_path: &Path, host: &str) -> anyhow::Result<Vec<Endpoint>> {
+    let configured = configured(config_path, host)?;
+    Ok(configured.into_iter().filter(|host| host.pulls).map(|host| host.endpoint).collect())
+}
+
+/// The endpoint of the registry `host` that images are pushed to, if there is one: the first one that
+/// is said to take them, else the server. A mirror whose capabilities nobody has listed takes none.
+///
+/// # Errors
+/// As for `endpoints`.
+pub(super) fn push_endpoint(config_path: &Path, host: &str) -> anyhow::Result<Option<Endpoint>> {
+    let configured = configured(config_path, host)?;
+    Ok(configured.into_iter().find(|host| host.pushes).map(|host| host.endpoint))
+}
+
+/// An endpoint, and what it is for.
+#[derive(Debug)]
+struct ConfiguredHost {
+    endpoint: Endpoint,
+    pulls: bool,
+    pushes: bool,
+}
+
+impl ConfiguredHost {
+    /// One that nothing has been said about.
+    fn of(endpoint: Endpoint) -> Self {
+        Self { endpoint, pulls: true, pushes: true }
+    }
+}
+
+fn configured(config_path: &Path, host: &str) -> anyhow::Result<Vec<ConfiguredHost>> {
     // containerd accepts `host_port_` too, for filesystems that do not allow a colon.
     let without_colon = host.replace(':', "_") + "_";
     for name in [host, &without_colon, "_default"] {
@@ -54,7 +84,7 @@ pub(super) fn endpoints(config_path: &Path, host: &str) -> anyhow::Result<Vec<En
         let path = directory.join("hosts.toml");
         match fs::read_to_string(&path) {
             Ok(text) => {
-                return parse(&text, &directory, host)
+                return parse_all(&text, &directory, host)
                     .with_context(|| format!("in {}", path.display()));
             }
             Err(error)
@@ -69,10 +99,10 @@ pub(super) fn endpoints(config_path: &Path, host: &str) -> anyhow::Result<Vec<En
             endpoint
                 .trust_as_docker(&directory)
                 .with_context(|| format!("read {}", directory.display()))?;
-            return Ok(vec![endpoint]);
+            return Ok(vec![ConfiguredHost::of(endpoint)]);
         }
     }
-    Ok(vec![Endpoint::new(&default_server(host), host, false)?])
+    Ok(vec![ConfiguredHost::of(Endpoint::new(&default_server(host), host, false)?)])
 }
 
 #[derive(Deserialize)]
@@ -166,17 +196,27 @@ impl ClientFiles {
 ///
 /// # Errors
 /// The text is not TOML, or not a valid hosts.toml.
-pub(crate) fn parse(text: &str, directory: &Path, host: &str) -> anyhow::Result<Vec<Endpoint>> {
+fn parse_all(text: &str, directory: &Path, host: &str) -> anyhow::Result<Vec<ConfiguredHost>> {
     let hosts: HostsToml = toml::from_str(text)?;
     let mut endpoints = Vec::new();
     for (url, options) in in_order_of_text(text, &hosts.host) {
         let options =
             HostOptions::deserialize(options.clone()).with_context(|| format!("host {url:?}"))?;
-        endpoints.push(endpoint(&url, host, &options, directory)?);
+        let pushes = options.capabilities.is_some() && options.can("push");
+        endpoints.push(configured_host(&url, host, &options, directory, pushes)?);
     }
     let server = hosts.server.unwrap_or_else(|| default_server(host));
-    endpoints.push(endpoint(&server, host, &hosts.server_options, directory)?);
-    Ok(endpoints.into_iter().flatten().collect())
+    let options = hosts.server_options;
+    let pushes = options.can("push");
+    endpoints.push(configured_host(&server, host, &options, directory, pushes)?);
+    Ok(endpoints)
+}
+
+/// The endpoints that serve pulls according to the text of a hosts.toml.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn parse(text: &str, directory: &Path, host: &str) -> anyhow::Result<Vec<Endpoint>> {
+    let hosts = parse_all(text, directory, host)?.into_iter();
+    Ok(hosts.filter(|host| host.pulls).map(|host| host.endpoint).collect())
 }
 
 /// The tables in the order of the text. The toml crate sorts them by name unless its feature
@@ -188,13 +228,13 @@ fn in_order_of_text(text: &str, hosts: &toml::Table) -> Vec<(String, toml::Value
     tables
 }
 
-/// The endpoint of one host. `None` if the host is only for pushing.
-fn endpoint(
+fn configured_host(
     url: &str,
     host: &str,
     options: &HostOptions,
     directory: &Path,
-) -> anyhow::Result<Option<Endpoint>> {
+    pushes: bool,
+) -> anyhow::Result<ConfiguredHost> {
     let mut endpoint = Endpoint::new(url, host, options.override_path)?;
     endpoint.resolves = options.can("resolve");
     endpoint.client =
@@ -204,8 +244,7 @@ fn endpoint(
     for (name, values) in &options.header {
         endpoint.headers.extend(values.list().into_iter().map(|value| (name.clone(), value)));
     }
-    // Only now, so that a mistake in the options of a push-only host is still reported.
-    Ok(options.can("pull").then_some(endpoint))
+    Ok(ConfiguredHost { endpoint, pulls: options.can("pull"), pushes })
 }
 
 /// The URL of a registry without configuration. Registries on a loopback address use http, as in

@@ -1,8 +1,9 @@
-//! Registries, as far as a pull needs the OCI distribution protocol.
+//! Registries, as far as pulls and pushes need the OCI distribution protocol.
 //!
 //! `hosts` says where a registry is reached, `client` keeps HTTP clients, `transport` follows
 //! redirects without giving secrets away, `token` answers challenges, `server` is one endpoint,
-//! `repository` one repository with all of its endpoints, and `download` one blob's bytes.
+//! `repository` one repository with all of its endpoints, and `download` one blob's bytes; `target`
+//! is a repository that is pushed to.
 
 mod client;
 mod download;
@@ -10,6 +11,7 @@ mod hosts;
 mod repository;
 mod response;
 mod server;
+mod target;
 mod token;
 mod transport;
 
@@ -19,4 +21,5 @@ pub(super) use self::{
     client::Clients,
     download::{CHUNKS, Download, Limits},
     repository::Repository,
+    target::{PartialUpload, Target},
 };

@@ -16,10 +16,10 @@ use reqwest::{
 };
 
 use super::{
-    client::Clients,
+    client::{Clients, Purpose},
     hosts,
     response::{is_transient, read_document, retry_after, status_error, unavailable},
-    server::{Request, Server},
+    server::{Access, Request, Server},
 };
 use crate::{credentials::Credentials, digest::Digest, progress::Watched, reference::Reference};
 
@@ -86,7 +86,7 @@ impl Repository {
     ) -> Result<Self> {
         let mut servers = Vec::new();
         for endpoint in hosts::endpoints(config_path, &reference.host)? {
-            servers.push(Server::new(endpoint, clients)?);
+            servers.push(Server::new(endpoint, clients, Purpose::Pull)?);
         }
         Ok(Self {
             name: reference.repository.clone(),
@@ -250,7 +250,8 @@ impl Repository {
                     // Only once: a second 401 means that the credentials are not accepted. The
                     // first one is part of the protocol and does not count as a failed attempt.
                     was_challenged = true;
-                    server.authorize(&self.credentials, &self.name, &response).await?;
+                    let access = Access::Pull(&self.name);
+                    server.authorize(&self.credentials, access, &response).await?;
                     continue;
                 }
                 Ok(response) if is_transient(response.status()) => {

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use berth_base::error::{Error, Kind, Result};
 use reqwest::{Response, StatusCode, header};
+use serde::Deserialize;
 
 use crate::documents::MAX_DOCUMENT;
 
@@ -73,6 +74,46 @@ pub(super) fn status_error(url: &str, response: &Response) -> Error {
     }
 }
 
+/// As `status_error`, in the registry's own words where it has any, as docker's clients show them:
+/// `denied: requested access to the resource is denied`.
+pub(super) async fn refusal(response: Response) -> Error {
+    let status = response.status();
+    let Error { kind, .. } = status_error("", &response);
+    let document = read_document(response).await.unwrap_or_default();
+    Error::new(kind, refusal_text(status, &document))
+}
+
+/// `errors` of the OCI distribution specification.
+#[derive(Deserialize)]
+struct Refusals {
+    #[serde(default)]
+    errors: Vec<Refusal>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    code: String,
+    #[serde(default)]
+    message: String,
+}
+
+fn refusal_text(status: StatusCode, document: &[u8]) -> String {
+    let refusals = serde_json::from_slice::<Refusals>(document);
+    let lines: Vec<String> = refusals
+        .iter()
+        .flat_map(|refusals| &refusals.errors)
+        .map(|Refusal { code, message }| {
+            format!("{}: {message}", code.replace('_', " ").to_lowercase())
+        })
+        .collect();
+    match (lines.as_slice(), status) {
+        ([], StatusCode::UNAUTHORIZED) => "unauthorized: authentication required".to_owned(),
+        ([], status) => format!("received unexpected HTTP status: {status}"),
+        ([line], _) => line.clone(),
+        (lines, _) => format!("errors:\n{}\n", lines.join("\n")),
+    }
+}
+
 pub(super) fn unavailable(message: String) -> Error {
     Error::new(Kind::RegistryUnavailable, message)
 }
@@ -97,6 +138,20 @@ pub(super) fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_is_told_in_the_words_of_the_registry() {
+        let denied = br#"{"errors":[{"code":"DENIED","message":"no","detail":[]}]}"#;
+        let two = br#"{"errors":[{"code":"NAME_UNKNOWN","message":"a"},{"code":"B"}]}"#;
+        for (status, document, expected) in [
+            (403, &denied[..], "denied: no"),
+            (404, two, "errors:\nname unknown: a\nb: \n"),
+            (401, b"", "unauthorized: authentication required"),
+            (500, b"<html>", "received unexpected HTTP status: 500 Internal Server Error"),
+        ] {
+            assert_eq!(refusal_text(StatusCode::from_u16(status).unwrap(), document), expected);
+        }
+    }
 
     #[test]
     fn a_registry_asks_for_a_pause_in_seconds_or_by_a_date() {

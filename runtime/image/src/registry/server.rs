@@ -5,15 +5,16 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::Context;
 use berth_base::error::Result;
 use reqwest::{
-    Method, Response, StatusCode, Url,
+    Body, Method, Response, StatusCode, Url,
     header::{self, HeaderMap, HeaderName, HeaderValue},
 };
 
+pub(super) use super::token::Access;
 use super::{
-    client::Clients,
+    client::{Clients, Purpose},
     hosts::Endpoint,
     token,
-    transport::{Headers, Reply, Transport, foreign_challenge},
+    transport::{Headers, Reply, Transport, foreign_challenge, is_same_origin, send},
 };
 use crate::credentials::Credentials;
 
@@ -52,8 +53,12 @@ impl Server {
     ///
     /// # Errors
     /// The URL, a header or a certificate is not valid.
-    pub(super) fn new(endpoint: Endpoint, clients: &Clients) -> anyhow::Result<Self> {
-        let transport = Transport::new(&endpoint, clients)?;
+    pub(super) fn new(
+        endpoint: Endpoint,
+        clients: &Clients,
+        purpose: Purpose,
+    ) -> anyhow::Result<Self> {
+        let transport = Transport::new(&endpoint, clients, purpose)?;
         Ok(Self { endpoint, transport, authorization: Mutex::default() })
     }
 
@@ -78,16 +83,7 @@ impl Server {
     /// `RegistryUnavailable` if the connection fails; `Unauthenticated` if another origin asks for
     /// credentials.
     pub(super) async fn ask(&self, request: &Request, url: &Url) -> Result<Response> {
-        // Headers of the request replace those of hosts.toml, which must not change the media types
-        // or ranges that the caller expects.
-        let mut own = self.transport.headers.clone();
-        own.extend(request.headers.clone());
-        // Locked only to copy it: no lock may be held while waiting for the network.
-        let authorization =
-            self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(authorization) = authorization {
-            own.insert(header::AUTHORIZATION, authorization);
-        }
+        let own = self.own_headers(&request.headers);
         let headers = Headers { own: &own, open: &request.headers };
         let Reply { response, same_origin } =
             self.transport.follow(&request.method, url, headers).await?;
@@ -98,6 +94,49 @@ impl Server {
         }
     }
 
+    /// Sends a body to where the registry wants it. Redirects are not followed: the body goes once.
+    /// Another origin gets no secrets.
+    ///
+    /// # Errors
+    /// `RegistryUnavailable` if the connection fails.
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        url: &Url,
+        content_type: &str,
+        body: Body,
+    ) -> Result<Response> {
+        let content_type = HeaderValue::from_str(content_type).context("a media type")?;
+        let open = HeaderMap::from_iter([(header::CONTENT_TYPE, content_type)]);
+        let (client, headers) = match self.is_at(url) {
+            true => (&self.transport.client, self.own_headers(&open)),
+            false => (&self.transport.foreign, open),
+        };
+        // The URL of an upload may be signed, so errors name the registry only.
+        let request = client.request(method, url.clone()).headers(headers).body(body);
+        send(request, &self.transport.base).await
+    }
+
+    /// Whether a URL is of this server's origin.
+    pub(super) fn is_at(&self, url: &Url) -> bool {
+        is_same_origin(url, &self.transport.base)
+    }
+
+    /// What this server may see with a request that has these headers.
+    fn own_headers(&self, headers: &HeaderMap) -> HeaderMap {
+        // Headers of the request replace those of hosts.toml, which must not change the media types
+        // or ranges that the caller expects.
+        let mut own = self.transport.headers.clone();
+        own.extend(headers.clone());
+        // Locked only to copy it: no lock may be held while waiting for the network.
+        let authorization =
+            self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(authorization) = authorization {
+            own.insert(header::AUTHORIZATION, authorization);
+        }
+        own
+    }
+
     /// Answers a 401 of this server, for this pull's later requests. The server gets to see the
     /// credentials, or the token server that it names does.
     ///
@@ -106,11 +145,11 @@ impl Server {
     pub(super) async fn authorize(
         &self,
         credentials: &Credentials,
-        repository: &str,
+        access: Access<'_>,
         response: &Response,
     ) -> Result<()> {
         let authorization =
-            token::authorization(&self.transport, credentials, repository, response).await?;
+            token::authorization(&self.transport, credentials, access, response).await?;
         *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(authorization);
         Ok(())
     }

@@ -18,6 +18,9 @@ use super::{
 };
 use crate::credentials::Credentials;
 
+/// What docker's clients are told by this text.
+pub(super) const NO_BASIC_CREDENTIALS: &str = "no basic auth credentials";
+
 /// A parsed `WWW-Authenticate`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Challenge {
@@ -39,7 +42,30 @@ struct TokenResponse {
     access_token: String,
 }
 
-/// The value of the header Authorization for requests in `repository`, after the endpoint of
+/// What a token is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Access<'a> {
+    /// What the challenge names, or else pulls from this repository, if it is one.
+    Pull(&'a str),
+    /// These scopes, whatever the challenge names.
+    Scopes(&'a [String]),
+}
+
+impl Access<'_> {
+    fn scopes(self, challenged: Option<String>) -> Vec<String> {
+        match self {
+            // Registries that leave out the scope mean the repository of the request.
+            Self::Pull(repository) => {
+                let of_repository = || format!("repository:{repository}:pull");
+                let scope = challenged.or_else(|| (!repository.is_empty()).then(of_repository));
+                scope.into_iter().collect()
+            }
+            Self::Scopes(scopes) => scopes.to_vec(),
+        }
+    }
+}
+
+/// The value of the header Authorization for requests with this access, after the endpoint of
 /// `transport` has sent `response`, a 401.
 ///
 /// # Errors
@@ -47,7 +73,7 @@ struct TokenResponse {
 pub(super) async fn authorization(
     transport: &Transport,
     credentials: &Credentials,
-    repository: &str,
+    access: Access<'_>,
     response: &Response,
 ) -> Result<HeaderValue> {
     let refused = || status_error(response.url().as_str(), response);
@@ -56,14 +82,14 @@ pub(super) async fn authorization(
         (_, Credentials::RegistryToken(token)) => secret(&format!("Bearer {token}")),
         (Challenge::Basic, Credentials::Basic { username, password }) => basic(username, password),
         (Challenge::Basic, Credentials::Anonymous | Credentials::IdentityToken(_)) => {
-            Err(refused())
+            let url = response.url();
+            let message = format!("{url}: {}: {NO_BASIC_CREDENTIALS}", response.status());
+            Err(Error::new(Kind::Unauthenticated, message))
         }
         // Anonymous clients too: Docker Hub and others serve nothing without a token.
         (Challenge::Bearer { realm, service, scope }, _) => {
-            // Registries that leave out the scope mean the repository of the request.
-            let of_repository = || format!("repository:{repository}:pull");
-            let scope = scope.or_else(|| (!repository.is_empty()).then(of_repository));
-            let token = fetch_token(transport, credentials, &realm, service, scope).await?;
+            let scopes = access.scopes(scope);
+            let token = fetch_token(transport, credentials, &realm, service, scopes).await?;
             secret(&format!("Bearer {token}"))
         }
     }
@@ -80,11 +106,11 @@ async fn fetch_token(
     credentials: &Credentials,
     realm: &str,
     service: Option<String>,
-    scope: Option<String>,
+    scopes: Vec<String>,
 ) -> Result<String> {
     let url = token_server(&transport.base, realm, credentials)?;
     let mut fields: Vec<(&str, String)> = Vec::new();
-    fields.extend(scope.map(|scope| ("scope", scope)));
+    fields.extend(scopes.into_iter().map(|scope| ("scope", scope)));
     fields.extend(service.map(|service| ("service", service)));
     let response = ask_for_token(transport, credentials, &url, fields)
         .await
@@ -110,6 +136,10 @@ async fn ask_for_token(
         false => HeaderMap::new(),
     };
     if let Credentials::IdentityToken(token) = credentials {
+        // A form has one field of all scopes, where a query has one for each.
+        let scopes: Vec<String> =
+            fields.extract_if(.., |(name, _)| *name == "scope").map(|(_, scope)| scope).collect();
+        fields.push(("scope", scopes.join(" ")));
         fields.push(("grant_type", "refresh_token".to_owned()));
         fields.push(("client_id", "berth".to_owned()));
         fields.push(("refresh_token", token.clone()));

@@ -15,7 +15,7 @@ use reqwest::{
 };
 
 use super::{
-    client::Clients,
+    client::{Clients, Purpose},
     hosts::Endpoint,
     response::{root_cause, unavailable},
 };
@@ -33,7 +33,7 @@ pub(super) struct Transport {
     /// Shows the node's certificate to the server.
     pub client: Client,
     /// For other origins: trusts the same authorities, but shows no certificate.
-    foreign: Client,
+    pub foreign: Client,
 }
 
 /// The headers of a request.
@@ -57,13 +57,17 @@ impl Transport {
     ///
     /// # Errors
     /// The URL, a header or a certificate is not valid.
-    pub(super) fn new(endpoint: &Endpoint, clients: &Clients) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        endpoint: &Endpoint,
+        clients: &Clients,
+        purpose: Purpose,
+    ) -> anyhow::Result<Self> {
         Ok(Self {
             base: Url::parse(&endpoint.base)
                 .with_context(|| format!("endpoint {:?}", endpoint.base))?,
             headers: parse_headers(&endpoint.headers)?,
-            client: clients.get(endpoint)?,
-            foreign: clients.get(&Endpoint { client: None, ..endpoint.clone() })?,
+            client: clients.get(endpoint, purpose)?,
+            foreign: clients.get(&Endpoint { client: None, ..endpoint.clone() }, purpose)?,
         })
     }
 
@@ -87,7 +91,7 @@ impl Transport {
                 true => (&self.client, headers.own),
                 false => (&self.foreign, headers.open),
             };
-            // The method stays the same; it is only ever GET or HEAD.
+            // The method stays the same. No request that is redirected has a body.
             let request = client.request(method.clone(), url.clone()).headers(headers.clone());
             let response = send(request, first).await?;
             match redirect(&response) {

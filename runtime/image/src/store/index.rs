@@ -283,16 +283,28 @@ impl Store {
     /// One of them is missing or damaged.
     pub(crate) fn check_documents(&self, id: &Digest) -> anyhow::Result<()> {
         for manifest in self.manifests_of(id) {
-            self.blob(&Digest::parse(&manifest)?)?;
+            self.blob(&digest_of(&manifest)?)?;
         }
         self.blob(id)?;
         Ok(())
     }
 
-    fn manifests_of(&self, id: &Digest) -> Vec<String> {
+    /// The manifests of an image, by which it was pulled or pushed.
+    pub(crate) fn manifests_of(&self, id: &Digest) -> Vec<Descriptor> {
         let state = self.state();
         let own = state.entries.manifests().filter(|(image, _)| *image == id);
-        own.map(|(_, manifest)| manifest.digest().to_string()).collect()
+        own.map(|(_, manifest)| manifest.clone()).collect()
+    }
+
+    /// The repositories that an image was pulled from or pushed to, each with its manifest there.
+    pub(crate) fn repositories(&self, id: &Digest) -> Vec<(String, Descriptor)> {
+        let state = self.state();
+        let own = state.entries.names.iter().filter(|(_, named)| named.image == *id);
+        own.filter_map(|(name, named)| {
+            let (repository, _) = name.split_once('@')?;
+            Some((repository.to_owned(), named.manifest.clone()))
+        })
+        .collect()
     }
 
     /// Adds an image. Without names it stays without one. Blocks.
@@ -474,7 +486,7 @@ impl Store {
     pub(crate) fn layers_of(&self, id: &Digest) -> anyhow::Result<Vec<Descriptor>> {
         let manifest = self.manifests_of(id).into_iter().next().context("the image is gone")?;
         let manifest: ImageManifest =
-            serde_json::from_slice(&self.blob(&Digest::parse(&manifest)?)?)?;
+            serde_json::from_slice(&self.blob(&digest_of(&manifest)?)?)?;
         Ok(manifest.layers().clone())
     }
 

@@ -1,38 +1,27 @@
 //! `POST /images/create`: a pull, with a line of JSON for each step of a layer.
 
-use std::{collections::BTreeSet, io, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 
-use base64::{
-    Engine as _, alphabet,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
 use berth_base::error::{Error, Kind};
-use berth_image::{AuthConfig, Digest, LayerProgress, LayerStep, normalize, watch};
-use bytes::Bytes;
-use futures_util::stream;
-use http::{HeaderMap, StatusCode};
+use berth_image::{Digest, LayerProgress, LayerStep, normalize, watch};
+use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::{
-    api::registry::RegistryAuth,
+    api::registry::auth,
     container::platform::Platform,
     engine::Engine,
     http::{
         body::{self, Answer},
         error::{Failure, Result},
     },
-    image_name,
+    image_name, progress,
     routes::Call,
 };
 
 /// How many lines wait for a client.
 const WAITING: usize = 64;
-/// Clients send base64 for URLs, some without padding.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::URL_SAFE,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 /// A pull that runs, and the reports of its layers.
 struct Pull {
@@ -101,11 +90,7 @@ pub(in crate::routes) async fn pull(call: Call) -> Result<Answer> {
     };
     let pull = Pull { engine: call.engine, reference, ended, layers, before };
     tokio::spawn(pull.tell(first, result, lines));
-    let lines = stream::unfold(receiver, |mut receiver| async {
-        let line: Value = receiver.recv().await?;
-        Some((Ok::<_, io::Error>(Bytes::from(format!("{line}\r\n"))), receiver))
-    });
-    Ok(body::streaming("application/json", lines))
+    Ok(body::lines(receiver))
 }
 
 fn joined(result: Result<Result<Digest, Error>, tokio::task::JoinError>) -> Result<Digest> {
@@ -157,10 +142,7 @@ impl Pull {
                     let _ = lines.send(line).await;
                 }
             }
-            Err(Failure { message, .. }) => {
-                let detail = json!({ "message": message });
-                let _ = lines.send(json!({ "errorDetail": detail, "error": message })).await;
-            }
+            Err(failure) => drop(lines.send(progress::failed(&failure.message)).await),
         }
     }
 
@@ -192,17 +174,14 @@ impl Pull {
 }
 
 fn layer_line(layer: &LayerProgress) -> Value {
-    let (status, detail) = match layer.step {
-        LayerStep::Present => ("Already exists", json!({})),
-        LayerStep::Waiting => ("Pulling fs layer", json!({})),
-        LayerStep::Downloading { received, size } => {
-            ("Downloading", json!({ "current": received, "total": size }))
-        }
-        LayerStep::Downloaded => ("Download complete", json!({})),
-        LayerStep::Complete => ("Pull complete", json!({})),
+    let (status, done) = match layer.step {
+        LayerStep::Present => ("Already exists", None),
+        LayerStep::Waiting => ("Pulling fs layer", None),
+        LayerStep::Downloading { received, size } => ("Downloading", Some((received, size))),
+        LayerStep::Downloaded => ("Download complete", None),
+        LayerStep::Complete => ("Pull complete", None),
     };
-    let short = layer.blob.as_str().rsplit(':').next().unwrap_or_default().get(..12);
-    json!({ "status": status, "progressDetail": detail, "id": short })
+    progress::line(&layer.blob, status, done)
 }
 
 fn reference(name: &str, tag: &str) -> Result<Reference> {
@@ -216,14 +195,6 @@ fn reference(name: &str, tag: &str) -> Result<Reference> {
         Failure::bad_request(refusal.unwrap_or_else(|| "invalid reference format".to_owned()))
     })?;
     Ok(Reference::parse(&full))
-}
-
-/// The credentials of a request. As with dockerd, what cannot be read counts as none.
-fn auth(headers: &HeaderMap) -> AuthConfig {
-    let header = headers.get("x-registry-auth").map(http::HeaderValue::as_bytes);
-    let document = BASE64.decode(header.unwrap_or_default()).unwrap_or_default();
-    let auth: RegistryAuth = serde_json::from_slice(&document).unwrap_or_default();
-    auth.into()
 }
 
 #[cfg(test)]
@@ -246,23 +217,5 @@ mod tests {
         assert_eq!(by_digest.joined(), format!("docker.io/library/busybox@{digest}"));
         assert!(reference("UPPER", "").unwrap_err().message.ends_with("must be lowercase"));
         assert_eq!(reference("", "").unwrap_err().message, "invalid reference format");
-    }
-
-    #[test]
-    fn credentials_are_read_with_and_without_padding() {
-        let of = |text: &'static str| {
-            auth(&HeaderMap::from_iter([(
-                http::HeaderName::from_static("x-registry-auth"),
-                http::HeaderValue::from_static(text),
-            )]))
-        };
-        for text in [
-            "eyJ1c2VybmFtZSI6InUiLCJwYXNzd29yZCI6InAifQ==",
-            "eyJ1c2VybmFtZSI6InUiLCJwYXNzd29yZCI6InAifQ",
-        ] {
-            assert_eq!((of(text).username, of(text).password), ("u".to_owned(), "p".to_owned()));
-        }
-        assert!(of("nonsense").username.is_empty());
-        assert!(auth(&HeaderMap::new()).username.is_empty());
     }
 }
