@@ -195,6 +195,24 @@ impl Images {
         self.puller.pull(reference, credentials, watched).await
     }
 
+    /// The tags that a registry has of a repository, with the credentials of a pull.
+    ///
+    /// # Errors
+    /// As for `pull`.
+    pub async fn tags(&self, repository: &str, auth: AuthConfig) -> Result<Vec<String>> {
+        let reference = Reference::parse(repository)?;
+        let credentials = self.credentials.credentials(auth, &reference).await?;
+        self.puller.tags(&reference, credentials).await
+    }
+
+    /// What the index of a registry has for a term, as the document that it answers.
+    ///
+    /// # Errors
+    /// See `Puller::search`.
+    pub async fn search(&self, term: &str, limit: u32, auth: AuthConfig) -> Result<Vec<u8>> {
+        self.puller.search(term, limit, auth).await
+    }
+
     /// Asks a registry, by default Docker Hub, whether it accepts these credentials. They are not
     /// kept.
     ///

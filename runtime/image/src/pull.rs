@@ -31,7 +31,7 @@ use crate::{
     options::Options,
     progress::Watched,
     reference::Reference,
-    registry::{Clients, Repository},
+    registry::{Clients, Repository, search},
     signature,
     store::{Image, Nameless, Store},
     unblock::unblock,
@@ -98,6 +98,33 @@ impl Puller {
             pulled.map_err(|error| error.during(format!("pull {reference}")))
         };
         self.pulls.join(key, pull).await
+    }
+
+    /// The tags of a repository.
+    ///
+    /// # Errors
+    /// As for `pull`.
+    pub(super) async fn tags(
+        &self,
+        repository: &Reference,
+        credentials: Credentials,
+    ) -> Result<Vec<String>> {
+        self.open_repository(repository, credentials).await?.tags().await
+    }
+
+    /// Searches the index of a registry for a term, which may begin with the registry's host.
+    ///
+    /// # Errors
+    /// See `registry::search`.
+    pub(super) async fn search(&self, term: &str, limit: u32, auth: AuthConfig) -> Result<Vec<u8>> {
+        let (host, term) = match Reference::parse(term) {
+            Ok(named) if term.starts_with(&format!("{}/", named.host)) => {
+                (named.host, named.repository)
+            }
+            _ => ("docker.io".to_owned(), term.to_owned()),
+        };
+        let credentials = auth.for_host(&host)?;
+        search(self.clients.clone(), &host, &term, limit, &credentials).await
     }
 
     /// Asks a registry whether it accepts these credentials.

@@ -23,6 +23,7 @@ mod namespaces;
 mod networks;
 mod pause;
 mod power;
+mod pull;
 mod push;
 mod restarts;
 mod sdk;

@@ -37,7 +37,6 @@ fn answer(call: &Call, method: &Method, segments: &[&str]) -> Result<Answer> {
             call.engine.containers.find(call.query.get("container"))?;
             not_made("committing containers")
         }
-        ["images", "search"] if read => not_made("searching images"),
         ["distribution", .., "json"] if read => not_made("asking registries"),
         ["swarm", "leave"] if post => swarm("This node is not part of a swarm"),
         // dockerd's sentence would send people in a circle here.

@@ -8,6 +8,7 @@ mod pull;
 mod push;
 mod remove;
 mod save;
+mod search;
 mod tag;
 
 use std::{mem, sync::Arc};
@@ -40,6 +41,7 @@ pub(super) use self::{
     push::push,
     remove::{prune, remove},
     save::{save, save_one},
+    search::search,
     tag::tag,
 };
 

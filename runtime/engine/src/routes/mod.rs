@@ -113,6 +113,7 @@ async fn route(engine: Arc<Engine>, request: Request<Incoming>) -> Result<Answer
         ["images", "create"] if method == post => images::pull(call).await,
         ["images", name @ .., "json"] if read => images::inspect(&call, &name.join("/")).await,
         ["images", name @ .., "history"] if read => images::history(&call, &name.join("/")),
+        ["images", "search"] if read => images::search(call).await,
         ["images", "get"] if read => images::save(&call),
         ["images", "load"] if method == post => images::load(call).await,
         ["images", name @ .., "get"] if read => images::save_one(&call, &name.join("/")),

@@ -100,11 +100,11 @@ mod tests {
         )
         .unwrap();
         let layer = Blob { digest: layer, size: 3_001_214, compression: Compression::Gzip };
-        let (media_type, document) = manifest((&config, 887), &[layer.clone()]);
+        let (media_type, document) = manifest((&config, 887), std::slice::from_ref(&layer));
         assert_eq!((media_type, document.len()), (DOCKER_MANIFEST, 527));
         let recorded = "sha256:f8f70ca56cbd294a81a2b7f4be128411f6041fd5a655855367cfc469d8b78889";
         assert_eq!(Digest::sha256(&document).as_str(), recorded);
-        assert!(has_blobs(&document, &[layer.clone()]));
+        assert!(has_blobs(&document, std::slice::from_ref(&layer)));
         assert!(!has_blobs(&document, &[layer.clone(), layer]));
     }
 

@@ -61,6 +61,18 @@ pub(super) fn push_endpoint(config_path: &Path, host: &str) -> anyhow::Result<Op
     Ok(configured.into_iter().find(|host| host.pushes).map(|host| host.endpoint))
 }
 
+/// The index that searches a registry.
+///
+/// # Errors
+/// `host` is none.
+pub(super) fn index_endpoint(host: &str) -> anyhow::Result<Endpoint> {
+    let url = match host {
+        "docker.io" => "https://index.docker.io/v1".to_owned(),
+        _ => format!("{}/v1", default_server(host)),
+    };
+    Ok(Endpoint { namespace: None, ..Endpoint::new(&url, host, true)? })
+}
+
 /// An endpoint, and what it is for.
 #[derive(Debug)]
 struct ConfiguredHost {

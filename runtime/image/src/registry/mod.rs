@@ -3,13 +3,14 @@
 //! `hosts` says where a registry is reached, `client` keeps HTTP clients, `transport` follows
 //! redirects without giving secrets away, `token` answers challenges, `server` is one endpoint,
 //! `repository` one repository with all of its endpoints, and `download` one blob's bytes; `target`
-//! is a repository that is pushed to.
+//! is a repository that is pushed to, and `search` asks an index.
 
 mod client;
 mod download;
 mod hosts;
 mod repository;
 mod response;
+mod search;
 mod server;
 mod target;
 mod token;
@@ -21,5 +22,6 @@ pub(super) use self::{
     client::Clients,
     download::{CHUNKS, Download, Limits},
     repository::Repository,
+    search::search,
     target::{PartialUpload, Target},
 };

@@ -14,6 +14,7 @@ use reqwest::{
     Method, Response, StatusCode,
     header::{self, HeaderMap, HeaderValue},
 };
+use serde::Deserialize;
 
 use super::{
     client::{Clients, Purpose},
@@ -31,6 +32,8 @@ const MANIFEST_TYPES: HeaderValue = HeaderValue::from_static(
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.docker.distribution.manifest.v2+json",
 );
+/// How many pages of tags are read.
+const MAX_PAGES: usize = 1000;
 const NO_SERVER: &str = "no endpoint of the registry serves pulls";
 /// Attempts at one endpoint, if it responds with 429 or 5xx or the connection breaks.
 const ATTEMPTS: u32 = 3;
@@ -106,6 +109,25 @@ impl Repository {
         let registry = api.servers.last().ok_or_else(|| unavailable(NO_SERVER.to_owned()))?;
         let request = Request::new(Method::GET, String::new());
         api.request_from(registry, &request).await.map(drop)
+    }
+
+    /// The tags that the repository has, in the registry's order.
+    ///
+    /// # Errors
+    /// As for `manifest`; `FailedPrecondition` if there are too many.
+    pub(crate) async fn tags(&self) -> Result<Vec<String>> {
+        let mut tags = Vec::new();
+        let mut path = "tags/list".to_owned();
+        for _ in 0..MAX_PAGES {
+            let (_, response) = self.request(Request::new(Method::GET, path), true).await?;
+            let next = next_page(response.headers());
+            let page: Tags = serde_json::from_slice(&read_document(response).await?)
+                .map_err(|error| Error::precondition(format!("list of tags: {error}")))?;
+            tags.extend(page.tags.unwrap_or_default());
+            let Some(next) = next else { return Ok(tags) };
+            path = format!("tags/list?{next}");
+        }
+        Err(Error::precondition(format!("{}: more than {MAX_PAGES} pages of tags", self.name)))
     }
 
     /// Fetches a manifest or index by tag or digest. Returns its media type and its bytes, which
@@ -271,6 +293,20 @@ impl Repository {
             pause *= 2;
         }
     }
+}
+
+/// The response to a question for tags.
+#[derive(Deserialize)]
+struct Tags {
+    tags: Option<Vec<String>>,
+}
+
+/// The query of the next page: `Link: </v2/a/tags/list?last=x&n=100>; rel="next"`.
+fn next_page(headers: &HeaderMap) -> Option<String> {
+    let link = headers.get(header::LINK)?.to_str().ok()?;
+    let (target, relation) = link.strip_prefix('<')?.split_once('>')?;
+    let (_, query) = target.split_once('?')?;
+    relation.contains("next").then(|| query.to_owned())
 }
 
 fn manifest_request(method: Method, target: &str) -> Request {
