@@ -154,8 +154,6 @@ impl Puller {
     ) -> Result<Digest> {
         let begun = Instant::now();
         let mut repository = self.open_repository(reference, credentials).await?;
-        repository.progress.watched = watched;
-        let repository = Arc::new(repository);
         if let Some(image) = self.unchanged(&repository, reference).await? {
             image.layers.iter().for_each(|_| (self.observer.layer_reused)());
             tracing::info!(
@@ -167,6 +165,11 @@ impl Puller {
             return Ok(image.id.clone());
         }
         let manifest = step(pull_image::MANIFEST, find_manifest(&repository, reference)).await?;
+        // Of an image that is here under another name there is nothing to tell.
+        if !self.is_here(&digest_of(manifest.manifest.config())?) {
+            repository.progress.watched = watched;
+        }
+        let repository = Arc::new(repository);
         // The digest is a name as well: the kubelet refers to a container's image by it, and the
         // next pull of this tag compares it with what the registry says.
         let mut names: Vec<String> = reference.repo_tag().into_iter().collect();
@@ -190,6 +193,12 @@ impl Puller {
             "pulled"
         );
         Ok(image.id.clone())
+    }
+
+    /// Whether an image is on disk with all of its layers.
+    fn is_here(&self, id: &Digest) -> bool {
+        let image = self.store.by_id(id.as_str()).ok().flatten();
+        image.is_some_and(|image| self.store.layers.lease(&image.layers).is_some())
     }
 
     async fn open_repository(

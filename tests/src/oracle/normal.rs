@@ -176,12 +176,32 @@ pub(super) fn shape(value: Value) -> Value {
 /// A text with what differs from run to run taken out. Columns of tables get one space between
 /// them, since their width depends on what is in them.
 pub(super) fn text(content: &str, own: &str) -> String {
-    let content = content.replace(own, "<own>");
+    let content = without_manifests(&content.replace(own, "<own>"));
     let mut normal = String::new();
     for line in content.split_inclusive('\n') {
         normal += &line_of(line);
     }
     normal
+}
+
+/// Takes the digests of manifests out, which depend on the program that compresses layers. Those of
+/// images stay.
+fn without_manifests(content: &str) -> String {
+    let mut normal = String::new();
+    let mut rest = content;
+    while let Some(at) = rest.find("sha256:") {
+        let (before, digest) = rest.split_at(at);
+        normal += before;
+        let is_manifest = before.ends_with('@') || before.ends_with("igest: ");
+        let digits = digest["sha256:".len()..].bytes();
+        let end = "sha256:".len() + digits.take_while(u8::is_ascii_hexdigit).count();
+        normal += match is_manifest {
+            true => "<digest>",
+            false => &digest[..end],
+        };
+        rest = &digest[end..];
+    }
+    normal + rest
 }
 
 fn line_of(line: &str) -> String {

@@ -14,8 +14,8 @@ use crate::{
 };
 
 /// # Errors
-/// 401 if the registry does not accept them, 400 for what is no address of one, 500 if it does not
-/// answer.
+/// 500 if the registry does not accept them, as with dockerd, or does not answer; 400 for what is no
+/// address of one.
 pub(super) async fn login(call: Call) -> Result<Answer> {
     body::check_json(&call.request)?;
     let value: Value = body::parse(call.request.into_body()).await?;
@@ -25,13 +25,16 @@ pub(super) async fn login(call: Call) -> Result<Answer> {
     Ok(body::ok(&json!({ "IdentityToken": "", "Status": "Login Succeeded" })))
 }
 
-/// In dockerd's words, where the registry has refused: the error is `URL: STATUS`.
+/// In dockerd's words, where the registry has refused: the error is `URL: STATUS`, and perhaps more.
 fn refused(error: Error) -> Failure {
-    match (error.kind, error.message.rsplit_once(": ")) {
-        (Kind::Unauthenticated, Some((url, status))) => Failure::new(
-            StatusCode::UNAUTHORIZED,
-            format!("login attempt to {url} failed with status: {status}"),
-        ),
+    match (error.kind, error.message.split_once(": ")) {
+        (Kind::Unauthenticated, Some((url, status))) => {
+            let status = status.split_once(": ").map_or(status, |(status, _)| status);
+            Failure::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("login attempt to {url} failed with status: {status}"),
+            )
+        }
         _ => error.into(),
     }
 }

@@ -19,7 +19,9 @@ use serde::Deserialize;
 use super::{
     client::{Clients, Purpose},
     hosts,
-    response::{is_transient, read_document, retry_after, status_error, unavailable},
+    response::{
+        explained_error, is_transient, read_document, retry_after, status_error, unavailable,
+    },
     server::{Access, Request, Server},
 };
 use crate::{credentials::Credentials, digest::Digest, progress::Watched, reference::Reference};
@@ -280,7 +282,7 @@ impl Repository {
                     pause = retry_after(&response).unwrap_or(pause);
                     status_error(url.as_str(), &response)
                 }
-                Ok(response) => return Err(status_error(url.as_str(), &response)),
+                Ok(response) => return Err(explained_error(url.as_str(), response).await),
                 Err(error) if error.kind == Kind::RegistryUnavailable => error,
                 Err(error) => return Err(error),
             };

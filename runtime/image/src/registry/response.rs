@@ -98,19 +98,35 @@ struct Refusal {
 }
 
 fn refusal_text(status: StatusCode, document: &[u8]) -> String {
-    let refusals = serde_json::from_slice::<Refusals>(document);
+    match (refusal_words(document), status) {
+        (Some(words), _) => words,
+        (None, StatusCode::UNAUTHORIZED) => "unauthorized: authentication required".to_owned(),
+        (None, status) => format!("received unexpected HTTP status: {status}"),
+    }
+}
+
+fn refusal_words(document: &[u8]) -> Option<String> {
+    let refusals: Refusals = serde_json::from_slice(document).ok()?;
+    let refusals = refusals.errors.into_iter();
     let lines: Vec<String> = refusals
-        .iter()
-        .flat_map(|refusals| &refusals.errors)
         .map(|Refusal { code, message }| {
             format!("{}: {message}", code.replace('_', " ").to_lowercase())
         })
         .collect();
-    match (lines.as_slice(), status) {
-        ([], StatusCode::UNAUTHORIZED) => "unauthorized: authentication required".to_owned(),
-        ([], status) => format!("received unexpected HTTP status: {status}"),
-        ([line], _) => line.clone(),
-        (lines, _) => format!("errors:\n{}\n", lines.join("\n")),
+    match lines.as_slice() {
+        [] => None,
+        [line] => Some(line.clone()),
+        lines => Some(format!("errors:\n{}\n", lines.join("\n"))),
+    }
+}
+
+/// As `status_error`, with the registry's words at its end where it has any.
+pub(super) async fn explained_error(url: &str, response: Response) -> Error {
+    let error = status_error(url, &response);
+    let document = read_document(response).await.unwrap_or_default();
+    match refusal_words(&document) {
+        Some(words) => Error { message: format!("{}: {words}", error.message), ..error },
+        None => error,
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use berth_tests::{
-    Daemon, Dockerd, Machine,
+    Daemon, DockerRegistry, Dockerd, Machine,
     oracle::{Answers, Difference, Known, Scenario, Side, archive, differences, read},
 };
 use clap::Parser;
@@ -90,8 +90,8 @@ async fn run(options: &Options) -> Result<bool> {
     };
     if options.serve {
         let sides = [
-            ("dockerd", dockerd.as_ref().map(|d| d.1.socket())),
-            ("berth", berth.as_ref().map(|b| b.1.socket())),
+            ("dockerd", dockerd.as_ref().map(|dockerd| dockerd.side.socket())),
+            ("berth", berth.as_ref().map(|berth| berth.side.socket())),
         ];
         for (name, socket) in sides {
             if let Some(socket) = socket {
@@ -101,8 +101,8 @@ async fn run(options: &Options) -> Result<bool> {
         std::future::pending::<()>().await;
     }
     let (theirs, ours) = tokio::join!(
-        ask_all(dockerd.as_ref().map(|(_, side)| side), &scenarios),
-        ask_all(berth.as_ref().map(|(_, side)| side), &scenarios),
+        ask_all(dockerd.as_ref().map(|dockerd| &dockerd.side), &scenarios),
+        ask_all(berth.as_ref().map(|berth| &berth.side), &scenarios),
     );
     if let Some(path) = &options.record {
         fs::write(path, serde_json::to_string_pretty(&theirs)?)?;
@@ -159,21 +159,36 @@ fn report(found: &[Difference], mut known: Known, asked: usize, options: &Option
     without_reason == 0
 }
 
-async fn dockerd() -> Result<(Dockerd, Side)> {
+/// A daemon that runs, and what belongs to it.
+struct Running<D> {
+    side: Side,
+    _daemon: D,
+    _registries: [DockerRegistry; 2],
+}
+
+/// The registries of a side have the same addresses as those of the other one. The second wants a
+/// password.
+async fn registries(machine: &Machine) -> [DockerRegistry; 2] {
+    [DockerRegistry::start(machine).await, DockerRegistry::start_with_password(machine).await]
+}
+
+async fn dockerd() -> Result<Running<Dockerd>> {
     let begun = Instant::now();
     let machine = Machine::new();
+    let registries = registries(&machine).await;
     let dockerd = Dockerd::launch(&machine);
     let log = machine.path("dockerd.log");
     let side = Side::new(machine, dockerd.socket())?;
     side.serving().await.with_context(|| fs::read_to_string(log).unwrap_or_default())?;
     side.load(archive()).await?;
     say(&format!("dockerd serves after {:.1} s", begun.elapsed().as_secs_f64()));
-    Ok((dockerd, side))
+    Ok(Running { side, _daemon: dockerd, _registries: registries })
 }
 
-async fn berth() -> Result<(Daemon, Side)> {
+async fn berth() -> Result<Running<Daemon>> {
     let begun = Instant::now();
     let mut machine = Machine::new();
+    let registries = registries(&machine).await;
     let socket = machine.path("docker.sock");
     machine.config = format!("[engine]\nlisten = {socket:?}\n");
     let images = machine.path("images");
@@ -183,5 +198,5 @@ async fn berth() -> Result<(Daemon, Side)> {
     let side = Side::new(machine, &socket)?;
     side.serving().await.with_context(|| daemon.log())?;
     say(&format!("berth serves after {:.1} s", begun.elapsed().as_secs_f64()));
-    Ok((daemon, side))
+    Ok(Running { side, _daemon: daemon, _registries: registries })
 }

@@ -39,7 +39,7 @@ pub(in crate::routes) struct Entry {
     #[serde(skip_serializing_if = "Option::is_none")]
     virtual_size: Option<u64>,
     #[serde(skip)]
-    created_nanos: i64,
+    created_nanos: Option<i64>,
     /// Whether another image was made of it here.
     #[serde(skip)]
     has_children: bool,
@@ -93,7 +93,8 @@ impl Chosen {
             for name in filters.values(key) {
                 let image = find(&call.engine, name)?;
                 let (document, _) = document(&call.engine, &image);
-                created = Some(parse_rfc3339(&document.created).unwrap_or(0));
+                // An image that does not say when it was made is neither before nor after others.
+                created = parse_rfc3339(&document.created);
             }
             Ok::<_, Failure>(created)
         };
@@ -151,9 +152,9 @@ impl Chosen {
                 // One with a digest is not quite without a name.
                 false => !entry.repo_tags.is_empty() || has_digest,
             })
-            && self.before.is_none_or(|before| created < before)
-            && self.since.is_none_or(|since| created > since)
-            && self.until.is_none_or(|until| created <= until)
+            && self.before.is_none_or(|before| created.is_none_or(|created| created < before))
+            && self.since.is_none_or(|since| created.is_none_or(|created| created > since))
+            && self.until.is_none_or(|until| created.is_some_and(|created| created <= until))
             && self.filters.matches_labels("label", entry.labels.as_ref().unwrap_or(&NONE))
     }
 }
@@ -201,10 +202,10 @@ fn entries(engine: &Engine) -> Vec<Entry> {
             let (repo_tags, repo_digests) = shown(images.names(image));
             let id = image.id.to_string();
             let used = containers.iter().filter(|container| container.record().image_id == id);
-            let created_nanos = parse_rfc3339(&document.created).unwrap_or(0);
+            let created_nanos = parse_rfc3339(&document.created);
             Entry {
                 containers: used.count() as i64,
-                created: created_nanos / 1_000_000_000,
+                created: created_nanos.unwrap_or(0) / 1_000_000_000,
                 id,
                 labels: config.labels,
                 parent_id: images.parent(image).map(|id| id.to_string()).unwrap_or_default(),

@@ -264,7 +264,7 @@ fn refused(error: Error, reference: &Reference) -> Failure {
         Kind::NotFound => Failure::not_found(format!(
             "manifest for {} not found: {}",
             reference.shown(),
-            error.message
+            words_of_registry(&error)
         )),
         _ => error.into(),
     }
@@ -276,10 +276,16 @@ fn unknown_repository(repository: &str, error: Error) -> Failure {
         Kind::NotFound => Failure::not_found(format!(
             "repository {} not found: {}",
             image_name::familiar(repository),
-            error.message
+            words_of_registry(&error)
         )),
         _ => error.into(),
     }
+}
+
+/// What the registry itself has said, if it has: its error is `URL: 404 Not Found: WORDS`.
+fn words_of_registry(error: &Error) -> &str {
+    let words = error.message.rsplit_once("404 Not Found: ");
+    words.map_or(error.message.as_str(), |(_, words)| words)
 }
 
 /// The digest that the registry has for an image.
@@ -317,9 +323,9 @@ impl Wanted {
             digest if digest.contains(':') => format!("{name}@{digest}"),
             tag => format!("{name}:{tag}"),
         };
-        let full = normalize(&text).ok_or_else(|| {
-            let refusal = image_name::refusal(&text);
-            Failure::bad_request(refusal.unwrap_or_else(|| "invalid reference format".to_owned()))
+        let full = normalize(&text).ok_or_else(|| match normalize(name) {
+            Some(_) => Failure::bad_request("invalid tag format"),
+            None => image_name::invalid(name),
         })?;
         let reference = Reference::parse(&full);
         let last = text.rsplit('/').next().unwrap_or_default();

@@ -78,9 +78,11 @@ fn limit(text: &str) -> Result<u32> {
 fn stars(filters: &Filters) -> Result<i64> {
     let mut most = 0;
     for value in filters.values("stars") {
-        let stars = value
-            .parse()
-            .map_err(|_| Failure::bad_request(format!("invalid filter 'stars=[{value}]'")))?;
+        let stars = value.parse().map_err(|_| {
+            Failure::bad_request(format!(
+                "invalid filter 'stars={value}': strconv.Atoi: parsing {value:?}: invalid syntax"
+            ))
+        })?;
         most = most.max(stars);
     }
     Ok(most)
