@@ -271,6 +271,8 @@ pub struct Request {
     /// Names in lower case, and values.
     pub headers: Vec<(String, String)>,
     pub body: String,
+    /// The body as it was sent, as far as it came.
+    pub bytes: Vec<u8>,
 }
 
 impl Request {
@@ -361,12 +363,20 @@ fn serve(
             None => break,
         }
     }
-    let mut request = Request { method, path, headers, body: String::new() };
-    let length =
-        request.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
-    reader.take(length).read_to_string(&mut request.body)?;
+    let mut request = Request { method, path, headers, body: String::new(), bytes: Vec::new() };
+    let whole = match request.header("transfer-encoding") {
+        Some(_) => read_chunks(&mut reader, &mut request.bytes),
+        None => {
+            let length = request.header("content-length").and_then(|length| length.parse().ok());
+            let mut body = reader.take(length.unwrap_or(0));
+            body.read_to_end(&mut request.bytes).map(drop)
+        }
+    };
+    request.body = String::from_utf8_lossy(&request.bytes).into_owned();
     seen.lock().expect("no panic").push(request.clone());
     let response = rule(&request).unwrap_or_else(|| stored(&request, image));
+    // A client that has gone gets no response, whatever the rule does with what has come.
+    whole?;
     let mut head =
         format!("HTTP/1.1 {} x\r\ncontent-length: {}\r\n", response.status, response.body.len());
     response.headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
@@ -389,6 +399,24 @@ fn serve(
         stream.shutdown(std::net::Shutdown::Both)?;
     }
     Ok(response.cut_after.is_none())
+}
+
+/// Reads a body in chunks (RFC 9112 section 7.1), as far as it comes.
+fn read_chunks(reader: &mut impl BufRead, body: &mut Vec<u8>) -> std::io::Result<()> {
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        let length = u64::from_str_radix(line.trim_end(), 16)
+            .map_err(|_| std::io::Error::from(std::io::ErrorKind::UnexpectedEof))?;
+        let read = reader.by_ref().take(length).read_to_end(body)?;
+        if (read as u64) < length {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        reader.read_line(&mut String::new())?;
+        if length == 0 {
+            return Ok(());
+        }
+    }
 }
 
 fn stored(request: &Request, image: &Image) -> Response {

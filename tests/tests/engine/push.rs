@@ -1,10 +1,13 @@
 //! `docker push` to Debian's docker-registry.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::{Arc, Mutex},
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use berth_tests::{
-    BrokenLink, Capability, DockerRegistry, Engine, FakeRegistry, Image, Layer, Machine, busybox,
-    digest, engine, gzip, ready_with, skip_without,
+    BrokenLink, Capability, DockerRegistry, Engine, FakeRegistry, Image, Layer, Machine, Request,
+    Response, busybox, digest, engine, gzip, ready_with, skip_without,
 };
 use serde_json::{Value, json};
 
@@ -226,6 +229,56 @@ async fn a_push_that_breaks_off_is_tried_again() {
     let copy = format!("dir:{}", machine.path("copy").display());
     let source = format!("docker://{direct}");
     machine.output("skopeo", &["copy", "--src-tls-verify=false", &source, &copy]);
+}
+
+/// A registry that keeps what has come of an upload that breaks off.
+fn keeps_what_has_come(received: &Mutex<Vec<u8>>, request: &Request) -> Option<Response> {
+    let location = ("location".to_owned(), "/v2/a/b/blobs/uploads/1".to_owned());
+    let answer = |status, headers| Some(Response { status, headers, ..Response::default() });
+    let mut received = received.lock().unwrap();
+    match (request.method.as_str(), request.path.as_str()) {
+        ("GET", "/v2/") => answer(200, Vec::new()),
+        ("HEAD", _) => answer(404, Vec::new()),
+        ("POST", _) => answer(202, vec![location]),
+        ("PATCH", _) => {
+            received.extend_from_slice(&request.bytes);
+            answer(202, vec![location])
+        }
+        ("GET", _) => {
+            let range = format!("0-{}", received.len() - 1);
+            answer(204, vec![location, ("range".to_owned(), range)])
+        }
+        _ => answer(201, Vec::new()),
+    }
+}
+
+#[tokio::test]
+async fn a_push_that_breaks_off_goes_on_with_what_the_registry_lacks() {
+    if skip_without(Capability::DockerCli) {
+        return;
+    }
+    let (machine, _daemon, engine, _) = ready().await;
+    let image = Image::simple(Layer::new().file("noise", &noise(3 << 20, 9)), &["true"]);
+    load(&machine, &image, "made");
+    let received = Arc::<Mutex<Vec<u8>>>::default();
+    let kept = received.clone();
+    let registry =
+        FakeRegistry::start(&machine, image, move |request| keeps_what_has_come(&kept, request));
+    let link = BrokenLink::start(&machine, &registry.host, 1 << 20, 2);
+    let name = format!("{}/a/b:1", link.host);
+    succeed(&machine, &["tag", "made:1", &name]);
+    let lines = push(&engine, &format!("{name}/push")).await;
+    let retries = lines.iter().filter(|line| line["status"] == "Retrying in 1 second").count();
+    assert!(retries >= 2 && link.left() == 0, "{lines:?}");
+    let requests = registry.requests();
+    let of = |method: &str| {
+        let of = requests.iter().filter(|request| request.method == method);
+        of.map(|request| request.path.as_str()).collect::<Vec<_>>()
+    };
+    // One upload for the layer, which was sent in three parts, and one for the config.
+    assert_eq!((of("POST").len(), of("PATCH").len()), (2, 3));
+    let blob = digest(&received.lock().unwrap()).replace(':', "%3A");
+    assert!(of("PUT").iter().any(|path| path.ends_with(&format!("digest={blob}"))));
 }
 
 #[tokio::test]

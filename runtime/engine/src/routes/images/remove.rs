@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::{document, find};
 use crate::{
-    filters::{BadUntil, Filters},
+    filters::Filters,
     http::{
         body::{self, Answer},
         error::{Failure, Result},
@@ -46,10 +46,8 @@ pub(in crate::routes) fn prune(call: &Call) -> Result<Answer> {
     let filters = Filters::parse(call.query.get("filters"))?;
     filters.accept(&["dangling", "label", "label!", "until"])?;
     let dangling_only = filters.flag("dangling")?.unwrap_or(true);
-    let until = filters.until(now()).map_err(|why| match why {
-        BadUntil::Several => Failure::bad_request(why),
-        BadUntil::NoTime(_) => Failure::new(StatusCode::INTERNAL_SERVER_ERROR, why),
-    })?;
+    let until =
+        filters.until(now()).map_err(|why| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, why))?;
     let store = &call.engine.node.host.images;
     let mut pruned = Removed::default();
     for image in store.all() {
