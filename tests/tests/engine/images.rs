@@ -5,7 +5,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use berth_tests::{Capability, FakeRegistry, Image, Response, skip_without};
+use berth_tests::{Capability, FakeRegistry, Image, Response, busybox, skip_without};
 use serde_json::json;
 
 use crate::ready;
@@ -20,7 +20,8 @@ async fn a_pull_shows_its_layers_and_is_made_with_the_credentials_of_the_client(
         return;
     }
     let (machine, _daemon, engine, _) = ready().await;
-    let registry = FakeRegistry::start(&machine, Image::busybox(), |request| {
+    let image = Image::simple(busybox(), &["true"]);
+    let registry = FakeRegistry::start(&machine, image, |request| {
         let known = request.header("authorization") == Some("Basic dTpw");
         let headers = vec![("www-authenticate".to_owned(), "Basic realm=\"x\"".to_owned())];
         (!known).then(|| Response { status: 401, headers, ..Response::default() })
@@ -43,7 +44,7 @@ async fn a_pull_shows_its_layers_and_is_made_with_the_credentials_of_the_client(
     assert_eq!(lines[0], "1: Pulling from tools/box", "{pulled}");
     let (layer, _) = lines[1].split_once(": ").unwrap();
     assert!(layer.len() == 12 && layer.bytes().all(|byte| byte.is_ascii_hexdigit()), "{pulled}");
-    // Busybox is here already, under the other name of this machine.
+    // The image of this machine has the same layer.
     assert_eq!(lines[1], format!("{layer}: Already exists"), "{pulled}");
     assert!(lines[2].starts_with("Digest: sha256:"), "{pulled}");
     assert_eq!(lines[3], format!("Status: Downloaded newer image for {name}"));

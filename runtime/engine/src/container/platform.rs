@@ -7,6 +7,53 @@ use serde::Deserialize;
 
 use crate::http::error::{Failure, Result};
 
+/// The words that a platform of one word may be, as the Go compiler has them.
+const SYSTEMS: [&str; 17] = [
+    "aix",
+    "android",
+    "darwin",
+    "dragonfly",
+    "freebsd",
+    "hurd",
+    "illumos",
+    "ios",
+    "js",
+    "linux",
+    "nacl",
+    "netbsd",
+    "openbsd",
+    "plan9",
+    "solaris",
+    "windows",
+    "zos",
+];
+const ARCHITECTURES: [&str; 24] = [
+    "386",
+    "amd64",
+    "amd64p32",
+    "arm",
+    "armbe",
+    "arm64",
+    "arm64be",
+    "loong64",
+    "mips",
+    "mipsle",
+    "mips64",
+    "mips64le",
+    "mips64p32",
+    "mips64p32le",
+    "ppc",
+    "ppc64",
+    "ppc64le",
+    "riscv",
+    "riscv64",
+    "s390",
+    "s390x",
+    "sparc",
+    "sparc64",
+    "wasm",
+];
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Platform {
     os: String,
@@ -38,7 +85,7 @@ impl Platform {
         }
         let (os, architecture, variant) = match parts.len() {
             // One word is either.
-            1 if ["linux", "windows", "darwin"].contains(&part(0).as_str()) => {
+            1 if SYSTEMS.contains(&part(0).as_str()) => {
                 (part(0), own_architecture().to_owned(), String::new())
             }
             1 => ("linux".to_owned(), part(0), String::new()),
@@ -50,6 +97,11 @@ impl Platform {
             "i386" => "386".to_owned(),
             _ => architecture,
         };
+        if parts.len() == 1 && !ARCHITECTURES.contains(&architecture.as_str()) {
+            return Err(Failure::bad_request(format!(
+                "\"{text}\": unknown operating system or architecture: invalid argument"
+            )));
+        }
         // The only variant of arm64 that goes without saying.
         let variant = match (architecture.as_str(), variant.as_str()) {
             ("arm64", "v8") => String::new(),
@@ -139,6 +191,9 @@ mod tests {
         }
         let text = "\"nope/x/y/z\": cannot parse platform specifier: invalid argument";
         assert_eq!(Platform::parse("nope/x/y/z").unwrap_err().message, text);
+        let text = "\"foo\": unknown operating system or architecture: invalid argument";
+        assert_eq!(Platform::parse("foo").unwrap_err().message, text);
+        assert_eq!(Platform::parse("freebsd").unwrap().unwrap().os, "freebsd");
         assert_eq!(Platform::parse("").unwrap(), None);
     }
 }
