@@ -485,8 +485,7 @@ impl Store {
     /// The image is gone, or its manifest is damaged.
     pub(crate) fn layers_of(&self, id: &Digest) -> anyhow::Result<Vec<Descriptor>> {
         let manifest = self.manifests_of(id).into_iter().next().context("the image is gone")?;
-        let manifest: ImageManifest =
-            serde_json::from_slice(&self.blob(&digest_of(&manifest)?)?)?;
+        let manifest: ImageManifest = serde_json::from_slice(&self.blob(&digest_of(&manifest)?)?)?;
         Ok(manifest.layers().clone())
     }
 
