@@ -14,8 +14,11 @@
 //!
 //! All functions block.
 
+mod attributes;
 mod content;
+mod copy;
 mod extract;
+mod fingerprint;
 mod metadata;
 mod node;
 mod pack;
@@ -29,7 +32,12 @@ use std::os::fd::BorrowedFd;
 use berth_base::error::{Error, Kind};
 use nix::errno::Errno;
 
-pub use self::{extract::ExtractOptions, stat::PathStat};
+pub use self::{
+    copy::{CopyOptions, Place, copy, make_directory, names},
+    extract::ExtractOptions,
+    fingerprint::{fingerprint, sha256},
+    stat::PathStat,
+};
 
 /// The files of a container, as its processes see them.
 #[derive(Clone, Copy, Debug)]
