@@ -89,11 +89,33 @@ impl Engine {
     /// # Errors
     /// Nobody answers.
     pub async fn send_tar(&self, path: &str, tar: Vec<u8>) -> reqwest::Result<(u16, Value)> {
-        let request = self.client.post(format!("http://docker{path}")).body(tar);
-        let answer = request.header("content-type", "application/x-tar").send().await?;
-        let status = answer.status().as_u16();
-        let text = answer.text().await?;
+        let (status, text) = self.try_send(path, "application/x-tar", tar).await?;
         Ok((status, serde_json::from_str(&text).unwrap_or(Value::String(text))))
+    }
+
+    /// Sends bytes, and returns the status with the text of the answer.
+    ///
+    /// # Panics
+    /// Nobody answers.
+    pub async fn send(&self, path: &str, content_type: &str, body: Vec<u8>) -> (u16, String) {
+        let answered = self.try_send(path, content_type, body).await;
+        answered.unwrap_or_else(|error| panic!("{path}: {error:?}"))
+    }
+
+    /// As `send`.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    pub async fn try_send(
+        &self,
+        path: &str,
+        content_type: &str,
+        body: Vec<u8>,
+    ) -> reqwest::Result<(u16, String)> {
+        let request = self.client.post(format!("http://docker{path}"));
+        let answer = request.header("content-type", content_type).body(body).send().await?;
+        let status = answer.status().as_u16();
+        Ok((status, answer.text().await?))
     }
 
     /// A GET that succeeds.

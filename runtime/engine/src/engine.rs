@@ -7,6 +7,7 @@ use berth_base::blocking::blocking;
 use berth_node::Node;
 
 use crate::{
+    build::Running,
     container::registry::Registry,
     events::Events,
     http::error::Result,
@@ -25,6 +26,7 @@ pub struct Engine {
     pub(crate) pods: Arc<Node>,
     pub(crate) containers: Registry,
     pub(crate) execs: Execs,
+    pub(crate) builds: Running,
     pub(crate) events: Events,
     /// Tells those who follow a log.
     pub(crate) logs: Arc<LogWatcher>,
@@ -51,6 +53,7 @@ impl Engine {
             image_prune: Mutex::default(),
             containers: Registry::default(),
             execs: Execs::default(),
+            builds: Running::default(),
             events: Events::default(),
             logs: LogWatcher::start().context("watch the logs of containers")?,
         }))

@@ -8,6 +8,7 @@
 
 mod api;
 pub mod archive;
+mod build;
 pub mod changes;
 mod container;
 mod engine;

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use berth_base::blocking::blocking;
 use berth_node::Node;
 
-use crate::{container::recover, engine::Engine};
+use crate::{build, container::recover, engine::Engine};
 
 /// Reads the containers of an earlier daemon back, and takes up what it left undone. `pods` is the
 /// other edge's node.
@@ -14,5 +15,6 @@ use crate::{container::recover, engine::Engine};
 pub async fn start(node: Arc<Node>, pods: Arc<Node>) -> anyhow::Result<Arc<Engine>> {
     let engine = Engine::new(node, pods)?;
     recover::recover(&engine).await?;
+    blocking(|| build::discard_left(&engine.node.host.layout))?;
     Ok(engine)
 }

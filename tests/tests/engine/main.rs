@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics fails")]
 
 mod attach;
+mod build;
+mod build_steps;
 mod changes;
 mod churn;
 mod commit;

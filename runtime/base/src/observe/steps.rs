@@ -70,6 +70,13 @@ steps! {
     docker_end { STATE = "state", UNDO = "undo" }
     docker_remove { RUN = "run", SET_ASIDE = "set_aside", VOLUMES = "volumes", DISCARD = "discard" }
     docker_commit { PAUSE = "pause" }
+    docker_build {
+        CONTEXT = "context",
+        COPY = "copy",
+        RUN = "run",
+        COMMIT = "commit",
+        TAG = "tag",
+    }
     docker_rpc { RESPONSE = "response" }
     // These two have spans and metrics of their own, which tell more: the name of the plugin, and
     // the method.

@@ -41,11 +41,37 @@ use crate::{
     volumes::{self, Filling, Wanted},
 };
 
+/// Whose container it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    User,
+    /// A step of a build.
+    Build,
+}
+
 /// Makes a container that has never run, and returns it with the warnings for its user.
 ///
 /// # Errors
 /// 404 for an image that is not here, 409 for a name in use, 400 for what contradicts itself.
 pub(crate) fn create(
+    engine: &Engine,
+    name: &str,
+    platform: Option<&Platform>,
+    body: CreateBody,
+) -> Result<(Arc<Container>, Vec<String>)> {
+    create_for(Owner::User, engine, name, platform, body)
+}
+
+/// Makes the container of a step of a build, which goes with the build or with the daemon.
+///
+/// # Errors
+/// As `create`.
+pub(crate) fn of_build(engine: &Engine, body: CreateBody) -> Result<(Arc<Container>, Vec<String>)> {
+    create_for(Owner::Build, engine, "", None, body)
+}
+
+fn create_for(
+    owner: Owner,
     engine: &Engine,
     name: &str,
     platform: Option<&Platform>,
@@ -88,6 +114,7 @@ pub(crate) fn create(
         networking: body.networking_config,
         mounts,
         is_lost: false,
+        is_of_build: owner == Owner::Build,
     };
     plan::mappings(&record)?;
     let name = engine.name(name, &id)?;

@@ -1,7 +1,7 @@
 //! A container as the engine holds it in memory.
 
 use std::{
-    mem,
+    fs, mem,
     os::fd::OwnedFd,
     path::Path,
     sync::{
@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use berth_base::{blocking::blocking, reserve::Reserve};
+use berth_base::{blocking::blocking, error::ignore_not_found, reserve::Reserve};
 use berth_image::{ImageUse, Lease};
 use berth_shim::record as disk;
 use serde::Serialize;
@@ -102,6 +102,16 @@ impl Container {
             *lock(&self.record) = Arc::new(changed);
             Ok(())
         })
+    }
+
+    /// Makes a container of a build one of the user's, who may look into it.
+    ///
+    /// # Errors
+    /// As `change_record`; the note of its boot cannot be removed.
+    pub(crate) fn hand_over(&self) -> anyhow::Result<()> {
+        self.change_record(|record| record.is_of_build = false)?;
+        blocking(|| ignore_not_found(fs::remove_file(self.directory.boot())))
+            .context("remove the note of its boot")
     }
 
     /// Writes one of its records. Of one that outlives the boot it is on the disk then: dockerd waits

@@ -38,6 +38,9 @@ pub(crate) struct Record {
     /// Whether this stands for one that cannot be read.
     #[serde(skip)]
     pub is_lost: bool,
+    /// Whether it is of a step of a build, with which it goes.
+    #[serde(default)]
+    pub is_of_build: bool,
 }
 
 impl Record {
@@ -60,6 +63,7 @@ impl Record {
             path: String::new(),
             args: Vec::new(),
             is_lost: true,
+            is_of_build: false,
         }
     }
 
@@ -81,9 +85,9 @@ impl Record {
     }
 
     /// Whether it is there after the next boot: one with `--rm` goes with the boot that it was made
-    /// in, so that nothing of it has to wait for the disk.
+    /// in, as does one of a build, so that nothing of it has to wait for the disk.
     pub(crate) fn outlives_boot(&self) -> bool {
-        !self.host_config.auto_remove
+        !self.host_config.auto_remove && !self.is_of_build
     }
 }
 

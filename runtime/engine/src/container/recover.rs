@@ -30,6 +30,17 @@ pub(crate) async fn recover(engine: &Arc<Engine>) -> anyhow::Result<()> {
     blocking(|| load(engine))?;
     for container in engine.containers.all() {
         take_up(engine, &container).await;
+        if container.record().is_of_build
+            && let Err(failure) = life::remove(
+                engine,
+                &container,
+                &container.id,
+                life::With { force: true, volumes: true },
+            )
+            .await
+        {
+            tracing::warn!(container = container.id, "left of a build: {}", failure.message);
+        }
     }
     // A run without a record is what a removal has left.
     for sandbox in engine.node.sandboxes.all() {

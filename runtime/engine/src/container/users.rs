@@ -62,6 +62,11 @@ pub(crate) fn find(root: BorrowedFd<'_>, user: &str) -> Result<(u32, u32)> {
     Ok((uid, gid))
 }
 
+/// The user, or the group, that has this name in /etc/passwd or /etc/group of this root.
+pub(crate) fn number_of(root: BorrowedFd<'_>, file: &str, name: &str) -> Option<u32> {
+    entry(&read(root, file), name)?.get(2)?.parse().ok()
+}
+
 /// dockerd's words for a start that failed because its user or a group is not known. `None` if it
 /// failed otherwise.
 pub(crate) fn not_found(error: &Error) -> Option<String> {

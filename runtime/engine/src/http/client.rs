@@ -4,6 +4,7 @@ use std::{
     future, io,
     os::fd::{AsFd, OwnedFd},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -49,7 +50,11 @@ impl Presence {
     }
 
     pub(super) fn of(stream: &UnixStream) -> Self {
-        let watched = stream.as_fd().try_clone_to_owned().and_then(|fd| {
+        Self::of_socket(stream)
+    }
+
+    fn of_socket(socket: impl AsFd) -> Self {
+        let watched = socket.as_fd().try_clone_to_owned().and_then(|fd| {
             // Without the interest in input, a half-close does not wake it.
             #[expect(deprecated, reason = "the descriptor is owned, and so stays open")]
             AsyncFd::with_interest(fd, Interest::PRIORITY)
@@ -64,6 +69,23 @@ impl Presence {
         } else {
             future::pending::<()>().await;
         }
+    }
+}
+
+/// The connection of a request, while it is HTTP.
+#[derive(Clone, Debug)]
+pub(crate) struct Connection(Arc<OwnedFd>);
+
+impl Connection {
+    /// # Errors
+    /// No descriptors are left.
+    pub(super) fn of(stream: &UnixStream) -> io::Result<Self> {
+        Ok(Self(Arc::new(stream.as_fd().try_clone_to_owned()?)))
+    }
+
+    /// Whether its client is there, for work that ends with it.
+    pub(crate) fn presence(&self) -> Presence {
+        Presence::of_socket(&*self.0)
     }
 }
 

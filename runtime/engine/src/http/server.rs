@@ -22,6 +22,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::{
     body::Answer,
+    client::Connection,
     version::{NEWEST, OLDEST},
 };
 use crate::{engine::Engine, routes};
@@ -74,8 +75,13 @@ pub async fn serve(engine: Arc<Engine>, listener: UnixListener) -> anyhow::Resul
 }
 
 async fn connection(engine: Arc<Engine>, stream: UnixStream) {
-    let service = service_fn(move |request| {
+    let socket = match Connection::of(&stream) {
+        Ok(socket) => socket,
+        Err(error) => return tracing::debug!("a client of the engine: {error}"),
+    };
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let engine = engine.clone();
+        request.extensions_mut().insert(socket.clone());
         async move { Ok::<_, Infallible>(respond(engine, request).await) }
     });
     let serving = hyper::server::conn::http1::Builder::new()

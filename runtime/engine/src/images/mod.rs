@@ -9,7 +9,7 @@ mod remove;
 mod users;
 
 pub(crate) use self::{
-    child::{Imported, imported},
+    child::{Child, Imported, document, imported},
     commit::{Committed, commit},
     remove::{Options, Removed, remove},
 };

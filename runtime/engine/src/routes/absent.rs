@@ -32,7 +32,6 @@ fn answer(call: &Call, method: &Method, segments: &[&str]) -> Result<Answer> {
         ["build", "prune"] if post => {
             Ok(body::ok(&json!({ "CachesDeleted": null, "SpaceReclaimed": 0 })))
         }
-        ["build"] if post => not_made("building images"),
         ["commit"] if post => {
             call.engine.containers.find(call.query.get("container"))?;
             not_made("committing containers")

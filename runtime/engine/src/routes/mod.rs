@@ -2,6 +2,7 @@
 
 mod absent;
 mod auth;
+mod build;
 mod commit;
 mod containers;
 mod events;
@@ -9,7 +10,7 @@ mod exec;
 pub(crate) mod execs;
 mod images;
 mod networks;
-mod query;
+pub(crate) mod query;
 mod system;
 mod volumes;
 
@@ -71,6 +72,8 @@ async fn route(engine: Arc<Engine>, request: Request<Incoming>) -> Result<Answer
         ["version"] if read => system::version(&call),
         ["info"] if read => system::info(&call).await,
         ["system", "df"] if read => system::disk_usage(&call).await,
+        ["build"] if method == post => build::build(call).await,
+        ["build", "cancel"] if method == post => build::cancel(&call),
         ["auth"] if method == post => auth::login(call).await,
         ["events"] if read => events::events(&call),
         ["commit"] if method == post => commit::commit(call).await,

@@ -86,6 +86,14 @@ impl Drop for Shown {
 /// A root, and the namespace of what is mounted below it.
 type Root = (OwnedFd, Option<OwnedFd>);
 
+/// Mounts layers, seen by nobody else, for as long as the descriptor of their root is open. Blocks.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn mount(layers: &Layers) -> anyhow::Result<OwnedFd> {
+    stopped::open(layers, Vec::new()).map(|(root, _)| root)
+}
+
 impl Files {
     /// Waits while others use the files of the container, if it does not run.
     ///

@@ -54,6 +54,16 @@ impl Layers {
         Self { lower, upper: own.upper(), work: own.work() }
     }
 
+    /// Those of an image, with `directory` for what is written over them, which has `upper`, `work` and,
+    /// in the place of an image that has no layer, the empty `below`.
+    pub(crate) fn over(layout: &Layout, layers: &[LayerKey], directory: &Path) -> Self {
+        let mut lower = ImageLayers::of(layout, layers);
+        if layers.is_empty() {
+            lower.layers.push(directory.join("below"));
+        }
+        Self { lower, upper: directory.join("upper"), work: directory.join("work") }
+    }
+
     /// What the container has written.
     pub(crate) fn upper(&self) -> &Path {
         &self.upper
