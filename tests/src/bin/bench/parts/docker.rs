@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use berth_tests::{
-    Daemon, Dockerd, Engine, Machine, engine,
+    Daemon, Dockerd, Engine, Layer, Machine, engine,
     oracle::{Side, archive},
     processes,
 };
@@ -28,6 +28,10 @@ const LISTED: usize = 500;
 const LOG: usize = 200;
 /// Rounds of the verbs that take seconds.
 const LONG_ROUNDS: usize = 3;
+/// Ten steps.
+const DOCKERFILE: &str = "FROM busybox\nENV a=b\nWORKDIR /work\nCOPY file .\nRUN cat file > copy\n\
+                          RUN echo 1 > one\nCOPY file /other/\nRUN ls > list\nEXPOSE 80\n\
+                          CMD [\"cat\", \"list\"]\n";
 
 /// One of the two. Dropped in this order: daemons first.
 struct Target {
@@ -59,6 +63,11 @@ pub(crate) async fn measure(options: &Options, findings: &mut Findings) -> Resul
         for target in &targets {
             // The first round is to warm up.
             target.verbs(round, (round > 0).then_some(&mut *findings)).await?;
+        }
+    }
+    for round in 0..=LONG_ROUNDS {
+        for target in &targets {
+            target.images((round > 0).then_some(&mut *findings)).await?;
         }
     }
     for target in &targets {
@@ -157,6 +166,31 @@ impl Target {
         let (waited, ()) = tokio::join!(waiting, starting);
         let (status, answer) = waited?;
         ensure!(status == 200 && answer["StatusCode"] == 0, "{}: {answer}", self.name);
+        Ok(begun.elapsed())
+    }
+
+    /// Images that are made: by a build, by the same one again, and of a container.
+    async fn images(&self, findings: Option<&mut Findings>) -> Result<()> {
+        let times = [
+            ("build of ten steps, the API alone", self.build("/build?nocache=1").await?),
+            ("the same from the cache", self.build("/build").await?),
+            ("docker commit", self.docker(&["commit", "again", "committed"])?),
+        ];
+        if let Some(findings) = findings {
+            for (name, time) in times {
+                let key = Key::new(Part::Docker, name, Unit::Milliseconds);
+                findings.samples.add_time(&key, self.name, time);
+            }
+        }
+        Ok(())
+    }
+
+    async fn build(&self, path: &str) -> Result<Duration> {
+        let context = Layer::new().file("Dockerfile", DOCKERFILE.as_bytes());
+        let context = context.file("file", &[b'x'; 10_000]).bytes();
+        let begun = Instant::now();
+        let (_, answer) = self.engine.send(path, "application/x-tar", context).await;
+        ensure!(answer.contains("Successfully built"), "{}: {answer}", self.name);
         Ok(begun.elapsed())
     }
 
