@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! context   the client's tar, below a directory of the build's own
-//!   builder   stage by stage, step by step; each step makes an image of the one before
+//!   dockerfile  stage by stage, step by step; each step makes an image of the one before
 //!     cache     a step that was done before is not done again
 //!     source    what COPY and ADD take, with a hash that the cache goes by
 //!     layer     the files of an image, with what COPY, ADD and WORKDIR write over them
@@ -24,6 +24,7 @@ mod containers;
 mod context;
 mod copy;
 mod directory;
+mod dockerfile;
 mod download;
 mod failure;
 mod image;

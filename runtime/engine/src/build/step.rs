@@ -4,18 +4,15 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use berth_base::{
-    blocking::{blocking, spawn_blocking},
+    blocking::spawn_blocking,
     id,
     observe::{step as observed, steps::docker_build},
 };
 use berth_dockerfile::{Config, Effect, Instruction};
-use berth_image::WrittenLayer;
 
 use super::{
-    builder::Builder,
-    cache,
+    builder::{Builder, commit, is_cached, layer},
     failure::Result,
-    image::{self, Done},
     layer::ImageFiles,
     run,
     stage::Stage,
@@ -42,50 +39,6 @@ pub(super) async fn step(
         Effect::Run { probe, executed } => run_command(builder, stage, &probe, executed).await,
         Effect::Transfer => transfer::transfer(builder, stage, &instruction).await,
     }
-}
-
-/// Whether the step was done before; then the stage goes on with its image.
-pub(super) async fn is_cached(builder: &Builder, stage: &mut Stage, probe: &Config) -> bool {
-    let looks = stage.is_cached && builder.options.uses_cache;
-    let Builder { engine, cached, .. } = builder;
-    let found = looks.then(|| cache::find(engine, cached, stage.image.as_deref(), probe));
-    let found = found.flatten();
-    stage.is_cached = found.is_some();
-    if let Some(image) = found {
-        builder.output.text(" ---> Using cache\n").await;
-        stage.go_on(image);
-    }
-    stage.is_cached
-}
-
-/// Makes the image of a step that has been done.
-pub(super) async fn commit(
-    builder: &Builder,
-    stage: &mut Stage,
-    probe: &Config,
-    layer: Option<WrittenLayer>,
-    container: &str,
-) -> Result<()> {
-    let done = Done {
-        parent: stage.image.clone(),
-        layer,
-        config: &stage.state.config,
-        step: probe,
-        container,
-        author: &stage.state.author,
-    };
-    let image = observed(docker_build::COMMIT, image::write(&builder.engine, done)).await?;
-    if stage.image.is_none() {
-        blocking(|| cache::note_upon_nothing(&builder.engine, &image))?;
-    }
-    stage.go_on(image);
-    Ok(())
-}
-
-/// Makes a layer of what was written over the files of an image.
-pub(super) async fn layer(builder: &Builder, files: &ImageFiles) -> Result<Option<WrittenLayer>> {
-    let images = &builder.engine.node.host.images;
-    Ok(images.write_upper(files.written()?).await?)
 }
 
 async fn change_config(builder: &Builder, stage: &mut Stage, probe: &Config) -> Result<()> {

@@ -15,14 +15,13 @@ use berth_dockerfile::{Heredoc, Instruction, Sources};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::{
-    builder::Builder,
+    builder::{Builder, commit, is_cached, layer},
     copy::{self, Copying},
     download,
     failure::{BuildFailure, Result},
     layer::ImageFiles,
     source::{Source, Tree},
     stage::{Named, Stage},
-    step::{commit, is_cached, layer},
 };
 
 /// The mode of a file that stands in the Dockerfile.
