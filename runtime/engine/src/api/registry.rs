@@ -1,12 +1,14 @@
 //! Credentials of a registry, in the header `X-Registry-Auth` and in the body of a login.
 
+use std::collections::BTreeMap;
+
 use base64::{
     Engine as _, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 use berth_image::AuthConfig;
 use http::{HeaderMap, HeaderValue};
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 
 /// Clients send base64 for URLs, some without padding.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -40,10 +42,19 @@ impl From<RegistryAuth> for AuthConfig {
 
 /// The credentials of a request. As with dockerd, what cannot be read counts as none.
 pub(crate) fn auth(headers: &HeaderMap) -> AuthConfig {
-    let header = headers.get("x-registry-auth").map(HeaderValue::as_bytes);
+    document::<RegistryAuth>(headers, "x-registry-auth").into()
+}
+
+/// The credentials of a request that may need several registries, by those.
+pub(crate) fn all_auth(headers: &HeaderMap) -> BTreeMap<String, AuthConfig> {
+    let all: BTreeMap<String, RegistryAuth> = document(headers, "x-registry-config");
+    all.into_iter().map(|(registry, auth)| (registry, auth.into())).collect()
+}
+
+fn document<T: DeserializeOwned + Default>(headers: &HeaderMap, name: &str) -> T {
+    let header = headers.get(name).map(HeaderValue::as_bytes);
     let document = BASE64.decode(header.unwrap_or_default()).unwrap_or_default();
-    let auth: RegistryAuth = serde_json::from_slice(&document).unwrap_or_default();
-    auth.into()
+    serde_json::from_slice(&document).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -172,7 +172,7 @@ async fn receive(response: Response, path: &Path, output: &Output) -> anyhow::Re
         if received - told >= PROGRESS || received == total {
             told = received;
             let detail = json!({ "current": received, "total": total });
-            output.line(&json!({ "status": "Downloading", "progressDetail": detail })).await;
+            output.line(json!({ "status": "Downloading", "progressDetail": detail })).await;
         }
     }
     Ok(())

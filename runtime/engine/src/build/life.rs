@@ -8,8 +8,8 @@ use berth_base::{
 };
 use berth_dockerfile::BuildArgs;
 use berth_image::Image;
-use bytes::Bytes;
 use hyper::body::Incoming;
+use serde_json::Value;
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{
@@ -27,7 +27,7 @@ use crate::{engine::Engine, http::client::Presence, image_name::familiar};
 
 /// A build that runs, for its client: lines, and in the end the image.
 pub(crate) struct Started {
-    pub lines: mpsc::Receiver<Bytes>,
+    pub lines: mpsc::Receiver<Value>,
     pub ended: JoinHandle<Result<Arc<Image>>>,
 }
 

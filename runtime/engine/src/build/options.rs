@@ -2,18 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use base64::{
-    Engine as _, alphabet,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
 use berth_image::{AuthConfig, normalize};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, StatusCode};
 use serde::de::DeserializeOwned;
 
 use crate::{
     api::{
         host_config::{HostConfig, LogConfig},
-        registry::RegistryAuth,
+        registry::all_auth,
     },
     container::platform::Platform,
     http::error::{Failure, Result},
@@ -21,11 +17,6 @@ use crate::{
     routes::query::Query,
 };
 
-/// Clients send base64 for URLs, some without padding.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::URL_SAFE,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 /// The key of Docker Hub in a client's credentials.
 const HUB: &str = "https://index.docker.io/v1/";
 
@@ -94,7 +85,7 @@ impl Options {
             host: host(query)?,
             cache_from: document(query, "cachefrom", "error reading cache-from")?,
             id: query.get("buildid").to_owned(),
-            credentials: credentials(headers),
+            credentials: all_auth(headers),
         })
     }
 
@@ -173,16 +164,11 @@ fn host(query: &Query) -> Result<HostConfig> {
     })
 }
 
-/// As dockerd, what cannot be read counts as none.
-fn credentials(headers: &HeaderMap) -> BTreeMap<String, AuthConfig> {
-    let header = headers.get("x-registry-config").map(HeaderValue::as_bytes);
-    let document = BASE64.decode(header.unwrap_or_default()).unwrap_or_default();
-    let all: BTreeMap<String, RegistryAuth> = serde_json::from_slice(&document).unwrap_or_default();
-    all.into_iter().map(|(registry, auth)| (registry, auth.into())).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use base64::prelude::{BASE64_URL_SAFE, Engine as _};
+    use http::HeaderValue;
+
     use super::*;
 
     fn parse(query: &str) -> Result<Options> {
@@ -226,7 +212,7 @@ mod tests {
     #[test]
     fn credentials_belong_to_a_registry() {
         let json = br#"{"https://index.docker.io/v1/":{"username":"hub"},"h:5":{"username":"h"}}"#;
-        let header = HeaderValue::from_str(&BASE64.encode(json)).unwrap();
+        let header = HeaderValue::from_str(&BASE64_URL_SAFE.encode(json)).unwrap();
         let headers =
             HeaderMap::from_iter([(http::HeaderName::from_static("x-registry-config"), header)]);
         let options = Options::parse(&Query::parse(""), &headers).unwrap();

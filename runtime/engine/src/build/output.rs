@@ -2,7 +2,6 @@
 
 use std::fmt::Display;
 
-use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -12,11 +11,11 @@ const WAITING: usize = 64;
 /// The client's end is the receiver.
 #[derive(Clone, Debug)]
 pub(crate) struct Output {
-    lines: mpsc::Sender<Bytes>,
+    lines: mpsc::Sender<Value>,
 }
 
 impl Output {
-    pub(crate) fn new() -> (Self, mpsc::Receiver<Bytes>) {
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Value>) {
         let (lines, receiver) = mpsc::channel(WAITING);
         (Self { lines }, receiver)
     }
@@ -28,7 +27,7 @@ impl Output {
 
     /// Sends text. The client shows it as it is.
     pub(crate) async fn text(&self, text: impl Display) {
-        self.line(&json!({ "stream": text.to_string() })).await;
+        self.line(json!({ "stream": text.to_string() })).await;
     }
 
     /// Sends text in red: the standard error of a step, and warnings.
@@ -38,12 +37,17 @@ impl Output {
 
     /// Sends the id of a stage's image, for programs.
     pub(crate) async fn image(&self, id: &str) {
-        self.line(&json!({ "aux": { "ID": id } })).await;
+        self.line(json!({ "aux": { "ID": id } })).await;
     }
 
-    /// Sends a line of another's making, such as the progress of a pull.
-    pub(crate) async fn line(&self, line: &Value) {
+    /// Sends a line of any kind.
+    pub(crate) async fn line(&self, line: Value) {
         // A client that is gone ends the build by its absence.
-        let _ = self.lines.send(Bytes::from(format!("{line}\r\n"))).await;
+        let _ = self.lines.send(line).await;
+    }
+
+    /// For lines of another's making, such as the progress of a pull.
+    pub(crate) fn lines(&self) -> &mpsc::Sender<Value> {
+        &self.lines
     }
 }

@@ -130,11 +130,16 @@ pub(crate) fn failed_raw(failure: &Failure) -> Answer {
     answer(failure.status, "application/vnd.docker.raw-stream", full(text))
 }
 
+/// A line of JSON, with the end that dockerd gives it.
+pub(crate) fn line(line: &Value) -> String {
+    format!("{line}\r\n")
+}
+
 /// An answer of lines of JSON, as they come.
 pub(crate) fn lines(receiver: mpsc::Receiver<Value>) -> Answer {
     let lines = stream::unfold(receiver, |mut receiver| async {
         let line = receiver.recv().await?;
-        Some((Ok::<_, io::Error>(Bytes::from(format!("{line}\r\n"))), receiver))
+        Some((Ok::<_, io::Error>(Bytes::from(self::line(&line))), receiver))
     });
     streaming("application/json", lines)
 }

@@ -4,6 +4,7 @@
 mod child;
 mod commit;
 mod publish;
+mod pull;
 mod removal;
 mod remove;
 mod users;
@@ -11,5 +12,6 @@ mod users;
 pub(crate) use self::{
     child::{Child, Imported, document, imported},
     commit::{Committed, commit},
+    pull::{Pull, Pulled, Reference, words_of_registry},
     remove::{Options, Removed, remove},
 };

@@ -6,7 +6,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::StatusCode;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Call;
 use crate::{
@@ -49,7 +49,7 @@ pub(super) async fn build(call: Call) -> Result<Answer> {
 
 /// The output, and how it ended if that was badly.
 fn lines(
-    first: Bytes,
+    first: Value,
     started: Started,
 ) -> impl futures_util::Stream<Item = io::Result<Bytes>> + Send {
     let rest = stream::unfold(Some(started), |started| async {
@@ -59,24 +59,21 @@ fn lines(
         }
         let ended = started.ended.await.context("build");
         let failed = ended.map_err(BuildFailure::from).flatten().err()?.line();
-        Some((Bytes::from(format!("{failed}\r\n")), None))
+        Some((failed, None))
     });
-    stream::once(async { first }).chain(rest).map(Ok)
+    stream::once(async { first }).chain(rest).map(|line| Ok(Bytes::from(body::line(&line))))
 }
 
 /// Nothing but the id, or else all that there was.
 async fn quiet(mut started: Started) -> Result<Answer> {
-    let mut told = Vec::new();
+    let mut told = String::new();
     while let Some(line) = started.lines.recv().await {
-        told.extend_from_slice(&line);
+        told += &body::line(&line);
     }
     match started.ended.await.context("build")? {
-        Ok(image) => {
-            let line = json!({ "stream": format!("{}\n", image.id) });
-            told = format!("{line}\r\n").into_bytes();
-        }
+        Ok(image) => told = body::line(&json!({ "stream": format!("{}\n", image.id) })),
         Err(failed) if told.is_empty() => return Err(failed.failure),
-        Err(failed) => told.extend_from_slice(format!("{}\r\n", failed.line()).as_bytes()),
+        Err(failed) => told += &body::line(&failed.line()),
     }
     let told = stream::iter([Ok(Bytes::from(told))]);
     Ok(body::streaming("application/json", told))
