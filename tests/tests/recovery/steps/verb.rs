@@ -90,7 +90,9 @@ pub(super) fn steps(program: &str) -> Vec<(String, Verb)> {
     let names = faults::steps(program);
     // What is docker's is walked by the engine's tests.
     let is_dockers = |step: &String| {
-        ["docker_", "name_image.", "write_"].iter().any(|operation| step.starts_with(operation))
+        ["docker_", "name_image.", "push_image.", "write_"]
+            .iter()
+            .any(|operation| step.starts_with(operation))
     };
     let names = names.into_iter().filter(|step| !is_dockers(step));
     let reachable = names.filter(|step| is_reachable(step));
