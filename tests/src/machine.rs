@@ -299,11 +299,15 @@ impl Machine {
 
     /// Ends every process of the machine. Its namespaces and the mounts in them go with those.
     fn end_processes(&mut self) {
-        // Killed shims take their containers along, and the rest is in the cgroups.
         for (pid, _) in self.shims() {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         end_cgroups(&self.cgroup_parent);
+        // Docker's containers have a parent in common, whoever runs them.
+        for id in fs::read_dir(self.path("root/engine/containers")).into_iter().flatten().flatten()
+        {
+            end_cgroups(&format!("docker/{}", id.file_name().display()));
+        }
         let _ = self.holder.kill();
         let _ = self.holder.wait();
     }
