@@ -218,6 +218,6 @@ mod tests {
             ])
         );
         assert_eq!(second.get("author"), None);
-        assert!(document(Some(b"[]"), child).is_err());
+        assert!(document(Some(b"{"), child).is_err());
     }
 }
