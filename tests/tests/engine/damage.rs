@@ -42,6 +42,10 @@ async fn a_damaged_record_is_its_containers_trouble_alone() {
                     "{what}: {answer}"
                 );
             }
+            if life == "running" {
+                let (status, answer) = engine.request("DELETE", "/volumes/running", None).await;
+                assert_eq!(status, 409, "{what}: its volume is in use: {answer}");
+            }
             engine.remove(id).await;
         }
     }
@@ -92,7 +96,9 @@ async fn a_record_with_an_image_that_cannot_be_keeps_the_node_from_nothing() {
 /// Makes a container that leads this life.
 async fn make(engine: &Engine, name: &str, life: &str, image: &str) -> String {
     let script = if life == "exited" { "exit 7" } else { "exec sleep 1000" };
-    let id = engine.create(name, json!({ "Image": image, "Cmd": ["sh", "-c", script] })).await;
+    let host = json!({ "Binds": [format!("{life}:/volume")] });
+    let body = json!({ "Image": image, "Cmd": ["sh", "-c", script], "HostConfig": host });
+    let id = engine.create(name, body).await;
     if life != "created" {
         engine.start(name).await;
     }

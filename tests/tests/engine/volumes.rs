@@ -239,6 +239,14 @@ async fn what_is_not_there_is_refused_in_dockerds_words() {
         let (got, said) = volume(body).await;
         assert!(got == status && said.contains(text), "{got} {said}");
     }
+    // What is no volume stays, whatever it is called.
+    let own = machine.path("root/volumes/own");
+    fs::create_dir(&own).unwrap();
+    fs::write(own.join("kept"), "").unwrap();
+    let (status, said) = volume(json!({ "Name": "own" })).await;
+    assert!(status == 500 && own.join("kept").exists(), "{status} {said}");
+    fs::remove_dir_all(own).unwrap();
+    assert_eq!(fs::read_dir(machine.path("root/volumes")).unwrap().count(), 0);
     assert_eq!(names(&engine).await, [""; 0]);
     machine.assert_clean().await;
 }

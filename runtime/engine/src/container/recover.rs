@@ -5,12 +5,13 @@ use std::{fs, io, os::unix::fs::MetadataExt, path::Path, sync::Arc};
 use anyhow::Context;
 use berth_base::{blocking::blocking, clock::now, trash};
 use berth_image::{Digest, Holder};
-use berth_node::container::{self as node, State};
+use berth_node::container::{self as node, MountSource, State};
 use berth_shim::record::{self as disk, End, Exited, Found};
 
 use super::{
     base_layer,
     life::{self, Seen},
+    mounts::MountPoint,
     object::{Container, ImageLease},
     record::{Directory, Record},
     state::{Last, Phase},
@@ -108,7 +109,9 @@ fn read(engine: &Engine, id: &str, directory: Directory) -> anyhow::Result<Arc<C
             );
             let run = engine.node.containers.find(id).ok();
             let created_at = modified(directory.path())?;
-            Record::lost(id, created_at, run.as_ref().map(|run| &run.meta))
+            let mut record = Record::lost(id, created_at, run.as_ref().map(|run| &run.meta));
+            record.mounts = run.map(|run| volumes_of(engine, &run.meta)).unwrap_or_default();
+            record
         }
     };
     let (last, is_damaged) = match disk::read::<Last>(&directory.state()) {
@@ -143,6 +146,18 @@ fn read(engine: &Engine, id: &str, directory: Directory) -> anyhow::Result<Arc<C
         }
     }
     Ok(container)
+}
+
+/// The volumes that a run has, whoever has lost the record of them: they are in use.
+fn volumes_of(engine: &Engine, run: &node::Meta) -> Vec<MountPoint> {
+    let volume = |mount: &node::Mount| match &mount.source {
+        MountSource::Host(source) => {
+            let name = engine.volumes.name_of(source)?;
+            Some(MountPoint::of_volume(name, source, &mount.container_path, !mount.readonly))
+        }
+        MountSource::Image { .. } => None,
+    };
+    run.config.mounts.iter().filter_map(volume).collect()
 }
 
 /// Why a record could not be read, if that is not about its contents.

@@ -2,14 +2,16 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     os::unix::fs::{DirBuilderExt, PermissionsExt, symlink},
+    path::Path,
     sync::{Arc, PoisonError},
 };
 
 use anyhow::Context;
 use berth_base::{blocking::blocking, clock::now, id};
 use berth_shim::record as disk;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::Map;
 
 use super::{BOOT, DATA, RECORD, Volume, Volumes};
@@ -47,28 +49,37 @@ impl Engine {
     }
 }
 
-/// Writes its directory under another name, and renames it when it is complete.
+/// Writes its directory under another name, and renames it when it is complete. What is there already
+/// under its own name, and is no volume, is somebody's, and stays.
 fn write(volumes: &Volumes, volume: &Volume, boot: Option<&str>) -> anyhow::Result<()> {
     let incomplete = volumes.root.join(format!(".{}", id::random_hex(8)));
     let path = volumes.directory(&volume.name);
-    let written = (|| {
-        // Only root looks into it from the host; who may in a container, its `_data` says.
-        fs::DirBuilder::new().mode(0o701).create(&incomplete)?;
-        let data = incomplete.join(DATA);
-        fs::create_dir(&data)?;
-        fs::set_permissions(&data, fs::Permissions::from_mode(0o755))?;
-        disk::write_new(&incomplete.join(RECORD), volume)?;
-        match boot {
-            Some(boot) => symlink(boot, incomplete.join(BOOT))?,
-            None => disk::sync(&incomplete.join(RECORD))?,
-        }
-        fs::rename(&incomplete, &path)?;
-        boot.map_or_else(|| disk::sync_parent(&path), |_| Ok(()))
-    })();
+    let written = write_files(&incomplete, volume, boot).and_then(|()| {
+        renameat_with(CWD, &incomplete, CWD, &path, RenameFlags::NOREPLACE).map_err(Into::into)
+    });
     if written.is_err() {
-        // Whichever of the two is there.
         let _ = fs::remove_dir_all(&incomplete);
-        let _ = fs::remove_dir_all(&path);
+        return Ok(written?);
     }
-    Ok(written?)
+    if boot.is_none()
+        && let Err(error) = disk::sync_parent(&path)
+    {
+        // It is refused, and must not be there after the next start.
+        let _ = fs::remove_dir_all(&path);
+        return Err(error.into());
+    }
+    Ok(())
+}
+
+fn write_files(directory: &Path, volume: &Volume, boot: Option<&str>) -> io::Result<()> {
+    // Only root looks into it from the host; who may in a container, its `_data` says.
+    fs::DirBuilder::new().mode(0o701).create(directory)?;
+    let data = directory.join(DATA);
+    fs::create_dir(&data)?;
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o755))?;
+    disk::write_new(&directory.join(RECORD), volume)?;
+    match boot {
+        Some(boot) => symlink(boot, directory.join(BOOT)),
+        None => disk::sync(&directory.join(RECORD)),
+    }
 }

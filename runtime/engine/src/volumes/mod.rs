@@ -14,7 +14,10 @@ mod fill;
 mod registry;
 mod remove;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +74,12 @@ pub(crate) fn invalid_name(name: &str) -> String {
 impl Volumes {
     fn directory(&self, name: &str) -> PathBuf {
         self.root.join(name)
+    }
+
+    /// The name of the volume of which containers have mounted this.
+    pub(crate) fn name_of(&self, data: &Path) -> Option<String> {
+        let name = data.parent()?.file_name()?.to_str()?;
+        (data == self.data(name)).then(|| name.to_owned())
     }
 
     /// What containers have mounted of it.

@@ -116,7 +116,8 @@ async fn discard(engine: &Arc<Engine>, container: &Container, with_volumes: bool
     step(docker_remove::RUN, engine.node.remove_sandbox(&container.id)).await?;
     container.take_waiting();
     let record = container.record();
-    let with_volumes = with_volumes && record.unnamed_volumes().next().is_some();
+    let has_begun = blocking(|| container.directory.removing().path().exists());
+    let with_volumes = has_begun || (with_volumes && record.unnamed_volumes().next().is_some());
     let directory = match with_volumes {
         // The next daemon goes on with it, if this one does not come to its volumes.
         true => container.directory.removing(),

@@ -3,7 +3,7 @@
 mod plan;
 mod request;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +11,7 @@ pub(crate) use self::{
     plan::{check_propagation, plan, unknown_driver},
     request::{destination, mount_points},
 };
+use crate::volumes;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -37,6 +38,28 @@ pub(crate) struct MountPoint {
     pub writable: bool,
     pub propagation: String,
     pub details: Details,
+}
+
+impl MountPoint {
+    /// A volume of this name, whose files are at `source`.
+    pub(crate) fn of_volume(
+        name: String,
+        source: &Path,
+        destination: &Path,
+        writable: bool,
+    ) -> Self {
+        Self {
+            kind: Kind::Volume,
+            name,
+            source: source.display().to_string(),
+            destination: destination.display().to_string(),
+            driver: volumes::DRIVER.to_owned(),
+            mode: String::new(),
+            writable,
+            propagation: String::new(),
+            details: Details::default(),
+        }
+    }
 }
 
 /// What a mount says that is not shown.

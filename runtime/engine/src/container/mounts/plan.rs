@@ -48,7 +48,7 @@ pub(crate) fn plan(
         let is_taken = points.iter().any(|point| point.destination == target)
             || host.tmpfs.iter().flatten().any(|(path, _)| *path == target);
         if !is_taken {
-            let mut point = unnamed(target);
+            let mut point = unnamed(&target);
             name_volume(engine, host, &mut point)?;
             points.push(point);
         }
@@ -63,17 +63,11 @@ fn replace(points: &mut Vec<MountPoint>, point: MountPoint) {
 }
 
 /// A volume that only a place is known of.
-fn unnamed(destination: String) -> MountPoint {
+fn unnamed(destination: &str) -> MountPoint {
+    let (source, destination) = (Path::new(""), Path::new(destination));
     MountPoint {
-        kind: Kind::Volume,
-        name: String::new(),
-        source: String::new(),
-        destination,
-        driver: volumes::DRIVER.to_owned(),
-        mode: String::new(),
-        writable: true,
-        propagation: String::new(),
         details: Details { is_filled: true, is_unnamed: true, ..Details::default() },
+        ..MountPoint::of_volume(String::new(), source, destination, true)
     }
 }
 
