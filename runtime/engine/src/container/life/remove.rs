@@ -73,7 +73,7 @@ pub(crate) async fn remove(
     }
     container.set_phase(Phase::Removing);
     if let Err(failure) = discard(engine, container, with.volumes).await {
-        // Its records are whole: it is as it was, and its user is told.
+        // Its records are whole, be they set aside: it is as it was, and its user is told.
         container.enter(|state| state.phase = state.last.phase());
         return Err(failure);
     }
