@@ -239,6 +239,16 @@ async fn what_is_not_there_is_refused_in_dockerds_words() {
         let (got, said) = volume(body).await;
         assert!(got == status && said.contains(text), "{got} {said}");
     }
+    // What an image declares without a meaning is no obstacle.
+    let odd = json!({ "rel": {}, "/": {}, "[x]": {} });
+    let id = engine.create("odd", json!({ "Image": image, "Cmd": ["true"], "Volumes": odd })).await;
+    let mounts = engine.inspect(&id).await["Mounts"].clone();
+    let mut places: Vec<_> = mounts.as_array().unwrap().iter().map(|m| &m["Destination"]).collect();
+    places.sort_by_key(|place| place.to_string());
+    assert_eq!(places, [&json!("/[x]"), &json!("/rel")]);
+    engine.start("odd").await;
+    assert_eq!(engine.wait("odd").await, 0);
+    engine.remove("odd").await;
     // What is no volume stays, whatever it is called.
     let own = machine.path("root/volumes/own");
     fs::create_dir(&own).unwrap();

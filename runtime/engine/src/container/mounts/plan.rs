@@ -44,7 +44,10 @@ pub(crate) fn plan(
         replace(&mut points, asked);
     }
     for target in config.volumes.iter().flatten().map(|(target, _)| target) {
-        let target = destination(target).map_err(Failure::bad_request)?;
+        // An image may declare anything. What is relative is below the root, as for the runtimes.
+        let Ok(target) = destination(&format!("/{target}")) else {
+            continue;
+        };
         let is_taken = points.iter().any(|point| point.destination == target)
             || host.tmpfs.iter().flatten().any(|(path, _)| *path == target);
         if !is_taken {
