@@ -121,7 +121,9 @@ async fn route(engine: Arc<Engine>, request: Request<Incoming>) -> Result<Answer
         ["images", "load"] if method == post => images::load(call).await,
         ["images", name @ .., "get"] if read => images::save_one(&call, &name.join("/")),
         ["images", "prune"] if method == post => images::prune(&call),
-        ["images", name @ .., "push"] if method == post => images::push(&call, &name.join("/")),
+        ["images", name @ .., "push"] if method == post => {
+            images::push(call, &name.join("/")).await
+        }
         ["images", name @ .., "tag"] if method == post => images::tag(&call, &name.join("/")),
         ["images", name @ ..] if method == delete && !name.is_empty() => {
             images::remove(&call, &name.join("/"))

@@ -45,14 +45,15 @@ enum Which {
 ///
 /// # Errors
 /// 400 for what is no name, 404 for another platform than the image's.
-pub(in crate::routes) fn push(call: &Call, name: &str) -> Result<Answer> {
-    let wanted = Wanted::parse(name, call.query.get("tag"))?;
-    // Clients of older versions send it without meaning anything by it.
-    if call.version >= Version(46) {
-        check_platform(call, &wanted)?;
-    }
+pub(in crate::routes) async fn push(call: Call, name: &str) -> Result<Answer> {
+    let wanted = wanted(&call, name);
+    let Call { engine, request, .. } = call;
+    let auth = auth(request.headers());
+    // The docker CLI sends one that says nothing, and does not read the answer if the connection is
+    // closed before that is written.
+    body::discard(request.into_body()).await;
+    let wanted = wanted?;
     let (lines, receiver) = mpsc::channel(WAITING);
-    let (engine, auth) = (call.engine.clone(), auth(call.request.headers()));
     tokio::spawn(async move {
         let pushing = async {
             if let Err(error) = run(&engine, &wanted, auth, &lines).await {
@@ -66,6 +67,15 @@ pub(in crate::routes) fn push(call: &Call, name: &str) -> Result<Answer> {
         }
     });
     Ok(body::lines(receiver))
+}
+
+fn wanted(call: &Call, name: &str) -> Result<Wanted> {
+    let wanted = Wanted::parse(name, call.query.get("tag"))?;
+    // Clients of older versions send a platform without meaning anything by it.
+    if call.version >= Version(46) {
+        check_platform(call, &wanted)?;
+    }
+    Ok(wanted)
 }
 
 impl Wanted {
