@@ -65,7 +65,8 @@ pub struct Input {
     pub half_close: bool,
 }
 
-/// Reads all scenarios of a directory, in the order of the names of its files.
+/// Reads all scenarios of a directory, in the order of the names of its files, but builds last: what
+/// they leave has other ids on each side, and the lists of others would show it.
 ///
 /// # Errors
 /// A file cannot be read, or a line is none of the forms.
@@ -74,7 +75,7 @@ pub fn read(directory: &Path) -> Result<Vec<Scenario>> {
         .with_context(|| format!("read {}", directory.display()))?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .collect();
-    paths.sort();
+    paths.sort_by_key(|path| (path.file_stem().is_some_and(|stem| stem == "build"), path.clone()));
     let mut scenarios = Vec::new();
     for path in paths {
         let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
