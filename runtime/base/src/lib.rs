@@ -2,6 +2,7 @@
 
 pub mod accept;
 pub mod blocking;
+pub mod chunks;
 pub mod clock;
 pub mod config;
 pub mod error;

@@ -13,7 +13,6 @@
 use std::{
     fs,
     io::{self, Read, Write},
-    mem,
     os::fd::OwnedFd,
     path::Path,
     sync::{
@@ -25,6 +24,7 @@ use std::{
 
 use anyhow::Context;
 use berth_base::{
+    chunks::ChunkWriter,
     error::{Error, Result},
     observe::{step_blocking, steps::write_layer},
 };
@@ -76,7 +76,7 @@ pub(super) fn write_upper(
         thread::scope(move |scope| {
             thread::Builder::new()
                 .name("pack".into())
-                .spawn_scoped(scope, move || send(upper, sender))
+                .spawn_scoped(scope, move || send(upper, &sender))
                 .context("start a thread")?;
             // Gone before the other thread is waited for, which ends when nobody takes its chunks.
             let mut packed = Packed { receiver, length: 0 };
@@ -142,36 +142,14 @@ fn commit(
 }
 
 /// Packs a directory and sends the tar, or why there is none.
-fn send(upper: &OwnedFd, sender: SyncSender<anyhow::Result<Bytes>>) {
-    let mut chunks = Chunks { sender, chunk: Vec::with_capacity(CHUNK) };
+fn send(upper: &OwnedFd, sender: &SyncSender<anyhow::Result<Bytes>>) {
+    let mut chunks = ChunkWriter::new(CHUNK, |chunk| {
+        sender.send(Ok(chunk.into())).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    });
     let packed = pack(upper, &TarForm::Layer, &mut chunks).and_then(|()| Ok(chunks.flush()?));
     if let Err(error) = packed {
         // Whoever has failed before reads no more.
-        let _ = chunks.sender.send(Err(error));
-    }
-}
-
-struct Chunks {
-    sender: SyncSender<anyhow::Result<Bytes>>,
-    chunk: Vec<u8>,
-}
-
-impl Write for Chunks {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(CHUNK - self.chunk.len());
-        self.chunk.extend_from_slice(&bytes[..taken]);
-        if self.chunk.len() == CHUNK {
-            self.flush()?;
-        }
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.chunk.is_empty() {
-            return Ok(());
-        }
-        let chunk = mem::replace(&mut self.chunk, Vec::with_capacity(CHUNK));
-        self.sender.send(Ok(chunk.into())).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        let _ = sender.send(Err(error));
     }
 }
 

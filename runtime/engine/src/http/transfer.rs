@@ -3,7 +3,7 @@
 
 use std::io::{self, Read, Write};
 
-use berth_base::blocking::spawn_blocking;
+use berth_base::{blocking::spawn_blocking, chunks::ChunkWriter};
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use http_body_util::BodyExt;
@@ -22,41 +22,19 @@ pub(crate) fn send(
 ) -> impl Stream<Item = io::Result<Bytes>> + Send {
     let (sender, receiver) = mpsc::channel(WAITING);
     spawn_blocking(move || {
-        let mut writer = ChunkWriter { sender, chunk: Vec::new() };
+        let mut writer = ChunkWriter::new(CHUNK, |chunk| {
+            sender.blocking_send(Ok(chunk.into())).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        });
         let done = work(&mut writer).and_then(|()| Ok(writer.flush()?));
         if let Err(error) = done {
             tracing::debug!("a body breaks off: {error:#}");
             // Nobody may be there any more to hear of it.
-            let _ = writer.sender.blocking_send(Err(io::Error::other(error)));
+            let _ = sender.blocking_send(Err(io::Error::other(error)));
         }
     });
     stream::unfold(receiver, |mut receiver| async {
         receiver.recv().await.map(|chunk| (chunk, receiver))
     })
-}
-
-struct ChunkWriter {
-    sender: mpsc::Sender<io::Result<Bytes>>,
-    chunk: Vec<u8>,
-}
-
-impl Write for ChunkWriter {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(CHUNK - self.chunk.len());
-        self.chunk.extend_from_slice(&bytes[..taken]);
-        if self.chunk.len() == CHUNK {
-            self.flush()?;
-        }
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.chunk.is_empty() {
-            return Ok(());
-        }
-        let chunk = std::mem::take(&mut self.chunk);
-        self.sender.blocking_send(Ok(chunk.into())).map_err(|_| io::ErrorKind::BrokenPipe.into())
-    }
 }
 
 /// Runs `work`, which reads the body, on another thread, and returns its result once the whole body

@@ -4,7 +4,7 @@
 use std::io::{self, Read, Write};
 
 use anyhow::Context;
-use berth_base::error::Result;
+use berth_base::{chunks::ChunkWriter, error::Result};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
@@ -27,13 +27,16 @@ pub(super) fn send(
     tar: LayerTar,
     compression: Compression,
     skip: u64,
-    chunks: mpsc::Sender<io::Result<Bytes>>,
+    chunks: &mpsc::Sender<io::Result<Bytes>>,
     on_read: impl Fn(u64),
 ) -> Result<Option<Blob>> {
     let mut reader = CountedReader { tar, on_read };
-    let mut sink = Sink { hasher: Hasher::default(), size: 0, skip, chunk: Vec::new(), chunks };
+    let writer = ChunkWriter::new(CHUNK, |chunk| {
+        chunks.blocking_send(Ok(chunk.into())).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    });
+    let mut sink = Sink { hasher: Hasher::default(), size: 0, skip, chunks: writer };
     let copied = compress(&mut reader, compression, &mut sink);
-    if copied.is_err() && sink.chunks.is_closed() {
+    if copied.is_err() && chunks.is_closed() {
         return Ok(None);
     }
     match reader.tar.finish(copied.context("compress a layer")) {
@@ -41,13 +44,17 @@ pub(super) fn send(
         Err(error) => {
             // The request must not look complete.
             let broken = io::Error::other(error.message.clone());
-            let _ = sink.chunks.blocking_send(Err(broken));
+            let _ = chunks.blocking_send(Err(broken));
             Err(error)
         }
     }
 }
 
-fn compress(reader: &mut impl Read, compression: Compression, sink: &mut Sink) -> io::Result<()> {
+fn compress(
+    reader: &mut impl Read,
+    compression: Compression,
+    sink: &mut impl Write,
+) -> io::Result<()> {
     match compression {
         Compression::None => drop(io::copy(reader, sink)?),
         Compression::Gzip => {
@@ -79,36 +86,26 @@ impl<F: Fn(u64)> Read for CountedReader<F> {
     }
 }
 
-/// Hashes the blob, and sends it in chunks.
-struct Sink {
+/// Hashes the blob, and sends it but for what the registry has.
+struct Sink<W> {
     hasher: Hasher,
     size: u64,
-    /// Bytes that are not sent, since the registry has them.
+    /// Bytes that are not sent yet, since the registry has them.
     skip: u64,
-    chunk: Vec<u8>,
-    chunks: mpsc::Sender<io::Result<Bytes>>,
+    chunks: W,
 }
 
-impl Write for Sink {
+impl<W: Write> Write for Sink<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let taken = bytes.len().min(CHUNK - self.chunk.len());
-        let bytes = &bytes[..taken];
         self.hasher.update(bytes);
-        self.size += taken as u64;
-        let skipped = self.skip.min(taken as u64);
+        self.size += bytes.len() as u64;
+        let skipped = self.skip.min(bytes.len() as u64);
         self.skip -= skipped;
-        self.chunk.extend_from_slice(&bytes[skipped as usize..]);
-        if self.chunk.len() == CHUNK {
-            self.flush()?;
-        }
-        Ok(taken)
+        self.chunks.write_all(&bytes[skipped as usize..])?;
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.chunk.is_empty() {
-            return Ok(());
-        }
-        let chunk = std::mem::take(&mut self.chunk);
-        self.chunks.blocking_send(Ok(chunk.into())).map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.chunks.flush()
     }
 }

@@ -165,7 +165,7 @@ impl Destination {
         let compressing = spawn_blocking(move || {
             let total = LayerTar::length(&diff_id, &directory)?;
             let tar = LayerTar::open(&diff_id, &directory)?;
-            compress::send(tar, compression, skip, chunks, reports.sending(&diff_id, total))
+            compress::send(tar, compression, skip, &chunks, reports.sending(&diff_id, total))
         });
         let body = stream::poll_fn(move |context| receiver.poll_recv(context));
         let sent = self.target.send(&upload, body).await;
