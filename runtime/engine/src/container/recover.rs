@@ -3,7 +3,7 @@
 use std::{fs, io, os::unix::fs::MetadataExt, path::Path, sync::Arc};
 
 use anyhow::Context;
-use berth_base::{blocking::blocking, clock::now, trash};
+use berth_base::{blocking::blocking, clock::now, layout::Layout, trash};
 use berth_image::{Digest, Holder};
 use berth_node::container::{self as node, MountSource, State};
 use berth_shim::record::{self as disk, End, Exited, Found};
@@ -71,10 +71,10 @@ fn load(engine: &Engine) -> anyhow::Result<()> {
         let boot = fs::read_link(directory.boot()).ok();
         if boot.is_some_and(|boot| boot.as_os_str() != engine.node.host.boot_id.as_str()) {
             // It had `--rm`, and has ended with its boot, whatever is left of its records.
-            trash::discard(layout, directory.path())?;
+            discard(layout, &directory);
             continue;
         }
-        let container = read(engine, &name, directory)?;
+        let container = read(engine, &name, directory);
         for volume in container.record().volumes() {
             engine.volumes.hold(volume, &container.id);
         }
@@ -84,7 +84,7 @@ fn load(engine: &Engine) -> anyhow::Result<()> {
     for directory in left {
         let record = disk::read::<Record>(&directory.record()).ok().and_then(Found::record);
         volumes::discard_unnamed(engine, record.iter().flat_map(Record::unnamed_volumes));
-        trash::discard(layout, directory.path())?;
+        discard(layout, &directory);
     }
     volumes::discard_of_earlier_boots(engine);
     Ok(())
@@ -92,10 +92,7 @@ fn load(engine: &Engine) -> anyhow::Result<()> {
 
 /// Makes a container of its records. Those that cannot be read are this container's trouble: it is
 /// listed with what else is known of it, and its user can remove it.
-///
-/// # Errors
-/// The clock of its directory cannot be read.
-fn read(engine: &Engine, id: &str, directory: Directory) -> anyhow::Result<Arc<Container>> {
+fn read(engine: &Engine, id: &str, directory: Directory) -> Arc<Container> {
     let host = &engine.node.host;
     let record = match disk::read::<Record>(&directory.record()) {
         Ok(Found::Record(record)) if record.id == id => record,
@@ -108,7 +105,7 @@ fn read(engine: &Engine, id: &str, directory: Directory) -> anyhow::Result<Arc<C
                 reason(&damaged),
             );
             let run = engine.node.containers.find(id).ok();
-            let created_at = modified(directory.path())?;
+            let created_at = modified(directory.path());
             let mut record = Record::lost(id, created_at, run.as_ref().map(|run| &run.meta));
             record.mounts = run.map(|run| volumes_of(engine, &run.meta)).unwrap_or_default();
             record
@@ -145,7 +142,14 @@ fn read(engine: &Engine, id: &str, directory: Directory) -> anyhow::Result<Arc<C
             tracing::warn!(container = id, "its state cannot be recorded: {error:#}");
         }
     }
-    Ok(container)
+    container
+}
+
+/// Deletes what no container is any more. What cannot be deleted is tried again by the next start.
+fn discard(layout: &Layout, directory: &Directory) {
+    if let Err(error) = trash::discard(layout, directory.path()) {
+        tracing::warn!("{} stays until the next start: {error:#}", directory.path().display());
+    }
 }
 
 /// The volumes that a run has, whoever has lost the record of them: they are in use.
@@ -165,10 +169,10 @@ fn reason<T>(read: &io::Result<T>) -> String {
     read.as_ref().err().map(|error| format!(" ({error})")).unwrap_or_default()
 }
 
-/// When something was changed last, in nanoseconds since the epoch.
-fn modified(path: &Path) -> anyhow::Result<i64> {
-    let metadata = path.symlink_metadata().with_context(|| format!("read {}", path.display()))?;
-    Ok(metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec())
+/// When something was changed last, in nanoseconds since the epoch; now, if its clock cannot be read.
+fn modified(path: &Path) -> i64 {
+    path.symlink_metadata()
+        .map_or_else(|_| now(), |metadata| metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec())
 }
 
 /// Finds out what became of one, and ends what was done with it for a while.
