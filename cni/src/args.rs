@@ -8,7 +8,7 @@ use berth_cni::{Attachment, Error, code, is_identifier};
 /// A call, as its environment describes it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Args {
-    /// `CNI_COMMAND`: ADD, DEL, CHECK, STATUS or GC.
+    /// `CNI_COMMAND`: ADD, DEL, CHECK, STATUS, GC, BERTH_UP or BERTH_DOWN.
     pub command: String,
     /// The whole of standard input, which an IPAM plugin that this one calls reads too.
     pub stdin: String,
@@ -27,7 +27,7 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    /// A call about the network as a whole and no container: STATUS and GC.
+    /// A call about the network as a whole and no container.
     pub(crate) fn of_network(command: &str, stdin: String) -> Self {
         Self { command: command.to_owned(), stdin, ..Self::default() }
     }

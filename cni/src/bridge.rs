@@ -49,17 +49,7 @@ async fn attach(conf: &Conf, args: &Args) -> Result<Success, Error> {
         None => lease.ips.first().map(|ip| mac_of(ip.address.addr())),
     };
     let host = netns::here()?;
-    let filters_vlans = conf.vlan != 0 || !conf.vlan_trunk.is_empty();
-    let settings = Bridge {
-        name: &conf.bridge,
-        mac: match gateways.first() {
-            Some(gateway) => mac_of(gateway.addr()),
-            None => names::bridge_mac(&conf.bridge),
-        },
-        mtu: conf.mtu,
-        promiscuous: conf.promisc_mode,
-        filters_vlans,
-    };
+    let settings = settings(conf, &gateways);
     begin(At::AddBridge)?;
     let bridge = bridge::ensure(&host, &settings).await?;
     if conf.serves_gateway() {
@@ -86,7 +76,7 @@ async fn attach(conf: &Conf, args: &Args) -> Result<Success, Error> {
     // in through.
     let hairpin = conf.hairpin_mode || (!conf.port_mappings().is_empty() && !conf.promisc_mode);
     bridge::start_port(&host, port.index, hairpin, conf.port_isolation).await?;
-    if filters_vlans {
+    if settings.filters_vlans {
         let trunks: Result<Vec<_>, String> = conf.vlan_trunk.iter().map(Trunk::ids).collect();
         let trunks = trunks.map_err(|msg| Error::new(code::INVALID_CONFIG, msg))?;
         vlan::set(&host, port.index, conf.vlan, &trunks, conf.preserve_default_vlan).await?;
@@ -111,6 +101,20 @@ async fn attach(conf: &Conf, args: &Args) -> Result<Success, Error> {
         bandwidth::add(&host, (&port_name, port.index), &names::ifb(&port_name), limits).await?;
     }
     Ok(success(conf, args, lease, routes, &[bridge, port, inside]))
+}
+
+/// What the bridge has to be like, as the gateway of these networks.
+pub(crate) fn settings<'a>(conf: &'a Conf, gateways: &[IpNet]) -> Bridge<'a> {
+    Bridge {
+        name: &conf.bridge,
+        mac: match gateways.first() {
+            Some(gateway) => mac_of(gateway.addr()),
+            None => names::bridge_mac(&conf.bridge),
+        },
+        mtu: conf.mtu,
+        promiscuous: conf.promisc_mode,
+        filters_vlans: conf.vlan != 0 || !conf.vlan_trunk.is_empty(),
+    }
 }
 
 /// Makes a veth pair, in the place of one that the kernel is about to delete if need be: a container
@@ -170,7 +174,7 @@ fn mac_of(address: IpAddr) -> [u8; 6] {
 
 /// Gives the gateways' addresses to the bridge, or to its interface in the pods' VLAN, and lets the
 /// host forward packets.
-async fn serve_gateways(
+pub(crate) async fn serve_gateways(
     conf: &Conf,
     host: &Handle,
     bridge: &Link,

@@ -13,7 +13,8 @@
 //! }
 //! ```
 //!
-//! A bridge is one element of each set, which its first container adds and nobody removes.
+//! A bridge is one element of each set, which its first container adds. It goes with the network of
+//! the engine that it is of; that of pods stays.
 
 use berth_cni::Error;
 
@@ -38,6 +39,12 @@ pub(crate) fn ensure(conf: &Conf) -> Result<(), Error> {
     ISOLATION
         .adding(&wanted, |elements| ISOLATION.add(elements))
         .map_err(|errno| failed("isolate the network", errno))
+}
+
+/// Undoes `ensure`.
+pub(crate) fn forget(conf: &Conf) -> Result<(), Error> {
+    let removed = ISOLATION.remove(&elements(&conf.bridge, conf.isolation), |_| true);
+    removed.map(drop).map_err(|errno| failed("end the isolation of the network", errno))
 }
 
 fn elements(bridge: &str, isolation: Isolation) -> Vec<Element> {

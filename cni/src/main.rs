@@ -11,6 +11,7 @@ mod macspoof;
 mod names;
 mod netfilter;
 mod netlink;
+mod network;
 mod nft;
 mod portmap;
 mod steps;
@@ -33,7 +34,8 @@ use crate::{
 const USAGE: &str = "\
 berth-bridge is a CNI plugin. A container runtime runs it, with the command in CNI_COMMAND and the
 configuration on standard input.
-Commands: ADD, DEL, CHECK, STATUS, GC, VERSION (CNI 0.3.0 to 1.1.0).
+Commands: ADD, DEL, CHECK, STATUS, GC, VERSION (CNI 0.3.0 to 1.1.0); BERTH_UP and BERTH_DOWN make
+and remove what all containers of a network have together.
 
 It is the upstream plugins bridge, host-local, portmap and bandwidth in one. A network for pods,
 with ports of the host:
@@ -116,6 +118,8 @@ async fn run(command: &str) -> Result<Value, Error> {
         "CHECK" => bridge::check(&conf, &args.with_container(true)?).await.map(|()| Value::Null),
         "STATUS" => ipam::status(&conf, &args).map(|()| Value::Null),
         "GC" => bridge::collect_garbage(&conf, &args).await.map(|()| Value::Null),
+        "BERTH_UP" => network::up(&conf).await.map(|()| Value::Null),
+        "BERTH_DOWN" => network::down(&conf).await.map(|()| Value::Null),
         other => Err(Error::new(code::INVALID_ENVIRONMENT, format!("unknown CNI_COMMAND {other}"))),
     }
 }

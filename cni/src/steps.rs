@@ -1,4 +1,4 @@
-//! The steps of ADD and DEL. Between two of them the disk or the kernel differs, so a plugin that
+//! The steps of ADD and DEL, and of networks that come and go. Between two of them the disk or the kernel differs, so a plugin that
 //! is killed leaves one state for each. With the feature `faults`, tests kill, stop, delay or fail
 //! it there; without, all of this compiles to nothing.
 
@@ -41,6 +41,11 @@ steps! {
     DelPorts = "del.ports",
     DelLink = "del.link",
     DelAddress = "del.address",
+    UpBridge = "up.bridge",
+    UpGateway = "up.gateway",
+    DownBridge = "down.bridge",
+    DownRules = "down.rules",
+    DownAddresses = "down.addresses",
 }
 
 /// To be called before each step.

@@ -16,7 +16,7 @@
 //! }
 //! ```
 //!
-//! A network is one element, which its first pod adds and nobody removes. A port of the host is one
+//! A network is one element, which its first pod adds and which goes with a network of the engine. A port of the host is one
 //! element, whose comment says which pod it belongs to.
 
 use std::net::IpAddr;
@@ -81,6 +81,21 @@ pub(crate) fn allow_mapped(network: IpNet) -> Result<(), Error> {
         IpNet::V4(_) => add_network(set, IpNet::new_assert([127, 0, 0, 0].into(), 8)),
         IpNet::V6(_) => Ok(()),
     }
+}
+
+/// Takes a network out of all sets that have it; success where none has.
+pub(crate) fn forget_network(network: IpNet) -> Result<(), Error> {
+    for sets in [["networks4", "networks6"], ["mapped4", "mapped6"]] {
+        let set = pick(network.addr(), sets);
+        if is_in(set, network)?
+            // ENOENT: it is a part of another network, which stays.
+            && let Err(errno) = NODE.commit(&NODE.removals(&interval(set, network)))
+            && errno != nix::libc::ENOENT
+        {
+            return Err(failed("remove from the nftables set", errno));
+        }
+    }
+    Ok(())
 }
 
 /// Adds a network to a set of intervals, where it is not in it.

@@ -192,7 +192,7 @@ impl Table {
     }
 
     /// The changes that remove elements, by their keys alone.
-    fn removals(self, elements: &[Element]) -> Vec<(NfTablesMessage, u16)> {
+    pub(super) fn removals(self, elements: &[Element]) -> Vec<(NfTablesMessage, u16)> {
         let messages = elements.iter().map(|element| self.list(element.set, vec![key(element)]));
         messages.map(|message| (NfTablesMessage::DeleteSetElement(message), 0)).collect()
     }
