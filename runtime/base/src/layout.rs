@@ -158,14 +158,15 @@ impl Layout {
         Path::new(NETNS).join(name)
     }
 
-    /// The attachments of pods to the network, by sandbox. Each is there for as long as its DEL is
-    /// pending.
+    /// The attachments of pods to networks, one file for each interface. Each is there for as long
+    /// as its DEL is pending.
     pub fn attachments(&self) -> PathBuf {
         self.root.join("networks")
     }
 
-    pub fn attachment(&self, sandbox: &str) -> PathBuf {
-        self.attachments().join(sandbox)
+    /// That of a pod's first interface has the sandbox's id for its name.
+    pub fn attachment(&self, key: &str) -> PathBuf {
+        self.attachments().join(key)
     }
 
     /// The networks that the kubelet assigned to the node's pods last.

@@ -5,24 +5,36 @@ use serde_json::{Map, Value, json};
 use crate::{
     container::{mounts::Kind, object::Container},
     engine::Engine,
+    network::{Network, endpoints},
     volumes,
 };
 
 impl Engine {
-    /// Publishes that a container's network was connected to it, or disconnected from it.
-    pub(crate) fn publish_network(&self, container: &Container, action: &str) {
-        let record = container.record();
-        let network = self.networks.of_mode(&record.host_config.network_mode);
-        let Ok(Some(network)) = network else { return };
-        let attributes = [
-            ("container", container.id.clone()),
-            ("name", network.name.clone()),
-            ("type", network.driver.to_string()),
-        ];
-        let attributes = attributes
-            .map(|(key, value)| (key.to_owned(), Value::from(value)))
-            .into_iter()
-            .collect();
+    /// Publishes that a container's networks were connected to it, or disconnected from it.
+    pub(crate) fn publish_networks(&self, container: &Container, action: &str) {
+        for wanted in endpoints::wanted(&container.record()) {
+            if let Ok(network) = self.networks.find(&wanted.name) {
+                self.publish_endpoint(container, &network, action);
+            }
+        }
+    }
+
+    /// Publishes that a network was connected to a container, or disconnected from it.
+    pub(crate) fn publish_endpoint(&self, container: &Container, network: &Network, action: &str) {
+        let id = ("container".to_owned(), Value::from(container.id.clone()));
+        self.publish_of_network(network, action, Map::from_iter([id]));
+    }
+
+    /// Publishes what has happened to a network.
+    pub(crate) fn publish_of_network(
+        &self,
+        network: &Network,
+        action: &str,
+        more: Map<String, Value>,
+    ) {
+        let mut attributes = more;
+        attributes.insert("name".to_owned(), network.name.clone().into());
+        attributes.insert("type".to_owned(), network.driver.to_string().into());
         self.events.publish("network", action, &network.id, attributes);
     }
 

@@ -69,6 +69,16 @@ steps! {
     docker_start { MAKE = "make", BEGUN = "begun" }
     docker_end { STATE = "state", UNDO = "undo" }
     docker_remove { RUN = "run", SET_ASIDE = "set_aside", VOLUMES = "volumes", DISCARD = "discard" }
+    docker_network {
+        RECORD = "record",
+        BRIDGE = "bridge",
+        UNBRIDGE = "unbridge",
+        FORGET = "forget",
+        CONNECT = "connect",
+        CONNECTED = "connected",
+        DISCONNECT = "disconnect",
+        DISCONNECTED = "disconnected",
+    }
     docker_commit { PAUSE = "pause" }
     docker_build {
         CONTEXT = "context",

@@ -80,7 +80,7 @@ fn create_for(
     let mut body = body;
     let machine = SysInfo::read();
     name_network(&mut body);
-    let warnings = check(&mut body, &machine)?;
+    let warnings = check(engine, &mut body, &machine)?;
     mounts::check_propagation(&engine.node.host.layout, &body.host_config)?;
     check_cgroup_parent(engine, &body.host_config.cgroup_parent)?;
     check_runtime(engine, &body.host_config.runtime)?;

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     engine::Engine,
+    network::{connect, names},
     restart::{Decision, Restarts},
     volumes,
 };
@@ -52,6 +53,7 @@ pub(crate) async fn recover(engine: &Arc<Engine>) -> anyhow::Result<()> {
             tracing::warn!(sandbox = id, "left of a removed container: {error}");
         }
     }
+    names::refresh(engine);
     life::resume(engine);
     Ok(())
 }
@@ -178,6 +180,7 @@ fn modified(path: &Path) -> i64 {
 /// Finds out what became of one, and ends what was done with it for a while.
 async fn take_up(engine: &Arc<Engine>, container: &Arc<Container>) {
     find_out(engine, container).await;
+    connect::mend(engine, container).await;
     life::end_pause(engine, container).await;
 }
 

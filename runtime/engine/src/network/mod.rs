@@ -1,14 +1,24 @@
-//! Networks: those that every engine has, and what a run needs to be on one.
+//! Networks: those that every engine has, those that users make, and what a run needs to be on them.
 //!
-//! A run's network is an attachment of its sandbox, made by berth-bridge as those of pods are; here
-//! is decided which one. `plan` makes that of a record, `ports` chooses the ports of the host, and
-//! `files` writes what /etc/hosts and /etc/resolv.conf have.
+//! A run's networks are attachments of its sandbox, made by berth-bridge as those of pods are; here
+//! is decided which. `endpoints` tells the networks of a record, `plan` makes them what a run gets,
+//! `connect` changes them, `ports` chooses the ports of the host, `files` writes what /etc/hosts and
+//! /etc/resolv.conf have, and `names` keeps the names of other containers in /etc/hosts.
 
+pub(crate) mod connect;
+pub(crate) mod create;
+pub(crate) mod endpoints;
 pub(crate) mod files;
 pub(crate) mod links;
+pub(crate) mod names;
+mod object;
 pub(crate) mod plan;
-pub(crate) mod pools;
+mod pools;
 pub(crate) mod ports;
-pub(crate) mod predefined;
+mod registry;
+pub(crate) mod remove;
 
-pub(crate) use self::predefined::{Driver, Network, Networks};
+pub(crate) use self::{
+    object::{Driver, Network, Pool},
+    registry::Networks,
+};

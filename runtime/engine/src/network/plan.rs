@@ -11,10 +11,10 @@ use berth_node::{
 use http::StatusCode;
 
 use super::{
-    Driver, files,
+    Driver, endpoints, files,
     links::{self, Linked},
     ports,
-    predefined::BRIDGE,
+    registry::Hold,
 };
 use crate::{
     api::host_config::HostConfig,
@@ -28,7 +28,7 @@ use crate::{
 #[derive(Debug)]
 enum Attached {
     Nothing,
-    Bridge(Bridge),
+    Bridges(Vec<Bridge>),
     /// The namespace of another sandbox.
     Joined(SandboxId),
 }
@@ -44,6 +44,8 @@ pub(crate) struct Plan {
     hostname: Option<String>,
     /// Variables of the containers that it is linked to.
     pub env: Vec<(String, String)>,
+    /// Nobody removes the networks before the run has begun.
+    _hold: Option<Hold>,
 }
 
 /// dockerd's words before what keeps a network from being set up.
@@ -65,17 +67,15 @@ pub(crate) fn plan(engine: &Engine, container: &Container) -> Result<Plan> {
         true => "none",
         false => &host.network_mode,
     };
-    let Some(network) = engine
-        .networks
-        .of_mode(mode)
-        .map_err(|failure| Failure { message: failed(&failure.message).message, ..failure })?
-    else {
+    let not_set_up =
+        |failure: Failure| Failure { message: failed(&failure.message).message, ..failure };
+    let Some(network) = engine.networks.of_mode(mode).map_err(not_set_up)? else {
         return joined(engine, &record);
     };
     let of_host = blocking(|| fs::read("/etc/resolv.conf")).unwrap_or_default();
     let of_host = String::from_utf8_lossy(&of_host);
     let has_host_network = network.driver == Driver::Host;
-    let gateway = engine.networks.find("bridge")?.subnet.map(|subnet| subnet.addr());
+    let gateway = engine.networks.find("bridge")?.gateway();
     let mut plan = Plan {
         namespace: if has_host_network { NamespaceMode::Node } else { NamespaceMode::Pod },
         attached: Attached::Nothing,
@@ -84,19 +84,16 @@ pub(crate) fn plan(engine: &Engine, container: &Container) -> Result<Plan> {
         resolv_conf: Some(files::resolv_conf(&of_host, host, has_host_network)),
         hostname: None,
         env: Vec::new(),
+        _hold: None,
     };
-    if let (Driver::Bridge, Some(subnet)) = (network.driver, network.subnet) {
+    if network.driver == Driver::Bridge {
         for link in host.links.iter().flatten() {
             plan.link(engine, &record, link)?;
         }
-        plan.attached = Attached::Bridge(Bridge {
-            network: network.id.clone(),
-            interface: BRIDGE.to_owned(),
-            subnets: vec![(subnet, subnet.addr())],
-            internal: false,
-            addresses: Vec::new(),
-            mac: mac(&record),
-        });
+        let bridges = endpoints::bridges(engine, &record).map_err(not_set_up)?;
+        let ids = bridges.iter().map(|bridge| bridge.network.clone());
+        plan._hold = Some(engine.networks.hold(ids).map_err(not_set_up)?);
+        plan.attached = Attached::Bridges(bridges);
         let wanted = mappings(&record)?;
         let reserved = engine.ports.reserve(&container.id, &wanted);
         plan.ports = reserved.map_err(|why| unconnected(&record.name, &why))?;
@@ -146,6 +143,7 @@ fn joined(engine: &Engine, record: &Record) -> Result<Plan> {
         resolv_conf: None,
         hostname: Some(its.config.hostname.clone()),
         env: Vec::new(),
+        _hold: None,
     })
 }
 
@@ -178,7 +176,7 @@ impl Plan {
         sandbox.namespaces.network = self.namespace;
         match &self.attached {
             Attached::Nothing => sandbox.unattached = true,
-            Attached::Bridge(bridge) => sandbox.bridge = Some(bridge.clone()),
+            Attached::Bridges(bridges) => sandbox.bridges.clone_from(bridges),
             Attached::Joined(other) => sandbox.join_network = Some(other.clone()),
         }
         sandbox.ports = ports::mappings(&self.ports);
@@ -196,9 +194,19 @@ impl Plan {
     }
 }
 
-/// The error of a sandbox whose ports somebody else has after all: a pod, or a program that came in
-/// between.
+/// dockerd's error for an address that somebody else has.
+pub(crate) fn address_in_use(message: &str) -> Option<Failure> {
+    message
+        .contains("is in use by container")
+        .then(|| Failure::new(StatusCode::FORBIDDEN, "Address already in use"))
+}
+
+/// The error of a sandbox whose ports or address somebody else has after all: a pod, or a program that
+/// came in between.
 pub(crate) fn refused(engine: &Engine, container: &Container, message: &str) -> Option<Failure> {
+    if let Some(failure) = address_in_use(message) {
+        return Some(Failure { message: failed(&failure.message).message, ..failure });
+    }
     let (_, rest) = message.split_once("port ")?;
     let (number, rest) = rest.split_once('/')?;
     let number: u16 = number.parse().ok()?;
@@ -216,17 +224,6 @@ pub(crate) fn refused(engine: &Engine, container: &Container, message: &str) -> 
 pub(crate) fn address(engine: &Engine, container: &Container) -> Option<IpAddr> {
     let sandbox = engine.node.sandboxes.find(&container.id).ok()?;
     container.state().is_running().then(|| sandbox.addresses().first().copied()).flatten()
-}
-
-/// The MAC address that is asked for, of the endpoint or, by old clients, of the container.
-fn mac(record: &Record) -> Option<String> {
-    let of_endpoint = record
-        .networking
-        .endpoints_config
-        .values()
-        .flatten()
-        .find_map(|endpoint| endpoint.mac_address.clone().filter(|mac| !mac.is_empty()));
-    of_endpoint.or_else(|| record.config.mac_address.clone().filter(|mac| !mac.is_empty()))
 }
 
 /// The exposed ports of a container, of the protocols that can be published.

@@ -1,9 +1,11 @@
-//! Which addresses the bridge has: the first pool that nothing else of this machine uses.
+//! Which addresses a bridge has: the first pool that nothing else of this machine uses.
 
 use std::{fs, io, net::Ipv4Addr};
 
 use anyhow::Context;
 use ipnet::{IpNet, Ipv4Net};
+
+use super::object::Network;
 
 /// A route of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,23 +47,37 @@ pub(crate) fn choose(
     before: Option<IpNet>,
     bridge: &str,
     routes: &[Route],
+    taken: &[Ipv4Net],
 ) -> anyhow::Result<IpNet> {
     let own = routes.iter().find(|route| route.interface == bridge);
     if let Some(route) = own {
         return Ok(with_gateway(route.destination));
     }
-    let is_free = |net: &Ipv4Net| {
-        routes.iter().all(|route| {
-            !route.destination.contains(&net.network())
-                && !net.contains(&route.destination.network())
-        })
-    };
+    let used: Vec<Ipv4Net> =
+        routes.iter().map(|route| route.destination).chain(taken.iter().copied()).collect();
+    let is_free = |net: &Ipv4Net| !used.iter().any(|used| overlap(&(*used).into(), &(*net).into()));
     if let Some(IpNet::V4(net)) = before
         && is_free(&net.trunc())
     {
-        return Ok(IpNet::V4(net));
+        return Ok(with_gateway(net.trunc()));
     }
     pools().find(is_free).map(with_gateway).context("all predefined address pools are in use")
+}
+
+/// Whether an address is in both.
+pub(crate) fn overlap(one: &IpNet, other: &IpNet) -> bool {
+    one.contains(&other.network()) || other.contains(&one.network())
+}
+
+/// The subnets in IPv4 that networks have, whether there is an interface for them or not.
+pub(crate) fn taken<'a>(networks: impl IntoIterator<Item = &'a Network>) -> Vec<Ipv4Net> {
+    let pools = networks.into_iter().flat_map(|network| &network.pools);
+    pools
+        .filter_map(|pool| match pool.subnet {
+            IpNet::V4(net) => Some(net),
+            IpNet::V6(_) => None,
+        })
+        .collect()
 }
 
 /// dockerd's pools: 172.17.0.0/16 to 172.31.0.0/16, and 192.168.0.0/16 in parts of 4096 addresses.
@@ -90,7 +106,7 @@ mod tests {
         let routes = parse(ROUTES);
         let chosen = |before: Option<&str>, routes: &[Route]| {
             let before = before.map(|text| text.parse().unwrap());
-            choose(before, "docker0", routes).unwrap().to_string()
+            choose(before, "docker0", routes, &[]).unwrap().to_string()
         };
         assert_eq!(routes[0].destination.to_string(), "172.17.0.0/16");
         assert_eq!(chosen(None, &[]), "172.17.0.1/16");

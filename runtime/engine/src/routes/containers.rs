@@ -15,6 +15,7 @@ use crate::{
         body::{self, Answer},
         error::{Failure, Result},
     },
+    network::names,
 };
 
 mod archive;
@@ -150,6 +151,7 @@ pub(super) fn rename(call: &Call, name: &str) -> Result<Answer> {
         return Err(error.into());
     }
     call.engine.containers.release(&old);
+    names::refresh(&call.engine);
     call.engine.publish(&container, "rename", json!({ "oldName": format!("/{old}") }));
     Ok(body::empty(StatusCode::NO_CONTENT))
 }

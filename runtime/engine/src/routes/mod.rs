@@ -130,9 +130,9 @@ async fn route(engine: Arc<Engine>, request: Request<Incoming>) -> Result<Answer
         }
         ["networks"] if read => networks::list(&call),
         ["networks", "create"] if method == post => networks::create(call).await,
-        ["networks", "prune"] if method == post => networks::prune(&call),
+        ["networks", "prune"] if method == post => networks::prune(&call).await,
         ["networks", name] if read => networks::inspect(&call, name),
-        ["networks", name] if method == delete => networks::remove(&call, name),
+        ["networks", name] if method == delete => networks::remove(&call, name).await,
         ["networks", name, "connect"] if method == post => networks::connect(call, name).await,
         ["networks", name, "disconnect"] if method == post => {
             networks::disconnect(call, name).await

@@ -1,18 +1,21 @@
 //! `/networks`.
 
+use std::collections::BTreeMap;
+
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Call, containers::network_settings::member};
+use super::Call;
 use crate::{
+    api::create::EndpointSettings,
     engine::Engine,
     filters::Filters,
     http::{
         body::{self, Answer},
         error::{Failure, Result},
     },
-    network::{Driver, Network, predefined::BRIDGE},
+    network::{Driver, Network, Pool, connect, create},
     time::rfc3339_nano,
 };
 
@@ -25,47 +28,67 @@ pub(super) fn list(call: &Call) -> Result<Answer> {
         return Err(Failure::bad_request(format!("invalid filter 'type={kind}'")));
     }
     let dangling = filters.flag("dangling")?;
-    let matches = |network: &&Network| {
+    let is_dangling = |network: &Network| {
         // The predefined ones are never unused.
-        dangling != Some(true)
-            && filters.matches_exactly("type", "builtin")
+        network.is_custom() && call.engine.members(network).is_empty()
+    };
+    let none = BTreeMap::new();
+    let matches = |network: &Network| {
+        let labels = network.custom.as_ref().map_or(&none, |custom| &custom.labels);
+        let kind = if network.is_custom() { "custom" } else { "builtin" };
+        dangling.is_none_or(|wanted| is_dangling(network) == wanted)
+            && filters.matches_exactly("type", kind)
             && filters.matches_exactly("driver", &network.driver.to_string())
             && filters.matches_exactly("scope", "local")
             && filters.expressions("name").matches(&network.name)
             && filters.matches_prefix("id", &network.id)
-            && filters.matches_labels("label", &Default::default())
+            && filters.matches_labels("label", labels)
     };
-    let networks = call.engine.networks.all().iter().filter(matches);
-    let listed: Vec<Value> = networks.map(|network| describe(network, Map::new())).collect();
+    let networks = call.engine.networks.all().into_iter().filter(|network| matches(network));
+    let listed: Vec<Value> = networks.map(|network| describe(&network, Map::new())).collect();
     Ok(body::ok(&listed))
 }
 
 pub(super) fn inspect(call: &Call, name: &str) -> Result<Answer> {
     let network = call.engine.networks.find(name)?;
-    let mut members = Map::new();
-    for container in call.engine.containers.all() {
-        if let Some(member) = member(&call.engine, &container, network) {
-            members.insert(container.id.clone(), member);
-        }
-    }
-    Ok(body::ok(&describe(network, members)))
+    Ok(body::ok(&describe(&network, containers(&call.engine, &network))))
+}
+
+/// What a network says of the containers that run on it.
+fn containers(engine: &Engine, network: &Network) -> Map<String, Value> {
+    let members = engine.members(network).into_iter();
+    let described = members.map(|member| {
+        let address = |address: Option<(ipnet::IpNet, _)>| {
+            address.map(|(address, _)| address.to_string()).unwrap_or_default()
+        };
+        let value = json!({
+            "Name": member.name,
+            "EndpointID": member.endpoint_id,
+            "MacAddress": member.endpoint.mac,
+            "IPv4Address": address(member.endpoint.ipv4),
+            "IPv6Address": address(member.endpoint.ipv6),
+        });
+        (member.id, value)
+    });
+    described.collect()
 }
 
 /// A network with dockerd's fields in its order.
 fn describe(network: &Network, members: Map<String, Value>) -> Value {
-    let config = network.subnet.map(|subnet| {
-        json!([{ "Subnet": subnet.trunc().to_string(), "Gateway": subnet.addr().to_string() }])
-    });
-    let options = match network.driver {
-        Driver::Bridge => json!({
+    let config: Vec<Value> = network.pools.iter().map(describe_pool).collect();
+    let none = Default::default();
+    let custom = network.custom.as_ref().unwrap_or(&none);
+    let options = match (network.driver, &network.custom) {
+        (_, Some(custom)) => json!(custom.options),
+        (Driver::Bridge, None) => json!({
             "com.docker.network.bridge.default_bridge": "true",
             "com.docker.network.bridge.enable_icc": "true",
             "com.docker.network.bridge.enable_ip_masquerade": "true",
             "com.docker.network.bridge.host_binding_ipv4": "0.0.0.0",
-            "com.docker.network.bridge.name": BRIDGE,
+            "com.docker.network.bridge.name": network.interface(),
             "com.docker.network.driver.mtu": "1500",
         }),
-        Driver::Host | Driver::Null => json!({}),
+        (Driver::Host | Driver::Null, None) => json!({}),
     };
     json!({
         "Name": network.name,
@@ -74,109 +97,91 @@ fn describe(network: &Network, members: Map<String, Value>) -> Value {
         "Scope": "local",
         "Driver": network.driver.to_string(),
         "EnableIPv4": true,
-        "EnableIPv6": false,
-        "IPAM": { "Driver": "default", "Options": null, "Config": config },
-        "Internal": false,
-        "Attachable": false,
+        "EnableIPv6": custom.ipv6,
+        "IPAM": {
+            "Driver": "default",
+            "Options": custom.ipam_options,
+            "Config": (!config.is_empty()).then_some(config),
+        },
+        "Internal": custom.internal,
+        "Attachable": custom.attachable,
         "Ingress": false,
         "ConfigFrom": { "Network": "" },
         "ConfigOnly": false,
         "Containers": members,
         "Options": options,
-        "Labels": {},
+        "Labels": custom.labels,
     })
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "PascalCase")]
-struct CreateBody {
-    name: String,
+fn describe_pool(pool: &Pool) -> Value {
+    let mut described = Map::new();
+    described.insert("Subnet".to_owned(), pool.subnet.to_string().into());
+    if let Some(range) = pool.range {
+        described.insert("IPRange".to_owned(), range.to_string().into());
+    }
+    if pool.shows_gateway {
+        described.insert("Gateway".to_owned(), pool.gateway.to_string().into());
+    }
+    if !pool.auxiliary.is_empty() {
+        described.insert("AuxiliaryAddresses".to_owned(), json!(pool.auxiliary));
+    }
+    described.into()
 }
 
-/// Networks of the user's own are not served yet.
 pub(super) async fn create(call: Call) -> Result<Answer> {
     let Call { engine, request, .. } = call;
-    let CreateBody { name } = body::parse(request.into_body()).await?;
-    if name.trim().is_empty() {
-        return Err(Failure::bad_request("invalid name: name is empty"));
-    }
-    let is_predefined = engine.networks.all().iter().any(|network| network.name == name);
-    match is_predefined || name == "default" {
-        true => Err(Failure::new(
-            StatusCode::FORBIDDEN,
-            format!("operation is not permitted on predefined {name} network "),
-        )),
-        false => Err(not_yet(&format!("network {name} cannot be created"))),
-    }
+    let wanted: create::Request = body::parse(request.into_body()).await?;
+    let id = engine.make_network(wanted).await?;
+    Ok(body::json(StatusCode::CREATED, &json!({ "Id": id, "Warning": "" })))
 }
 
-fn not_yet(what: &str) -> Failure {
-    Failure::new(
-        StatusCode::NOT_IMPLEMENTED,
-        format!("{what}: only the networks bridge, host and none are served yet"),
-    )
-}
-
-pub(super) fn remove(call: &Call, name: &str) -> Result<Answer> {
+pub(super) async fn remove(call: &Call, name: &str) -> Result<Answer> {
     let network = call.engine.networks.find(name)?;
-    Err(Failure::new(
-        StatusCode::FORBIDDEN,
-        format!("{} is a pre-defined network and cannot be removed", network.name),
-    ))
+    call.engine.remove_network(&network).await?;
+    Ok(body::empty(StatusCode::NO_CONTENT))
 }
 
-pub(super) fn prune(call: &Call) -> Result<Answer> {
+/// Removes the networks that nobody is on. One that cannot be removed stays.
+pub(super) async fn prune(call: &Call) -> Result<Answer> {
     let filters = Filters::parse(call.query.get("filters"))?;
     filters.accept(&["label", "label!", "until"])?;
-    Ok(body::ok(&json!({ "NetworksDeleted": null })))
+    let until = filters.until(berth_base::clock::now());
+    let until = until.map_err(|bad| Failure::bad_request(String::from(bad)))?;
+    let mut deleted = Vec::new();
+    for network in call.engine.networks.all() {
+        let Some(custom) = &network.custom else { continue };
+        let is_wanted = until.is_none_or(|until| network.created_at <= until)
+            && filters.matches_labels_of_prune(&custom.labels);
+        if is_wanted && call.engine.remove_network(&network).await.is_ok() {
+            deleted.push(network.name.clone());
+        }
+    }
+    let nothing = Map::from_iter([("reclaimed".to_owned(), "0".into())]);
+    call.engine.events.publish("network", "prune", "", nothing);
+    Ok(body::ok(&json!({ "NetworksDeleted": (!deleted.is_empty()).then_some(deleted) })))
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
 struct ConnectBody {
     container: String,
+    endpoint_config: Option<EndpointSettings>,
 }
 
 pub(super) async fn connect(call: Call, name: &str) -> Result<Answer> {
     let Call { engine, request, .. } = call;
-    let ConnectBody { container } = body::parse(request.into_body()).await?;
+    let ConnectBody { container, endpoint_config } = body::parse(request.into_body()).await?;
     let (network, container) = (engine.networks.find(name)?, engine.containers.find(&container)?);
-    let record = container.record();
-    let own = engine.networks.of_mode(&record.host_config.network_mode)?;
-    let forbidden = |text: String| Err(Failure::new(StatusCode::FORBIDDEN, text));
-    match (network.driver, own.map(|own| own.driver)) {
-        (Driver::Host, _) => forbidden(
-            "cannot connect container to host network - container must be created in host network \
-             mode"
-                .to_owned(),
-        ),
-        (Driver::Null, _) | (_, Some(Driver::Null)) => forbidden(
-            "container cannot be connected to multiple networks with one of the networks in \
-             private (none) mode"
-                .to_owned(),
-        ),
-        _ if own.is_some_and(|own| own.id == network.id) => forbidden(format!(
-            "endpoint with name {} already exists in network {}",
-            record.name, network.name
-        )),
-        _ => Err(not_yet("a container cannot be connected to a second network")),
-    }
+    let settings = endpoint_config.unwrap_or_default();
+    connect::connect(&engine, &network, &container, settings).await?;
+    Ok(body::empty(StatusCode::OK))
 }
 
 pub(super) async fn disconnect(call: Call, name: &str) -> Result<Answer> {
     let Call { engine, request, .. } = call;
-    let ConnectBody { container } = body::parse(request.into_body()).await?;
+    let ConnectBody { container, .. } = body::parse(request.into_body()).await?;
     let (network, container) = (engine.networks.find(name)?, engine.containers.find(&container)?);
-    match is_on(&engine, &container.record().host_config.network_mode, network) {
-        true => Err(not_yet("a container cannot be disconnected from its network")),
-        false => Err(Failure::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            format!("container {} is not connected to network {}", container.id, network.name),
-        )),
-    }
-}
-
-fn is_on(engine: &Engine, mode: &str, network: &Network) -> bool {
-    let own = engine.networks.of_mode(mode);
-    own.is_ok_and(|own| own.is_some_and(|own| own.id == network.id))
+    connect::disconnect(&engine, &network, &container).await?;
+    Ok(body::empty(StatusCode::OK))
 }

@@ -1,5 +1,5 @@
 //! What is kept of an attachment, from before the first plugin runs until the last DEL has
-//! succeeded: one file for each pod, in the form in which libcni caches its results, so that CNI's
+//! succeeded: one file for each interface of a pod, in the form in which libcni caches its results, so that CNI's
 //! tools can read it too.
 
 use std::{
@@ -20,8 +20,22 @@ use serde_json::Value;
 
 use super::{capabilities::Pod, conf::Network};
 
-/// The interface of a pod that Kubernetes looks at.
-pub(super) const INTERFACE: &str = "eth0";
+/// The interface of a pod that Kubernetes looks at. Containers of the engine may have others.
+pub(crate) const INTERFACE: &str = "eth0";
+
+/// The name of an attachment: the id of its pod, and for other interfaces than the first `-` and
+/// what they are called, which no id has.
+pub(super) fn key(id: &str, interface: &str) -> String {
+    match interface {
+        INTERFACE => id.to_owned(),
+        other => format!("{id}-{other}"),
+    }
+}
+
+/// The pod and the interface of an attachment.
+pub(super) fn parts(key: &str) -> (&str, &str) {
+    key.split_once('-').unwrap_or((key, INTERFACE))
+}
 
 /// `cachedInfo` of libcni. Without a result, an ADD has begun and may have left anything behind.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -42,6 +56,15 @@ pub struct Attachment {
     pub capability_args: BTreeMap<String, Value>,
     #[serde(default)]
     pub result: Option<Success>,
+    /// Whether it is taken from a pod that goes on, so that its interface does not go with the
+    /// network namespace.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(super) leaves: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 impl Attachment {
@@ -55,23 +78,29 @@ impl Attachment {
             netns: pod.netns.display().to_string(),
             cni_args: pod.arguments(),
             capability_args,
-            ..Self::unknown(network, &pod.id)
+            ..Self::unknown(network, &pod.key())
         }
     }
 
-    /// Of a pod whose file says nothing, so that only its id is known.
-    pub(super) fn unknown(network: &Network, id: &str) -> Self {
+    /// One whose file says nothing, so that only its name is known.
+    pub(super) fn unknown(network: &Network, key: &str) -> Self {
+        let (id, interface) = parts(key);
         Self {
             kind: "cniCacheV1".to_owned(),
             container_id: id.to_owned(),
             config: STANDARD.encode(&network.text),
-            if_name: INTERFACE.to_owned(),
+            if_name: interface.to_owned(),
             network_name: network.list.name.clone(),
             netns: String::new(),
             cni_args: vec![("IgnoreUnknown".to_owned(), "1".to_owned())],
             capability_args: BTreeMap::new(),
             result: None,
+            leaves: false,
         }
+    }
+
+    pub(super) fn key(&self) -> String {
+        key(&self.container_id, &self.if_name)
     }
 
     /// The network as it was at ADD.
@@ -108,7 +137,7 @@ impl Attachment {
             let interface = ip.interface.and_then(|index| result.interfaces.get(index));
             // Plugins from before 0.3.0 name no interfaces; others also tell the addresses of the
             // host's end.
-            if interface.is_none_or(|interface| interface.name == INTERFACE) {
+            if interface.is_none_or(|interface| interface.name == self.if_name) {
                 addresses.push(ip.address.addr());
             }
         }
@@ -118,25 +147,40 @@ impl Attachment {
     }
 }
 
-/// The interface of a container on a bridge, and its first address.
+/// The interface of a container on a bridge, and its addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
+    /// That of `Bridge::network`.
+    pub network: String,
+    /// The interface in the container.
+    pub interface: String,
     pub mac: String,
-    pub address: IpNet,
-    pub gateway: Option<IpAddr>,
+    /// With their gateways.
+    pub ipv4: Option<(IpNet, Option<IpAddr>)>,
+    pub ipv6: Option<(IpNet, Option<IpAddr>)>,
 }
 
 impl Attachment {
     /// What the plugins made of it. `None` before ADD has ended.
     pub(crate) fn endpoint(&self) -> Option<Endpoint> {
         let result = self.result.as_ref()?;
-        let ip = result.ips.first()?;
-        let interface = result.interfaces.iter().find(|interface| interface.name == INTERFACE)?;
-        Some(Endpoint { mac: interface.mac.clone(), address: ip.address, gateway: ip.gateway })
+        let address = |is_v4: bool| {
+            let ip = result.ips.iter().find(|ip| ip.address.addr().is_ipv4() == is_v4)?;
+            Some((ip.address, ip.gateway))
+        };
+        let interface =
+            result.interfaces.iter().find(|interface| interface.name == self.if_name)?;
+        Some(Endpoint {
+            network: self.network_name.clone(),
+            interface: self.if_name.clone(),
+            mac: interface.mac.clone(),
+            ipv4: address(true),
+            ipv6: address(false),
+        })
     }
 }
 
-/// The files of `Layout::attachments`, each named after its pod.
+/// The files of `Layout::attachments`.
 #[derive(Debug)]
 pub(super) struct Attachments {
     directory: PathBuf,
@@ -161,27 +205,27 @@ impl Attachments {
         Ok(attachments)
     }
 
-    pub(super) fn path(&self, id: &str) -> PathBuf {
-        self.directory.join(id)
+    pub(super) fn path(&self, key: &str) -> PathBuf {
+        self.directory.join(key)
     }
 
-    pub(super) fn read(&self, id: &str) -> anyhow::Result<Found<Attachment>> {
-        let path = self.path(id);
+    pub(super) fn read(&self, key: &str) -> anyhow::Result<Found<Attachment>> {
+        let path = self.path(key);
         blocking(|| record::read(&path)).with_context(|| format!("read {}", path.display()))
     }
 
     pub(super) fn write(&self, attachment: &Attachment) -> anyhow::Result<()> {
-        let path = self.path(&attachment.container_id);
+        let path = self.path(&attachment.key());
         blocking(|| record::write(&path, attachment))
             .with_context(|| format!("write {}", path.display()))
     }
 
-    pub(super) fn remove(&self, id: &str) -> anyhow::Result<()> {
-        blocking(|| remove_file(&self.path(id)))
+    pub(super) fn remove(&self, key: &str) -> anyhow::Result<()> {
+        blocking(|| remove_file(&self.path(key)))
     }
 
-    /// The pods with a record. Records that are being written have an extension.
-    pub(super) fn ids(&self) -> anyhow::Result<Vec<String>> {
+    /// The names of all. Records that are being written have an extension.
+    pub(super) fn keys(&self) -> anyhow::Result<Vec<String>> {
         let files = self.files()?.into_iter().filter(|path| path.extension().is_none());
         Ok(files
             .map(|path| path.file_name().unwrap_or_default().to_string_lossy().into_owned())

@@ -8,7 +8,10 @@ use berth_cni::{Bandwidth, PortMapping};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::bridge::Bridge;
+use super::{
+    attachment::{self, INTERFACE},
+    bridge::Bridge,
+};
 
 /// A pod that is to be attached to the network.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +31,12 @@ pub struct Pod {
 }
 
 impl Pod {
+    /// The name of its attachment.
+    pub(super) fn key(&self) -> String {
+        let interface = self.bridge.as_ref().map_or(INTERFACE, |bridge| &bridge.inside);
+        attachment::key(&self.id, interface)
+    }
+
     /// Keys and values of CNI_ARGS, with the names that containerd and CRI-O use.
     pub(super) fn arguments(&self) -> Vec<(String, String)> {
         [

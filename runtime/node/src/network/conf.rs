@@ -18,7 +18,11 @@ use berth_cni::ConfList;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::{bridge::Bridge, capabilities::range_sets, template};
+use super::{
+    bridge::{Bridge, Subnet},
+    capabilities::range_sets,
+    template,
+};
 
 /// The network of pods until the kubelet assigns another one.
 const DEFAULT_SUBNET: &str = "10.88.0.0/16";
@@ -39,7 +43,11 @@ impl Network {
         let ranges: Value = bridge
             .subnets
             .iter()
-            .map(|(subnet, gateway)| json!([{ "subnet": subnet.trunc(), "gateway": gateway }]))
+            .map(|subnet| match bridge.addresses.iter().any(|it| subnet.net.contains(it)) {
+                // An address that is asked for may be any of the subnet.
+                true => Subnet::new(subnet.net, subnet.gateway).range_set(),
+                false => subnet.range_set(),
+            })
             .collect();
         let text = json!({
             "cniVersion": berth_cni::VERSION,
@@ -48,8 +56,10 @@ impl Network {
                 "type": "berth-bridge",
                 "bridge": bridge.interface,
                 "isGateway": true,
-                "isDefaultGateway": !bridge.internal,
-                "ipMasq": !bridge.internal,
+                "isDefaultGateway": bridge.is_default && !bridge.internal,
+                "ipMasq": bridge.masquerades && !bridge.internal,
+                "portIsolation": bridge.isolates_ports,
+                "mtu": bridge.mtu,
                 "isolation": if bridge.internal { "internal" } else { "closed" },
                 "capabilities": { "portMappings": true, "mac": true, "ips": true },
                 "ipam": {
@@ -227,10 +237,15 @@ mod tests {
     #[test]
     fn a_bridge_is_a_conf_list_of_one_plugin() {
         let bridge = Bridge {
+            inside: "eth0".to_owned(),
             network: "abc".to_owned(),
             interface: "docker0".to_owned(),
-            subnets: vec![("172.17.0.0/16".parse().unwrap(), [172, 17, 0, 1].into())],
+            subnets: vec![Subnet::new("172.17.0.0/16".parse().unwrap(), [172, 17, 0, 1].into())],
             internal: false,
+            masquerades: true,
+            isolates_ports: false,
+            mtu: None,
+            is_default: true,
             addresses: Vec::new(),
             mac: None,
         };

@@ -12,8 +12,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use super::{
-    Networks,
-    attachment::INTERFACE,
+    Networks, attachment,
     conf::Untold,
     exec_config::{self, is_1_1},
 };
@@ -40,10 +39,15 @@ impl Networks {
     ) -> anyhow::Result<()> {
         // In this order: a pod has a directory before it has an attachment, so a pod that is being
         // made right now is among the living by the time they are asked for.
-        let attached = self.attachments.ids()?;
+        let attached = self.attachments.keys()?;
         let living = living()?;
-        let orphans = attached.iter().filter(|id| !living.contains(*id));
-        join_all(orphans.map(|id| self.detach(id))).await;
+        let leaves = |key: &str| {
+            self.attachments.read(key).is_ok_and(|it| it.record().is_some_and(|it| it.leaves))
+        };
+        let orphans = attached
+            .iter()
+            .filter(|key| !living.contains(attachment::parts(key).0) || leaves(key.as_str()));
+        join_all(orphans.map(|key| self.detach(key))).await;
         let mut pause = FIRST_PAUSE;
         loop {
             pause = match self.sweep().await {
@@ -91,8 +95,8 @@ impl Networks {
     /// The networks that something is attached to, by name.
     fn attached_lists(&self) -> anyhow::Result<BTreeMap<String, ConfList>> {
         let mut lists = BTreeMap::new();
-        for id in self.attachments.ids()? {
-            let attachment = self.attachments.read(&id)?.record();
+        for key in self.attachments.keys()? {
+            let attachment = self.attachments.read(&key)?.record();
             let list = attachment.and_then(|attachment| attachment.conf_list().ok());
             lists.extend(list.map(|list| (list.name.clone(), list)));
         }
@@ -103,9 +107,13 @@ impl Networks {
         // Without those whose DEL is pending: GC frees the same.
         let pending = self.pending().clone();
         let mut valid = Vec::new();
-        for container_id in self.attachments.ids()? {
-            if !pending.contains(&container_id) {
-                valid.push(berth_cni::Attachment { container_id, ifname: INTERFACE.to_owned() });
+        for key in self.attachments.keys()? {
+            if !pending.contains(&key) {
+                let (id, interface) = attachment::parts(&key);
+                valid.push(berth_cni::Attachment {
+                    container_id: id.to_owned(),
+                    ifname: interface.to_owned(),
+                });
             }
         }
         for plugin in &list.plugins {

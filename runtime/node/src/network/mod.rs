@@ -41,8 +41,14 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 use tokio::sync::RwLockReadGuard;
 
-pub(crate) use self::{attachment::Attachment, capabilities::Pod};
-pub use self::{attachment::Endpoint, bridge::Bridge};
+pub use self::{
+    attachment::Endpoint,
+    bridge::{Bridge, Subnet},
+};
+pub(crate) use self::{
+    attachment::{Attachment, INTERFACE},
+    capabilities::Pod,
+};
 
 use self::{
     attachment::Attachments,
@@ -182,9 +188,10 @@ impl Networks {
     ///
     /// # Errors
     /// There is no network, or one of its plugins is not installed. Nothing is to be undone then;
-    /// later the caller has to call `detach`, whether or not it has called `attach`.
+    /// later the caller has to detach it, whether or not it has called `attach`.
     pub async fn prepare(self: &Arc<Self>, pod: &Pod) -> anyhow::Result<Pending<'_>> {
-        self.finish_detach(&pod.id).await?;
+        let key = pod.key();
+        self.finish_detach(&key).await?;
         let guard = self.gc_lock.for_add().await;
         let ranges = self.ranges();
         let (network, wrong) = match &pod.bridge {
@@ -202,14 +209,14 @@ impl Networks {
         let programs =
             try_join_all(list.plugins.iter().map(|plugin| self.plugins.find(plugin))).await?;
         step_blocking(steps::attach::RECORD, || self.attachments.write(&attachment))?;
-        self.cache.add(&attachment, &self.attachments.path(&pod.id));
+        self.cache.add(&attachment, &self.attachments.path(&key));
         Ok(Pending { attachment, list, programs, _guard: guard })
     }
 
     /// ADD of every plugin in turn.
     ///
     /// # Errors
-    /// What the plugin that failed said, with its name. The caller has to call `detach`.
+    /// What the plugin that failed said, with its name. The caller has to detach it.
     pub async fn attach(&self, pending: Pending<'_>) -> anyhow::Result<Attachment> {
         let Pending { mut attachment, list, programs, _guard } = pending;
         let environment = attachment.environment(None);
@@ -264,8 +271,13 @@ impl Networks {
 
     /// What the plugins answered to a pod's ADD; `None` if there was none, or if its record is
     /// damaged.
-    pub fn attachment(layout: &Layout, id: &str) -> anyhow::Result<Option<Attachment>> {
-        Ok(blocking(|| record::read::<Attachment>(&layout.attachment(id)))?.record())
+    pub fn attachment(
+        layout: &Layout,
+        id: &str,
+        interface: &str,
+    ) -> anyhow::Result<Option<Attachment>> {
+        let path = layout.attachment(&attachment::key(id, interface));
+        Ok(blocking(|| record::read::<Attachment>(&path))?.record())
     }
 }
 

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::{
     cgroup::Resources,
-    network::{Bridge, Pod},
+    network::{Bridge, INTERFACE, Pod},
     security::selinux,
 };
 
@@ -57,8 +57,8 @@ pub struct Config {
     pub shm_size: u64,
     /// Whether its containers have no /dev/shm.
     pub without_shm: bool,
-    /// The bridge that it is attached to, in the place of the pods' network.
-    pub bridge: Option<Bridge>,
+    /// The bridges that it is attached to, in the place of the pods' network.
+    pub bridges: Vec<Bridge>,
     /// The text of resolv.conf, in the place of one that is made of `dns`.
     pub resolv_conf: Option<String>,
     /// Lines of /etc/hosts before those of the own addresses.
@@ -158,6 +158,14 @@ pub struct Meta {
     pub joined_netns: Option<String>,
 }
 
+/// The interfaces of a sandbox on these bridges, or of one on the pods' network.
+pub(super) fn interfaces(bridges: &[Bridge]) -> Vec<String> {
+    match bridges {
+        [] => vec![INTERFACE.to_owned()],
+        bridges => bridges.iter().map(|bridge| bridge.inside.clone()).collect(),
+    }
+}
+
 impl Config {
     /// A name that no other sandbox has while this one exists. A request that the kubelet repeats
     /// has the same.
@@ -236,19 +244,30 @@ impl Meta {
         })
     }
 
-    /// What CNI is told about it. `None` where CNI has nothing to do, as with the host's network.
-    pub(super) fn pod(&self) -> Option<Pod> {
+    /// What CNI is told about it, for each of its interfaces. Nothing where CNI has nothing to do,
+    /// as with the host's network.
+    pub(super) fn pods(&self) -> Vec<Pod> {
         if self.config.unattached {
-            return None;
+            return Vec::new();
         }
+        match self.config.bridges.as_slice() {
+            [] => self.pod(None).into_iter().collect(),
+            bridges => bridges.iter().filter_map(|bridge| self.pod(Some(bridge))).collect(),
+        }
+    }
+
+    /// What CNI is told about it for the network of pods, or for a bridge.
+    pub(super) fn pod(&self, bridge: Option<&Bridge>) -> Option<Pod> {
+        // The ports of the host lead to one address.
+        let has_ports = bridge.is_none_or(|bridge| bridge.is_default);
         Some(Pod {
-            bridge: self.config.bridge.clone(),
+            bridge: bridge.cloned(),
             id: self.id.to_string(),
             name: self.config.name.clone(),
             namespace: self.config.namespace.clone(),
             uid: self.config.uid.clone(),
             netns: self.netns()?,
-            ports: self.config.ports.clone(),
+            ports: if has_ports { self.config.ports.clone() } else { Vec::new() },
             annotations: self.config.annotations.clone(),
             dns: self.config.dns.as_ref().map(Dns::capability),
             cgroup_parent: self.config.cgroup_parent.clone(),

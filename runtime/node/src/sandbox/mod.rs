@@ -5,6 +5,7 @@
 //! `stop` and `remove` are its undo, and need only the disk.
 
 mod config;
+mod connect;
 mod files;
 mod object;
 mod pause;

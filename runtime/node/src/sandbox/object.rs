@@ -21,13 +21,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
-    config::{Config, Meta, Origin},
+    config::{Config, Meta, Origin, interfaces},
     pause,
 };
 use crate::{
     cgroup::{Resources, Sampler},
     host::Host,
-    network::{Attachment, Endpoint, Networks},
+    network::{Attachment, Bridge, Endpoint, INTERFACE, Networks},
     security::selinux,
     shim,
 };
@@ -47,9 +47,13 @@ pub enum State {
 
 /// What readers see.
 #[derive(Clone, Debug)]
-struct Snapshot {
+pub(super) struct Snapshot {
     state: State,
-    addresses: Vec<IpAddr>,
+    pub addresses: Vec<IpAddr>,
+    /// The bridges in force; those of `meta` until one comes or goes.
+    pub bridges: Vec<Bridge>,
+    /// Its interfaces on them.
+    pub endpoints: Vec<Endpoint>,
     /// The sizes in force; those of `meta` until the first update.
     sizes: Sizes,
 }
@@ -73,21 +77,16 @@ pub struct Sandbox {
     pub busy: tokio::sync::Mutex<()>,
     /// Remembers the CPU time of the last sample, of the whole pod.
     pub sampler: Mutex<Sampler>,
-    endpoint: Option<Box<Endpoint>>,
     /// Keeps other pods from getting the same SELinux level, until this one is dropped.
     _level: Option<selinux::Level>,
 }
 
 impl Sandbox {
-    pub(super) fn new(
-        host: &Host,
-        meta: Meta,
-        state: State,
-        attachment: Option<&Attachment>,
-    ) -> Self {
-        let addresses = attachment.map(Attachment::addresses).unwrap_or_default();
-        let on_bridge = attachment.filter(|_| meta.config.bridge.is_some());
-        let endpoint = on_bridge.and_then(Attachment::endpoint).map(Box::new);
+    pub(super) fn new(host: &Host, meta: Meta, state: State, attachments: &[Attachment]) -> Self {
+        let addresses = attachments.iter().flat_map(Attachment::addresses).collect();
+        let bridges = meta.config.bridges.clone();
+        let on_bridges = attachments.iter().filter(|_| !bridges.is_empty());
+        let endpoints = on_bridges.filter_map(Attachment::endpoint).collect();
         let sizes = Sizes {
             overhead: meta.config.overhead.clone(),
             resources: meta.config.resources.clone(),
@@ -95,10 +94,9 @@ impl Sandbox {
         let level = meta.labels.as_ref().map(|labels| host.selinux.keep(labels));
         Self {
             meta,
-            snapshot: Mutex::new(Snapshot { state, addresses, sizes }),
+            snapshot: Mutex::new(Snapshot { state, addresses, bridges, endpoints, sizes }),
             busy: tokio::sync::Mutex::default(),
             sampler: Mutex::default(),
-            endpoint,
             _level: level,
         }
     }
@@ -114,14 +112,30 @@ impl Sandbox {
         };
         // The disk first: what the status shows after a restart must not be older than what it
         // showed before.
-        let mut meta = self.meta.clone();
-        meta.config.overhead = after.overhead.clone();
-        meta.config.resources = after.resources.clone();
-        let path = layout.sandbox(&self.meta.id).join(layout::sandbox::META);
-        blocking(|| record::write(&path, &meta))
-            .with_context(|| format!("write {}", path.display()))?;
+        self.write(layout, &after, &self.bridges())?;
         self.snapshot().sizes = after;
         Ok(())
+    }
+
+    /// Writes its record with what was changed since it was made.
+    pub(super) fn write(
+        &self,
+        layout: &Layout,
+        sizes: &Sizes,
+        bridges: &[Bridge],
+    ) -> anyhow::Result<()> {
+        let mut meta = self.meta.clone();
+        meta.config.overhead = sizes.overhead.clone();
+        meta.config.resources = sizes.resources.clone();
+        meta.config.bridges = bridges.to_vec();
+        let path = layout.sandbox(&self.meta.id).join(layout::sandbox::META);
+        blocking(|| record::write(&path, &meta))
+            .with_context(|| format!("write {}", path.display()))
+    }
+
+    /// The bridges that it is to be attached to.
+    pub fn bridges(&self) -> Vec<Bridge> {
+        self.snapshot().bridges.clone()
     }
 
     pub fn sizes(&self) -> Sizes {
@@ -137,16 +151,21 @@ impl Sandbox {
         let Some((meta, state)) = read_state(&host.layout, id, &host.boot_id)? else {
             return Ok(None);
         };
-        let attachment = Networks::attachment(&host.layout, id.as_str())?;
-        if attachment.is_none() && state == State::Ready && meta.pod().is_some() {
-            tracing::error!(
-                sandbox = %id,
-                "{} is missing or damaged: the pod runs on, but its addresses are not known, and \
-                 it should be removed (`crictl rmp -f {id}`)",
-                host.layout.attachment(id.as_str()).display()
-            );
+        let mut attachments = Vec::new();
+        for interface in interfaces(&meta.config.bridges) {
+            let attachment = Networks::attachment(&host.layout, id.as_str(), &interface)?;
+            if attachment.is_none() && state == State::Ready && !meta.pods().is_empty() {
+                tracing::error!(
+                    sandbox = %id,
+                    interface,
+                    "the record of its network in {} is missing or damaged: the pod runs on, but \
+                     its addresses are not known, and it should be removed (`crictl rmp -f {id}`)",
+                    host.layout.attachments().display()
+                );
+            }
+            attachments.extend(attachment);
         }
-        Ok(Some(Self::new(host, meta, state, attachment.as_ref())))
+        Ok(Some(Self::new(host, meta, state, &attachments)))
     }
 
     /// A stand-in for a sandbox that was never ready and could not be removed. It is listed, so
@@ -154,14 +173,14 @@ impl Sandbox {
     pub fn incomplete(host: &Host, id: &SandboxId) -> Option<Self> {
         let path = host.layout.sandbox(id).join(layout::sandbox::META);
         let meta = blocking(|| record::read::<Meta>(&path)).ok()?.record()?;
-        Some(Self::new(host, meta, State::NotReady, None))
+        Some(Self::new(host, meta, State::NotReady, &[]))
     }
 
     /// A stand-in for a sandbox whose records are damaged. It is listed, so that it can be stopped
     /// and removed by what its other records say.
     pub fn damaged(host: &Host, id: &SandboxId) -> Self {
         Self::incomplete(host, id)
-            .unwrap_or_else(|| Self::new(host, without_record(host, id), State::NotReady, None))
+            .unwrap_or_else(|| Self::new(host, without_record(host, id), State::NotReady, &[]))
     }
 
     /// Returns when the pod has become unusable by itself. That happens only to one whose
@@ -182,7 +201,7 @@ impl Sandbox {
         }
     }
 
-    fn snapshot(&self) -> MutexGuard<'_, Snapshot> {
+    pub(super) fn snapshot(&self) -> MutexGuard<'_, Snapshot> {
         self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -196,9 +215,9 @@ impl Sandbox {
         self.snapshot().addresses.clone()
     }
 
-    /// Its interface on a bridge; with `Config::bridge` only.
-    pub fn endpoint(&self) -> Option<&Endpoint> {
-        self.endpoint.as_deref()
+    /// Its interfaces on bridges; with `Config::bridges` only.
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        self.snapshot().endpoints.clone()
     }
 
     /// For the verbose status: whether the CNI plugins still find what they set up (CHECK).
@@ -208,7 +227,7 @@ impl Sandbox {
         let Ok(_busy) = self.busy.try_lock() else {
             return Ok("not checked: the pod is being changed at the moment");
         };
-        if self.state() != State::Ready || self.meta.pod().is_none() {
+        if self.state() != State::Ready || self.meta.pods().is_empty() {
             return Ok("not checked: the pod is not ready, or has no network of its own");
         }
         host.networks.check(self.meta.id.as_str()).await.map(|()| "OK")
@@ -216,7 +235,7 @@ impl Sandbox {
 
     /// For the verbose status: the result of the CNI plugins (ADD). Reads the disk.
     pub fn cni_result(&self, layout: &Layout) -> serde_json::Value {
-        let attachment = Networks::attachment(layout, self.meta.id.as_str());
+        let attachment = Networks::attachment(layout, self.meta.id.as_str(), INTERFACE);
         json!(attachment.ok().flatten().and_then(|attachment| attachment.result))
     }
 }
@@ -224,7 +243,7 @@ impl Sandbox {
 /// A record in place of one that is lost. The network namespace is known from the attachment, so
 /// that a removal can run DEL and unpin it.
 pub(super) fn without_record(host: &Host, id: &SandboxId) -> Meta {
-    let attachment = Networks::attachment(&host.layout, id.as_str()).ok().flatten();
+    let attachment = Networks::attachment(&host.layout, id.as_str(), INTERFACE).ok().flatten();
     let netns = attachment.and_then(|attachment| {
         let name = Path::new(&attachment.netns).file_name()?;
         Some(name.to_string_lossy().into_owned())

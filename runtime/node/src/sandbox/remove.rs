@@ -22,7 +22,7 @@ use nix::{
 };
 
 use super::{
-    config::{Meta, Pins},
+    config::{Meta, Pins, interfaces},
     object::{Sandbox, without_record},
     pause,
 };
@@ -66,7 +66,7 @@ fn make_marker(path: &Path) -> io::Result<()> {
 /// the pod's containers before.
 pub async fn stop(host: &Host, sandbox: &Sandbox) -> Result<()> {
     let directory = host.layout.sandbox(&sandbox.meta.id);
-    Ok(tear_down(host, &sandbox.meta, &directory).await?)
+    Ok(tear_down(host, &sandbox.meta, &interfaces(&sandbox.bridges()), &directory).await?)
 }
 
 /// Removes all of a sandbox. Success when there is nothing to remove.
@@ -76,11 +76,16 @@ pub async fn remove(host: &Host, id: &SandboxId) -> Result<()> {
     // here.
     let _claim = shim::claim_pin(&directory).await?;
     let path = directory.join(layout::sandbox::META);
-    let meta = match blocking(|| record::read::<Meta>(&path)) {
-        Ok(Found::Record(meta)) => meta,
-        Ok(Found::Absent | Found::Damaged) | Err(_) => without_record(host, id),
+    let (meta, interfaces) = match blocking(|| record::read::<Meta>(&path)) {
+        Ok(Found::Record(meta)) => {
+            let interfaces = interfaces(&meta.config.bridges);
+            (meta, interfaces)
+        }
+        Ok(Found::Absent | Found::Damaged) | Err(_) => {
+            (without_record(host, id), host.networks.interfaces(id.as_str()))
+        }
     };
-    tear_down(host, &meta, &directory).await?;
+    tear_down(host, &meta, &interfaces, &directory).await?;
     // Only now, when nothing is mounted in it any more.
     let state = host.layout.sandbox_state(id);
     step_blocking(remove_sandbox::STATE, || {
@@ -98,14 +103,19 @@ pub async fn remove(host: &Host, id: &SandboxId) -> Result<()> {
 }
 
 /// Undoes `run`, its last step first.
-async fn tear_down(host: &Host, meta: &Meta, directory: &Path) -> anyhow::Result<()> {
+async fn tear_down(
+    host: &Host,
+    meta: &Meta,
+    interfaces: &[String],
+    directory: &Path,
+) -> anyhow::Result<()> {
     step(stop_sandbox::PAUSE, pause::end(host, meta, directory))
         .await
         .context("end the pod's pause process")?;
     // Before the network namespace is unpinned, so that the plugins still find the interfaces in
     // it. A DEL that fails stays pending and is retried in the background; nobody waits for it.
     let detach = async {
-        host.networks.detach(meta.id.as_str()).await;
+        host.networks.detach_all(meta.id.as_str(), interfaces).await;
         anyhow::Ok(())
     };
     step(stop_sandbox::NETWORK, detach).await?;

@@ -1,7 +1,7 @@
 //! RunPodSandbox. Each step leaves its record before it acts, so that `remove` finds everything
 //! after a crash at any line.
 
-use std::{fs, path::Path};
+use std::{fs, net::IpAddr, path::Path};
 
 use anyhow::Context;
 use berth_base::{
@@ -151,11 +151,16 @@ async fn make(
     let pinned = step(run_sandbox::PIN, pin(host, &meta, &directory, sysctls));
     let (pinned, pending) = tokio::join!(pinned, prepare(host, &meta, &directory));
     pinned?;
-    let attachment = match pending? {
-        Some(pending) => Some(step(run_sandbox::NETWORK, host.networks.attach(pending)).await?),
-        None => None,
-    };
-    let addresses = attachment.as_ref().map(Attachment::addresses).unwrap_or_default();
+    let mut attachments = Vec::new();
+    if let Some(pending) = pending? {
+        attachments.push(step(run_sandbox::NETWORK, host.networks.attach(pending)).await?);
+    }
+    // One after the other: a GC that waits would let none in that is prepared beside another.
+    for pod in meta.pods().iter().skip(1) {
+        let pending = host.networks.prepare(pod).await?;
+        attachments.push(step(run_sandbox::NETWORK, host.networks.attach(pending)).await?);
+    }
+    let addresses: Vec<IpAddr> = attachments.iter().flat_map(Attachment::addresses).collect();
     // /etc/hosts names the addresses, which are known only now.
     step_blocking(run_sandbox::FILES, || {
         blocking(|| files::write_hosts(&host.layout, &directory, &meta, &addresses))
@@ -167,7 +172,7 @@ async fn make(
     }
     // Last of all: without this record, start-up removes the sandbox as incomplete.
     step_blocking(run_sandbox::READY, || write_ready(&directory, &host.boot_id))?;
-    Ok(Sandbox::new(host, meta, State::Ready, attachment.as_ref()))
+    Ok(Sandbox::new(host, meta, State::Ready, &attachments))
 }
 
 fn write_record(directory: &Path, meta: &Meta) -> anyhow::Result<()> {
@@ -198,8 +203,8 @@ async fn prepare<'a>(
         blocking(|| fs::create_dir_all(logs))
             .with_context(|| format!("make {}", logs.display()))?;
     }
-    match meta.pod() {
-        Some(pod) => host.networks.prepare(&pod).await.map(Some),
+    match meta.pods().first() {
+        Some(pod) => host.networks.prepare(pod).await.map(Some),
         None => Ok(None),
     }
 }

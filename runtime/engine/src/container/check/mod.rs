@@ -17,6 +17,7 @@ use crate::{
         create::{ContainerConfig, CreateBody},
         host_config::HostConfig,
     },
+    engine::Engine,
     health,
     http::error::{Failure, Result},
     sysinfo::SysInfo,
@@ -26,10 +27,14 @@ use crate::{
 ///
 /// # Errors
 /// 400, and 500 for some of the texts that dockerd parses late.
-pub(crate) fn check(body: &mut CreateBody, machine: &SysInfo) -> Result<Vec<String>> {
+pub(crate) fn check(
+    engine: &Engine,
+    body: &mut CreateBody,
+    machine: &SysInfo,
+) -> Result<Vec<String>> {
     modes::network(&body.config, &body.host_config)?;
     modes::isolation(&body.host_config)?;
-    let mut warnings = networking::check(body)?;
+    let mut warnings = networking::check(engine, body)?;
     config(&body.config)?;
     host_config(&body.host_config)?;
     warnings.extend(resources(&mut body.host_config, machine, false)?);

@@ -1,15 +1,15 @@
-//! The networks of a request, as far as the names of the built-in ones tell.
-
-use std::net::Ipv4Addr;
+//! The networks of a request. One that is not there is the start's trouble, as with dockerd.
 
 use crate::{
-    api::create::{CreateBody, EndpointSettings},
+    api::create::CreateBody,
+    engine::Engine,
     http::error::{Failure, Result},
+    network::connect,
 };
 
 /// Checks the endpoints, and gives a hardware address of the old field to the endpoint of the
 /// container's own network. Returns the warnings.
-pub(super) fn check(body: &mut CreateBody) -> Result<Vec<String>> {
+pub(super) fn check(engine: &Engine, body: &mut CreateBody) -> Result<Vec<String>> {
     let mode = body.host_config.network_mode.clone();
     let mut warnings = Vec::new();
     let mac = body.config.mac_address.clone().filter(|mac| !mac.is_empty());
@@ -25,50 +25,19 @@ pub(super) fn check(body: &mut CreateBody) -> Result<Vec<String>> {
         );
     }
     for (name, endpoint) in &body.networking_config.endpoints_config {
-        let Some(endpoint) = endpoint else { continue };
-        // One whose network is not that of the container is never connected.
-        if *name == mode {
-            endpoint_of(name, endpoint).map_err(|why| {
-                Failure::bad_request(format!("invalid config for network {name}: {why}"))
-            })?;
-        }
+        let (Some(endpoint), Ok(network)) = (endpoint, engine.networks.find(name)) else {
+            continue;
+        };
+        let mac = endpoint.mac_address.as_deref().filter(|mac| !mac.is_empty());
+        let checked = connect::check_settings(&network, endpoint).and_then(|()| match mac {
+            Some(mac) if !is_mac(mac) => Err(format!("invalid MAC address {mac}")),
+            _ => Ok(()),
+        });
+        checked.map_err(|why| {
+            Failure::bad_request(format!("invalid config for network {name}: {why}"))
+        })?;
     }
     Ok(warnings)
-}
-
-fn endpoint_of(name: &str, endpoint: &EndpointSettings) -> Result<(), String> {
-    let mut wrong = Vec::new();
-    if name == "bridge" {
-        if endpoint.aliases.as_ref().is_some_and(|aliases| !aliases.is_empty()) {
-            wrong.push(
-                "network-scoped alias is supported only for containers in user defined networks"
-                    .to_owned(),
-            );
-        }
-        let address = endpoint.ipam_config.as_ref().and_then(|config| config.get("IPv4Address"));
-        if let Some(address) = address.and_then(|address| address.as_str()) {
-            wrong.push(
-                "user specified IP address is supported on user defined networks only".to_owned(),
-            );
-            if address.parse::<Ipv4Addr>().is_err() {
-                wrong.push(format!("invalid IPv4 address: {address}"));
-            }
-            wrong.push(
-                "user specified IP address is supported only when connecting to networks with \
-                 user configured subnets"
-                    .to_owned(),
-            );
-        }
-    }
-    match wrong.as_slice() {
-        [] => {}
-        [one] => return Err(format!("invalid endpoint settings:\n{one}")),
-        several => return Err(format!("invalid endpoint settings:\n* {}", several.join("\n* "))),
-    }
-    match endpoint.mac_address.as_deref().filter(|mac| !mac.is_empty()) {
-        Some(mac) if !is_mac(mac) => Err(format!("invalid MAC address {mac}")),
-        _ => Ok(()),
-    }
 }
 
 fn is_mac(text: &str) -> bool {

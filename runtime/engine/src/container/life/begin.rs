@@ -26,7 +26,7 @@ use crate::{
     engine::Engine,
     health::{Health, Probe},
     http::error::{Failure, Result},
-    network::plan,
+    network::{names, plan},
 };
 
 /// How long a start waits for clients that copy files of the container.
@@ -78,7 +78,7 @@ pub(super) async fn begin(
         Ok(run) => Ok(run),
         Err(Failed { code, failure }) => {
             undo(engine, container).await;
-            engine.publish_network(container, "disconnect");
+            engine.publish_networks(container, "disconnect");
             container.take_waiting();
             container.change_last(|last| {
                 change(last);
@@ -106,13 +106,13 @@ async fn make(
     let layout = &engine.node.host.layout;
     run::check_joins(engine, &record.host_config)?;
     blocking(|| run::prepare(&record))?;
-    let plan = plan::plan(engine, container)?;
+    let mut plan = plan::plan(engine, container)?;
     let mut sandbox = run::sandbox(&engine.node.host, &record);
     plan.apply(&record, &mut sandbox);
     let waiting = container.take_waiting();
     let mut config = run::container(layout, &record, !waiting.is_empty())?;
     config.security.namespaces.network = sandbox.namespaces.network;
-    config.env.extend(plan.env);
+    config.env.append(&mut plan.env);
     let failed = |error: Error| Failed::new(container, &error);
     let id = SandboxId::from(container.id.clone());
     engine.node.run_sandbox_as(id, sandbox).await.map_err(|error| {
@@ -167,7 +167,8 @@ fn began(
     })?;
     container.set_phase(Phase::Running { pid: run.pid().unwrap_or_default() });
     engine.publish_mounts(container);
-    engine.publish_network(container, "connect");
+    engine.publish_networks(container, "connect");
+    names::refresh(engine);
     engine.publish(container, "start", json!({}));
     Ok(())
 }

@@ -13,6 +13,7 @@ use crate::{
         state::{Last, Phase},
     },
     engine::Engine,
+    network::names,
     restart::{Decision, Policy},
 };
 
@@ -69,7 +70,8 @@ pub(crate) async fn end(
         tracing::warn!(container = container.id, "{error}");
     }
     undo(engine, container).await;
-    engine.publish_network(container, "disconnect");
+    names::refresh(engine);
+    engine.publish_networks(container, "disconnect");
     engine.publish_unmounts(container);
     if container.state().stopping {
         engine.publish(container, "stop", json!({}));

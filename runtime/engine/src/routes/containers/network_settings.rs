@@ -1,15 +1,19 @@
 //! What inspect and list say of a container's networks.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
-use berth_node::sandbox::Meta;
+use berth_node::sandbox::{Meta, Sandbox};
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
     container::object::Container,
     engine::Engine,
-    network::{Network, plan},
+    network::{
+        Driver, Network,
+        endpoints::{self, Wanted},
+        names, plan,
+    },
     ports::{self, PortBinding, PortSummary},
 };
 
@@ -81,54 +85,38 @@ pub(crate) struct Endpoint {
     pub dns_names: Option<Vec<String>>,
 }
 
-/// What a running container has of its network.
-struct Run {
-    sandbox_id: String,
-    sandbox_key: String,
-    endpoint_id: String,
-    address: Option<berth_node::network::Endpoint>,
-}
-
-fn run(engine: &Engine, container: &Container) -> Option<Run> {
-    if !container.state().is_running() {
-        return None;
+/// The run of a container, if it runs.
+fn run(engine: &Engine, container: &Container) -> Option<Arc<Sandbox>> {
+    match container.state().is_running() {
+        true => engine.node.sandboxes.find(&container.id).ok(),
+        false => None,
     }
-    let sandbox = engine.node.sandboxes.find(&container.id).ok()?;
-    let key = sandbox.meta.netns().map(|path| path.display().to_string());
-    Some(Run {
-        sandbox_id: sandbox_id(&sandbox.meta),
-        sandbox_key: key.unwrap_or_else(|| HOST_NETNS.to_owned()),
-        endpoint_id: endpoint_id(&sandbox.meta),
-        address: sandbox.endpoint().cloned(),
-    })
 }
 
-/// 32 digits that no other run has.
-fn of_run(meta: &Meta) -> String {
-    match &meta.netns {
+/// 64 digits that no other run has.
+fn sandbox_id(meta: &Meta) -> String {
+    let of_run: String = match &meta.netns {
         // It is a UUID behind `cni-`.
         Some(name) => name.chars().skip(4).filter(char::is_ascii_hexdigit).collect(),
         None => format!("{:032x}", meta.created_at),
-    }
+    };
+    of_run + meta.id.as_str().get(..32).unwrap_or_default()
 }
 
-fn sandbox_id(meta: &Meta) -> String {
-    of_run(meta) + meta.id.as_str().get(..32).unwrap_or_default()
-}
-
-fn endpoint_id(meta: &Meta) -> String {
-    meta.id.as_str().get(32..).unwrap_or_default().to_owned() + &of_run(meta)
+fn sandbox_key(meta: &Meta) -> String {
+    meta.netns().map_or_else(|| HOST_NETNS.to_owned(), |path| path.display().to_string())
 }
 
 /// All that is known of a container's networks.
 pub(crate) fn network_settings(engine: &Engine, container: &Container) -> NetworkSettings {
     let networks = endpoints(engine, container);
     // One that shares another's has none of its own.
-    let run = run(engine, container).filter(|_| !networks.is_empty());
+    let run = run(engine, container)
+        .filter(|_| !container.record().host_config.network_mode.starts_with("container:"));
     let first = networks.get("bridge").cloned().unwrap_or_default();
-    let is_published = run.as_ref().is_some_and(|run| run.address.is_some());
+    let is_published = run.as_ref().is_some_and(|run| !run.endpoints().is_empty());
     let (sandbox_id, sandbox_key) =
-        run.map(|run| (run.sandbox_id, run.sandbox_key)).unwrap_or_default();
+        run.map(|run| (sandbox_id(&run.meta), sandbox_key(&run.meta))).unwrap_or_default();
     let ports = match is_published {
         true => {
             let exposed = plan::exposed(&container.record());
@@ -153,71 +141,70 @@ pub(crate) fn network_settings(engine: &Engine, container: &Container) -> Networ
 /// Its networks by name. A container that shares another's has none of its own.
 pub(crate) fn endpoints(engine: &Engine, container: &Container) -> BTreeMap<String, Endpoint> {
     let record = container.record();
-    let mode = record.host_config.network_mode.as_str();
-    if mode.starts_with("container:") {
-        return BTreeMap::new();
-    }
     let run = run(engine, container);
-    let network = engine.networks.of_mode(mode).ok().flatten();
-    let asked = record.networking.endpoints_config.values().flatten().next().cloned();
-    let asked = asked.unwrap_or_default();
     // Until the first start it is only a name.
     let has_begun = run.is_some() || container.state().last.started_at != 0;
-    let mut endpoint = Endpoint {
-        ipam_config: asked.ipam_config,
-        links: asked.links,
-        aliases: asked.aliases,
-        driver_opts: asked.driver_opts,
-        gw_priority: asked.gw_priority.unwrap_or_default(),
-        network_id: match network {
-            Some(network) if has_begun => network.id.clone(),
-            _ => String::new(),
-        },
-        ..Endpoint::default()
-    };
-    if let Some(run) = run {
-        endpoint.endpoint_id = run.endpoint_id;
-        if let Some(address) = run.address {
-            endpoint.mac_address = address.mac;
-            endpoint.ip_address = address.address.addr().to_string();
-            endpoint.ip_prefix_len = address.address.prefix_len();
-            endpoint.gateway =
-                address.gateway.map(|gateway| gateway.to_string()).unwrap_or_default();
+    let wanted = endpoints::wanted(&record).into_iter();
+    wanted
+        .map(|Wanted { name, settings }| {
+            let network = engine.networks.find(&name).ok();
+            let of_run = run.as_ref().zip(network.as_ref());
+            let mut endpoint = Endpoint {
+                ipam_config: settings.ipam_config.clone(),
+                links: settings.links.clone(),
+                aliases: settings.aliases.clone(),
+                driver_opts: settings.driver_opts.clone(),
+                gw_priority: settings.gw_priority.unwrap_or_default(),
+                ..Endpoint::default()
+            };
+            if let Some(network) = network.as_ref().filter(|_| has_begun) {
+                endpoint.network_id.clone_from(&network.id);
+                let has_names = network.is_custom();
+                endpoint.dns_names = has_names.then(|| endpoints::names(&record, &settings));
+            }
+            if let Some((run, network)) = of_run {
+                endpoint.fill(run, network);
+            }
+            (network.map_or(name, |network| network.name.clone()), endpoint)
+        })
+        .collect()
+}
+
+impl Endpoint {
+    /// Adds what a run has of its network.
+    fn fill(&mut self, run: &Sandbox, network: &Network) {
+        let interface = run.endpoints().into_iter().find(|it| it.network == network.id);
+        let Some(interface) = interface else {
+            // That of the host and `none` have no interface.
+            if network.driver != Driver::Bridge {
+                self.endpoint_id = names::endpoint_id(run, "");
+            }
+            return;
+        };
+        self.endpoint_id = names::endpoint_id(run, &interface.interface);
+        let gateway =
+            |gateway: Option<IpAddr>| gateway.map(|it| it.to_string()).unwrap_or_default();
+        if let Some((address, via)) = interface.ipv4 {
+            self.ip_address = address.addr().to_string();
+            self.ip_prefix_len = address.prefix_len();
+            self.gateway = gateway(via);
         }
+        if let Some((address, via)) = interface.ipv6 {
+            self.global_ipv6_address = address.addr().to_string();
+            self.global_ipv6_prefix_len = address.prefix_len();
+            self.ipv6_gateway = gateway(via);
+        }
+        self.mac_address = interface.mac;
     }
-    let name = network.map_or(mode, |network| network.name.as_str());
-    BTreeMap::from([(name.to_owned(), endpoint)])
 }
 
 /// The ports of a list.
 pub(crate) fn listed_ports(engine: &Engine, container: &Container) -> Vec<PortSummary> {
-    match run(engine, container).and_then(|run| run.address) {
+    match run(engine, container).filter(|run| !run.endpoints().is_empty()) {
         Some(_) => {
             let exposed = plan::exposed(&container.record());
             ports::for_list(&exposed, &engine.ports.of(&container.id))
         }
         None => Vec::new(),
     }
-}
-
-/// What a network says of a container that runs on it.
-pub(in crate::routes) fn member(
-    engine: &Engine,
-    container: &Container,
-    network: &Network,
-) -> Option<Value> {
-    let endpoint = endpoints(engine, container).remove(&network.name)?;
-    let address = match endpoint.ip_address.as_str() {
-        "" => String::new(),
-        address => format!("{address}/{}", endpoint.ip_prefix_len),
-    };
-    (!endpoint.endpoint_id.is_empty()).then(|| {
-        json!({
-            "Name": container.record().name,
-            "EndpointID": endpoint.endpoint_id,
-            "MacAddress": endpoint.mac_address,
-            "IPv4Address": address,
-            "IPv6Address": "",
-        })
-    })
 }

@@ -1,0 +1,72 @@
+//! Bridges that a sandbox comes to, and leaves, while it runs.
+
+use std::net::IpAddr;
+
+use anyhow::Context;
+use berth_base::error::{Error, Result};
+
+use super::object::{Sandbox, State};
+use crate::{
+    host::Host,
+    network::{Bridge, Endpoint},
+};
+
+impl Sandbox {
+    /// Attaches it to one more bridge while it runs. Nothing is left of it after an error.
+    ///
+    /// # Errors
+    /// It is not ready, or what the plugin says.
+    pub async fn connect(&self, host: &Host, bridge: Bridge) -> Result<Endpoint> {
+        let _busy = self.busy.lock().await;
+        let pod = self.meta.pod(Some(&bridge)).filter(|_| self.state() == State::Ready);
+        let pod = pod.ok_or_else(|| Error::precondition("the sandbox is not ready"))?;
+        let before = self.bridges();
+        // The record first: what ends the sandbox after a crash finds the interface by it.
+        let after = [before.as_slice(), &[bridge.clone()]].concat();
+        self.write(&host.layout, &self.sizes(), &after)?;
+        let attached = async {
+            let pending = host.networks.prepare(&pod).await?;
+            let attachment = host.networks.attach(pending).await?;
+            let endpoint = attachment.endpoint().context("the plugin gave no address")?;
+            anyhow::Ok((attachment.addresses(), endpoint))
+        };
+        match attached.await {
+            Ok((addresses, endpoint)) => {
+                let mut snapshot = self.snapshot();
+                snapshot.bridges = after;
+                snapshot.addresses.extend(addresses);
+                snapshot.endpoints.push(endpoint.clone());
+                Ok(endpoint)
+            }
+            Err(error) => {
+                host.networks.leave(self.meta.id.as_str(), &bridge.inside).await?;
+                self.write(&host.layout, &self.sizes(), &before)?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Takes it from a bridge while it runs. Success if it is on no such bridge.
+    ///
+    /// # Errors
+    /// The disk takes no note of it.
+    pub async fn disconnect(&self, host: &Host, network: &str) -> Result<()> {
+        let _busy = self.busy.lock().await;
+        let (leaving, staying): (Vec<Bridge>, Vec<Bridge>) =
+            self.bridges().into_iter().partition(|bridge| bridge.network == network);
+        for bridge in &leaving {
+            host.networks.leave(self.meta.id.as_str(), &bridge.inside).await?;
+        }
+        self.write(&host.layout, &self.sizes(), &staying)?;
+        let mut snapshot = self.snapshot();
+        snapshot.bridges = staying;
+        let left = |endpoint: &Endpoint| endpoint.network == network;
+        let addresses = |it: &Endpoint| [it.ipv4, it.ipv6].into_iter().flatten();
+        let left_by = snapshot.endpoints.iter().filter(|it| left(it));
+        let gone: Vec<IpAddr> =
+            left_by.flat_map(addresses).map(|(address, _)| address.addr()).collect();
+        snapshot.endpoints.retain(|endpoint| !left(endpoint));
+        snapshot.addresses.retain(|address| !gone.contains(address));
+        Ok(())
+    }
+}
