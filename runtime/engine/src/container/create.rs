@@ -112,6 +112,7 @@ fn create_for(
         config: body.config,
         host_config: body.host_config,
         networking: body.networking_config,
+        lists_networks: false,
         mounts,
         is_lost: false,
         is_of_build: owner == Owner::Build,

@@ -30,6 +30,9 @@ pub(crate) struct Record {
     pub config: ContainerConfig,
     pub host_config: HostConfig,
     pub networking: NetworkingConfig,
+    /// Whether `networking` names all its networks; else it is on that of its mode, if it names none.
+    #[serde(default)]
+    pub lists_networks: bool,
     /// All that is mounted in it, but for what `HostConfig.Tmpfs` names.
     pub mounts: Vec<MountPoint>,
     /// The program and its arguments.
@@ -59,6 +62,7 @@ impl Record {
             },
             host_config: HostConfig::default(),
             networking: NetworkingConfig::default(),
+            lists_networks: false,
             mounts: Vec::new(),
             path: String::new(),
             args: Vec::new(),

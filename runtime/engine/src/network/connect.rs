@@ -124,6 +124,7 @@ fn keep_mode(record: &mut Record) {
     for wanted in endpoints::wanted(record) {
         record.networking.endpoints_config.entry(wanted.name).or_insert(Some(wanted.settings));
     }
+    record.lists_networks = true;
 }
 
 /// By what the record names this network.
@@ -142,7 +143,7 @@ fn check(engine: &Engine, network: &Network, record: &Record) -> Result<()> {
     }
     let own = engine.networks.of_mode(&record.host_config.network_mode).ok().flatten();
     match (network.driver, own.map(|own| own.driver)) {
-        (Driver::Host, _) => Err(forbidden(
+        (Driver::Host, _) => Err(Failure::bad_request(
             "cannot connect container to host network - container must be created in host network \
              mode",
         )),
@@ -150,7 +151,7 @@ fn check(engine: &Engine, network: &Network, record: &Record) -> Result<()> {
             "container sharing network namespace with another container or host cannot be connected \
              to any other network",
         )),
-        (Driver::Null, _) | (_, Some(Driver::Null)) => Err(forbidden(
+        (Driver::Null, _) | (_, Some(Driver::Null)) => Err(Failure::bad_request(
             "container cannot be connected to multiple networks with one of the networks in private \
              (none) mode",
         )),

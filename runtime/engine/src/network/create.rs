@@ -17,6 +17,7 @@ use super::{
     pools,
 };
 use crate::{
+    api::json,
     engine::Engine,
     http::error::{Failure, Result},
 };
@@ -59,6 +60,17 @@ struct IpamConfig {
     ip_range: String,
     gateway: String,
     auxiliary_addresses: Option<BTreeMap<String, String>>,
+}
+
+impl Request {
+    /// Parses a body.
+    ///
+    /// # Errors
+    /// 400 in dockerd's words.
+    pub(crate) fn parse(body: &[u8]) -> Result<Self> {
+        let mut fields = json::object(body, "network.CreateRequest")?;
+        Ok(json::fields(&mut fields, "CreateRequest")?)
+    }
 }
 
 fn forbidden(message: impl Into<String>) -> Failure {

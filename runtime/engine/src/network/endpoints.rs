@@ -28,10 +28,8 @@ pub(crate) fn wanted(record: &Record) -> Vec<Wanted> {
         return Vec::new();
     }
     let endpoints = &record.networking.endpoints_config;
-    if endpoints.is_empty() {
-        // As dockerd: one that was taken from all its networks comes back to that of its mode.
-        let name = if mode.is_empty() { "bridge" } else { mode };
-        return vec![Wanted { name: name.to_owned(), settings: EndpointSettings::default() }];
+    if endpoints.is_empty() && !record.lists_networks {
+        return vec![of_mode(record)];
     }
     let mut wanted: Vec<Wanted> = endpoints
         .iter()
@@ -42,6 +40,19 @@ pub(crate) fn wanted(record: &Record) -> Vec<Wanted> {
         .collect();
     wanted.sort_by_key(|one| one.name != mode);
     wanted
+}
+
+fn of_mode(record: &Record) -> Wanted {
+    let mode = record.host_config.network_mode.as_str();
+    let name = if mode.is_empty() { "bridge" } else { mode };
+    Wanted { name: name.to_owned(), settings: EndpointSettings::default() }
+}
+
+/// Writes down the network of the mode, if a record names none: a container that was taken from all its
+/// networks comes back to that one with its next start, as with dockerd.
+pub(crate) fn come_back(record: &mut Record) {
+    let wanted = of_mode(record);
+    record.networking.endpoints_config.insert(wanted.name, Some(wanted.settings));
 }
 
 /// The bridges of a run.

@@ -61,7 +61,11 @@ fn failed(what: &str) -> Failure {
 /// # Errors
 /// There is no such network or container, or a port is not to be had.
 pub(crate) fn plan(engine: &Engine, container: &Container) -> Result<Plan> {
-    let record = container.record();
+    let mut record = container.record();
+    if record.lists_networks && record.networking.endpoints_config.is_empty() {
+        container.change_record(endpoints::come_back)?;
+        record = container.record();
+    }
     let host = &record.host_config;
     let mode = match record.config.network_disabled {
         true => "none",

@@ -1,6 +1,6 @@
 //! `/networks`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use http::StatusCode;
 use serde::Deserialize;
@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::Call;
 use crate::{
     api::create::EndpointSettings,
+    container::object::Container,
     engine::Engine,
     filters::Filters,
     http::{
@@ -131,7 +132,8 @@ fn describe_pool(pool: &Pool) -> Value {
 
 pub(super) async fn create(call: Call) -> Result<Answer> {
     let Call { engine, request, .. } = call;
-    let wanted: create::Request = body::parse(request.into_body()).await?;
+    let body = body::read(request.into_body()).await?;
+    let wanted = create::Request::parse(&body)?;
     let id = engine.make_network(wanted).await?;
     Ok(body::json(StatusCode::CREATED, &json!({ "Id": id, "Warning": "" })))
 }
@@ -169,10 +171,17 @@ struct ConnectBody {
     endpoint_config: Option<EndpointSettings>,
 }
 
+fn find(engine: &Engine, name: &str) -> Result<Arc<Container>> {
+    match name {
+        "" => Err(Failure::bad_request("invalid name or ID supplied: \"\"")),
+        name => engine.containers.find(name),
+    }
+}
+
 pub(super) async fn connect(call: Call, name: &str) -> Result<Answer> {
     let Call { engine, request, .. } = call;
     let ConnectBody { container, endpoint_config } = body::parse(request.into_body()).await?;
-    let (network, container) = (engine.networks.find(name)?, engine.containers.find(&container)?);
+    let (network, container) = (engine.networks.find(name)?, find(&engine, &container)?);
     let settings = endpoint_config.unwrap_or_default();
     connect::connect(&engine, &network, &container, settings).await?;
     Ok(body::empty(StatusCode::OK))
@@ -181,7 +190,7 @@ pub(super) async fn connect(call: Call, name: &str) -> Result<Answer> {
 pub(super) async fn disconnect(call: Call, name: &str) -> Result<Answer> {
     let Call { engine, request, .. } = call;
     let ConnectBody { container, .. } = body::parse(request.into_body()).await?;
-    let (network, container) = (engine.networks.find(name)?, engine.containers.find(&container)?);
+    let (network, container) = (engine.networks.find(name)?, find(&engine, &container)?);
     connect::disconnect(&engine, &network, &container).await?;
     Ok(body::empty(StatusCode::OK))
 }

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::{
-    attachment::{self, INTERFACE},
     bridge::Bridge,
+    key::{self, INTERFACE},
 };
 
 /// A pod that is to be attached to the network.
@@ -34,7 +34,7 @@ impl Pod {
     /// The name of its attachment.
     pub(super) fn key(&self) -> String {
         let interface = self.bridge.as_ref().map_or(INTERFACE, |bridge| &bridge.inside);
-        attachment::key(&self.id, interface)
+        key::key(&self.id, interface)
     }
 
     /// Keys and values of CNI_ARGS, with the names that containerd and CRI-O use.

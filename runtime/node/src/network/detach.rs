@@ -21,13 +21,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
-use super::{
-    Networks,
-    attachment::{self, Attachment},
-    bridge::Bridge,
-    conf::Network,
-    exec_config,
-};
+use super::{Networks, attachment::Attachment, bridge::Bridge, conf::Network, exec_config, key};
 
 /// How long the end of a pod waits for the first attempt.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -56,14 +50,14 @@ impl Networks {
     /// Detaches a pod that ends from all its networks, as `detach` does.
     pub async fn detach_all(self: &Arc<Self>, id: &str, interfaces: &[String]) {
         let keys: Vec<String> =
-            interfaces.iter().map(|interface| attachment::key(id, interface)).collect();
+            interfaces.iter().map(|interface| key::key(id, interface)).collect();
         join_all(keys.iter().map(|key| self.detach(key))).await;
     }
 
     /// The interfaces by which a pod is attached whose own record says nothing.
     pub fn interfaces(&self, id: &str) -> Vec<String> {
         let keys = self.attachments.keys().unwrap_or_default();
-        let own = keys.iter().map(|key| attachment::parts(key)).filter(|(pod, _)| *pod == id);
+        let own = keys.iter().map(|key| key::parts(key)).filter(|(pod, _)| *pod == id);
         own.map(|(_, interface)| interface.to_owned()).collect()
     }
 
@@ -72,7 +66,7 @@ impl Networks {
     /// # Errors
     /// The disk takes no note of it: then nothing has begun.
     pub async fn leave(self: &Arc<Self>, id: &str, interface: &str) -> anyhow::Result<()> {
-        let key = attachment::key(id, interface);
+        let key = key::key(id, interface);
         if let Found::Record(mut attachment) = self.attachments.read(&key)? {
             attachment.leaves = true;
             self.attachments.write(&attachment)?;
@@ -157,7 +151,7 @@ impl Networks {
 
     /// The network of a pod whose attachment is damaged.
     async fn network_of(&self, key: &str) -> anyhow::Result<Network> {
-        let (id, interface) = attachment::parts(key);
+        let (id, interface) = key::parts(key);
         let directory = self.layout.sandbox(&SandboxId::from(id.to_owned()));
         let meta = blocking(|| record::read::<OfSandbox>(&directory.join(layout::sandbox::META)))?;
         let bridges = meta.record().map(|meta| meta.config.bridges).unwrap_or_default();

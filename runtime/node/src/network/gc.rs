@@ -12,9 +12,10 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use super::{
-    Networks, attachment,
+    Networks,
     conf::Untold,
     exec_config::{self, is_1_1},
+    key,
 };
 
 /// The pause after an attempt that failed or gave way; it doubles with each one.
@@ -46,7 +47,7 @@ impl Networks {
         };
         let orphans = attached
             .iter()
-            .filter(|key| !living.contains(attachment::parts(key).0) || leaves(key.as_str()));
+            .filter(|key| !living.contains(key::parts(key).0) || leaves(key.as_str()));
         join_all(orphans.map(|key| self.detach(key))).await;
         let mut pause = FIRST_PAUSE;
         loop {
@@ -109,7 +110,7 @@ impl Networks {
         let mut valid = Vec::new();
         for key in self.attachments.keys()? {
             if !pending.contains(&key) {
-                let (id, interface) = attachment::parts(&key);
+                let (id, interface) = key::parts(&key);
                 valid.push(berth_cni::Attachment {
                     container_id: id.to_owned(),
                     ifname: interface.to_owned(),

@@ -17,6 +17,8 @@ mod exec_config;
 mod gc;
 mod gc_lock;
 mod health;
+mod key;
+mod make_bridge;
 mod plugin;
 mod template;
 
@@ -41,13 +43,10 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 use tokio::sync::RwLockReadGuard;
 
+pub(crate) use self::{attachment::Attachment, capabilities::Pod, key::INTERFACE};
 pub use self::{
     attachment::Endpoint,
     bridge::{Bridge, Subnet},
-};
-pub(crate) use self::{
-    attachment::{Attachment, INTERFACE},
-    capabilities::Pod,
 };
 
 use self::{
@@ -276,7 +275,7 @@ impl Networks {
         id: &str,
         interface: &str,
     ) -> anyhow::Result<Option<Attachment>> {
-        let path = layout.attachment(&attachment::key(id, interface));
+        let path = layout.attachment(&key::key(id, interface));
         Ok(blocking(|| record::read::<Attachment>(&path))?.record())
     }
 }

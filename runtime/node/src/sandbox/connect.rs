@@ -22,7 +22,7 @@ impl Sandbox {
         let pod = pod.ok_or_else(|| Error::precondition("the sandbox is not ready"))?;
         let before = self.bridges();
         // The record first: what ends the sandbox after a crash finds the interface by it.
-        let after = [before.as_slice(), &[bridge.clone()]].concat();
+        let after = [before.as_slice(), std::slice::from_ref(&bridge)].concat();
         self.write(&host.layout, &self.sizes(), &after)?;
         let attached = async {
             let pending = host.networks.prepare(&pod).await?;

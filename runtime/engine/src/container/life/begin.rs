@@ -32,6 +32,9 @@ use crate::{
 /// How long a start waits for clients that copy files of the container.
 const COPYING: Duration = Duration::from_secs(10);
 
+/// The exit code of a start that failed before there was a program.
+const NO_CODE: i32 = 128;
+
 /// A start that failed, with the exit code that inspect shows then.
 struct Failed {
     code: i32,
@@ -40,7 +43,7 @@ struct Failed {
 
 impl From<Failure> for Failed {
     fn from(failure: Failure) -> Self {
-        Self { code: 128, failure }
+        Self { code: NO_CODE, failure }
     }
 }
 
@@ -83,7 +86,10 @@ pub(super) async fn begin(
             container.change_last(|last| {
                 change(last);
                 last.running = false;
-                last.exit_code = code;
+                // As with dockerd, the code of the run before stays where this one has none.
+                if code != NO_CODE || last.exit_code == 0 {
+                    last.exit_code = code;
+                }
                 last.error.clone_from(&failure.message);
             })?;
             Err(failure)

@@ -58,7 +58,7 @@ struct Inspected<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     size_root_fs: Option<u64>,
     mounts: Vec<mount::Shown>,
-    config: &'a ContainerConfig,
+    config: ContainerConfig,
     network_settings: NetworkSettings,
 }
 
@@ -105,6 +105,10 @@ pub(in crate::routes) async fn inspect(call: &Call, name: &str) -> Result<Answer
     let file = |name| run_file(engine, &container, &state, name);
     let mut host_config = record.host_config.clone();
     host_config.links = links::shown(&record);
+    let mut config = record.config.clone();
+    // As dockerd, also that of the endpoint.
+    let own = record.networking.endpoints_config.get(&host_config.network_mode).cloned().flatten();
+    config.mac_address = config.mac_address.or(own.and_then(|endpoint| endpoint.mac_address));
     let answer = Inspected {
         id: &container.id,
         created: rfc3339_nano(record.created_at),
@@ -132,7 +136,7 @@ pub(in crate::routes) async fn inspect(call: &Call, name: &str) -> Result<Answer
         size_rw: written,
         size_root_fs: written.map(|written| written + of_image),
         mounts: mount::of(&record),
-        config: &record.config,
+        config,
         network_settings: network_settings(engine, &container),
     };
     Ok(body::ok(&answer))

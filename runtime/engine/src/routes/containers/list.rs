@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::{
     Call, mount,
-    network_settings::{Endpoint, endpoints, listed_ports},
+    network_settings::{Endpoint, endpoints, listed_endpoints, listed_ports},
     slashed,
 };
 use crate::{
@@ -173,7 +173,7 @@ fn entry(engine: &Engine, container: &Arc<Container>) -> Entry {
             network_mode: record.host_config.network_mode.clone(),
             annotations: record.host_config.annotations.clone(),
         },
-        network_settings: EntryNetworks { networks: endpoints(engine, container) },
+        network_settings: EntryNetworks { networks: listed_endpoints(engine, container) },
         mounts: mount::of(&record),
     }
 }

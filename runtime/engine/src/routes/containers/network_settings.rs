@@ -198,6 +198,18 @@ impl Endpoint {
     }
 }
 
+/// As `endpoints`, with what a list has of them.
+pub(crate) fn listed_endpoints(
+    engine: &Engine,
+    container: &Container,
+) -> BTreeMap<String, Endpoint> {
+    let mut endpoints = endpoints(engine, container);
+    for endpoint in endpoints.values_mut() {
+        (endpoint.aliases, endpoint.dns_names) = (None, None);
+    }
+    endpoints
+}
+
 /// The ports of a list.
 pub(crate) fn listed_ports(engine: &Engine, container: &Container) -> Vec<PortSummary> {
     match run(engine, container).filter(|run| !run.endpoints().is_empty()) {
