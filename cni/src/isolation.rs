@@ -43,8 +43,8 @@ pub(crate) fn ensure(conf: &Conf) -> Result<(), Error> {
 
 /// Undoes `ensure`.
 pub(crate) fn forget(conf: &Conf) -> Result<(), Error> {
-    let removed = ISOLATION.remove(&elements(&conf.bridge, conf.isolation), |_| true);
-    removed.map(drop).map_err(|errno| failed("end the isolation of the network", errno))
+    let elements = elements(&conf.bridge, conf.isolation);
+    ISOLATION.forget(&elements).map_err(|errno| failed("end the isolation of the network", errno))
 }
 
 fn elements(bridge: &str, isolation: Isolation) -> Vec<Element> {

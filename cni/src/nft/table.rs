@@ -155,6 +155,15 @@ impl Table {
         Ok(removed)
     }
 
+    /// Removes those of `keys` that are there, which have no comments.
+    pub(crate) fn forget(self, keys: &[Element]) -> Result<(), i32> {
+        let found = self.look_up(keys)?;
+        match found.is_empty() {
+            true => Ok(()),
+            false => self.commit(&self.removals(&found)),
+        }
+    }
+
     /// Removes all elements of these sets whose comment `is_wanted`, and returns them as they were.
     pub(crate) fn remove_all(
         self,
@@ -193,6 +202,10 @@ impl Table {
 
     /// The changes that remove elements, by their keys alone.
     pub(super) fn removals(self, elements: &[Element]) -> Vec<(NfTablesMessage, u16)> {
+        let key = |element: &Element| {
+            let ends_interval = element.ends_interval;
+            encode(&Element { ends_interval, ..Element::new(element.set, element.key.clone()) })
+        };
         let messages = elements.iter().map(|element| self.list(element.set, vec![key(element)]));
         messages.map(|message| (NfTablesMessage::DeleteSetElement(message), 0)).collect()
     }

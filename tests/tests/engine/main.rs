@@ -33,6 +33,7 @@ mod security;
 mod socket;
 mod start;
 mod steps;
+mod user_networks;
 mod volumes;
 
 use berth_tests::{Cri, Daemon, Engine, Machine, engine, ready_with};

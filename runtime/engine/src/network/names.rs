@@ -11,7 +11,10 @@ use std::{
 };
 
 use berth_base::{blocking::blocking, id::SandboxId, layout};
-use berth_node::{network::Endpoint, sandbox::Sandbox};
+use berth_node::{
+    network::{Bridge, Endpoint},
+    sandbox::Sandbox,
+};
 
 use super::endpoints;
 use crate::{container::object::Container, engine::Engine};
@@ -66,6 +69,17 @@ pub(crate) fn refresh(engine: &Engine) {
             tracing::warn!(container = container.id, "{}: {error}", path.display());
         }
     }
+}
+
+/// The lines that a container finds in its file when it begins, which will be on these bridges.
+pub(super) fn lines(engine: &Engine, bridges: &[Bridge]) -> Vec<String> {
+    let members: Vec<Member> = bridges
+        .iter()
+        .filter_map(|bridge| engine.networks.find(&bridge.network).ok())
+        .filter(|network| network.is_custom())
+        .flat_map(|network| engine.members(&network))
+        .collect();
+    section(members.iter()).lines().map(str::to_owned).collect()
 }
 
 /// The lines for these members; nothing for none.

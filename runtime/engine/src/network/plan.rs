@@ -13,7 +13,7 @@ use http::StatusCode;
 use super::{
     Driver, endpoints, files,
     links::{self, Linked},
-    ports,
+    names, ports,
     registry::Hold,
 };
 use crate::{
@@ -40,6 +40,8 @@ pub(crate) struct Plan {
     attached: Attached,
     ports: Vec<Published>,
     hosts: String,
+    /// Lines of /etc/hosts for other containers.
+    names: Vec<String>,
     resolv_conf: Option<String>,
     hostname: Option<String>,
     /// Variables of the containers that it is linked to.
@@ -85,6 +87,7 @@ pub(crate) fn plan(engine: &Engine, container: &Container) -> Result<Plan> {
         attached: Attached::Nothing,
         ports: Vec::new(),
         hosts: files::extra_hosts(host.extra_hosts.as_deref().unwrap_or_default(), gateway)?,
+        names: Vec::new(),
         resolv_conf: Some(files::resolv_conf(&of_host, host, has_host_network)),
         hostname: None,
         env: Vec::new(),
@@ -97,6 +100,7 @@ pub(crate) fn plan(engine: &Engine, container: &Container) -> Result<Plan> {
         let bridges = endpoints::bridges(engine, &record).map_err(not_set_up)?;
         let ids = bridges.iter().map(|bridge| bridge.network.clone());
         plan._hold = Some(engine.networks.hold(ids).map_err(not_set_up)?);
+        plan.names = names::lines(engine, &bridges);
         plan.attached = Attached::Bridges(bridges);
         let wanted = mappings(&record)?;
         let reserved = engine.ports.reserve(&container.id, &wanted);
@@ -144,6 +148,7 @@ fn joined(engine: &Engine, record: &Record) -> Result<Plan> {
         attached: Attached::Joined(SandboxId::from(other.id.clone())),
         ports: Vec::new(),
         hosts: String::new(),
+        names: Vec::new(),
         resolv_conf: None,
         hostname: Some(its.config.hostname.clone()),
         env: Vec::new(),
@@ -185,6 +190,7 @@ impl Plan {
         }
         sandbox.ports = ports::mappings(&self.ports);
         sandbox.hosts.clone_from(&self.hosts);
+        sandbox.extra_hosts.clone_from(&self.names);
         sandbox.resolv_conf.clone_from(&self.resolv_conf);
         sandbox.domainname.clone_from(&record.config.domainname);
         if let Some(hostname) = &self.hostname {
