@@ -8,7 +8,7 @@ use berth_cni::{Attachment, Error, code, is_identifier};
 /// A call, as its environment describes it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Args {
-    /// `CNI_COMMAND`: ADD, DEL, CHECK, STATUS, GC, BERTH_UP or BERTH_DOWN.
+    /// `CNI_COMMAND`: ADD, DEL, CHECK, STATUS, GC, or one of `BERTH_`.
     pub command: String,
     /// The whole of standard input, which an IPAM plugin that this one calls reads too.
     pub stdin: String,

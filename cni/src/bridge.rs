@@ -132,14 +132,14 @@ async fn add_pair(host: &Handle, pair: &Pair<'_>, netns: &File) -> Result<(), Er
     link::add_pair(host, pair).await
 }
 
-fn open_netns(args: &Args) -> Result<File, Error> {
+pub(crate) fn open_netns(args: &Args) -> Result<File, Error> {
     let path = args.netns.as_deref().unwrap_or_default();
     File::open(path).map_err(|error| {
         Error::new(code::UNKNOWN_CONTAINER, format!("network namespace {path}: {error}"))
     })
 }
 
-async fn find(handle: &Handle, name: &str) -> Result<Link, Error> {
+pub(crate) async fn find(handle: &Handle, name: &str) -> Result<Link, Error> {
     link::find(handle, name)
         .await?
         .ok_or_else(|| Error::new(code::KERNEL, format!("{name} vanished")))
@@ -147,7 +147,7 @@ async fn find(handle: &Handle, name: &str) -> Result<Link, Error> {
 
 /// The addresses that the host has for the pods: the gateway of each of `ips`, with its prefix
 /// length. None when the host is not their gateway.
-fn gateways(conf: &Conf, ips: &[Ip]) -> Vec<IpNet> {
+pub(crate) fn gateways(conf: &Conf, ips: &[Ip]) -> Vec<IpNet> {
     if !conf.serves_gateway() {
         return Vec::new();
     }
@@ -281,22 +281,25 @@ fn routes(conf: &Conf, lease: &Lease, gateways: &[IpNet]) -> Vec<Route> {
         .collect();
     if conf.is_default_gateway {
         for gateway in gateways {
-            let any: IpAddr =
-                if gateway.addr().is_ipv4() { [0; 4].into() } else { [0_u8; 16].into() };
-            let dst = IpNet::new_assert(any, 0);
-            if !routes.iter().any(|route| route.dst == dst) {
-                let others = Default::default();
-                routes.push(Route {
-                    dst,
-                    gw: Some(gateway.addr()),
-                    priority: None,
-                    table: None,
-                    others,
-                });
+            let route = default_route(*gateway);
+            if !routes.iter().any(|other| other.dst == route.dst) {
+                routes.push(route);
             }
         }
     }
     routes
+}
+
+/// The default route of the gateway's family.
+pub(crate) fn default_route(gateway: IpNet) -> Route {
+    let any: IpAddr = if gateway.addr().is_ipv4() { [0; 4].into() } else { [0_u8; 16].into() };
+    Route {
+        dst: IpNet::new_assert(any, 0),
+        gw: Some(gateway.addr()),
+        priority: None,
+        table: None,
+        others: Default::default(),
+    }
 }
 
 /// The result of ADD. The specification wants the bridge, the host's end and the pod's end among

@@ -7,6 +7,7 @@ mod bridge;
 mod conf;
 mod ipam;
 mod isolation;
+mod lead;
 mod macspoof;
 mod names;
 mod netfilter;
@@ -35,7 +36,8 @@ const USAGE: &str = "\
 berth-bridge is a CNI plugin. A container runtime runs it, with the command in CNI_COMMAND and the
 configuration on standard input.
 Commands: ADD, DEL, CHECK, STATUS, GC, VERSION (CNI 0.3.0 to 1.1.0); BERTH_UP and BERTH_DOWN make
-and remove what all containers of a network have together.
+and remove what all containers of a network have together; BERTH_LEAD and BERTH_YIELD give an attached
+container its default route and ports, and take them away.
 
 It is the upstream plugins bridge, host-local, portmap and bandwidth in one. A network for pods,
 with ports of the host:
@@ -118,6 +120,10 @@ async fn run(command: &str) -> Result<Value, Error> {
         "CHECK" => bridge::check(&conf, &args.with_container(true)?).await.map(|()| Value::Null),
         "STATUS" => ipam::status(&conf, &args).map(|()| Value::Null),
         "GC" => bridge::collect_garbage(&conf, &args).await.map(|()| Value::Null),
+        "BERTH_LEAD" => lead::lead(&conf, &args.with_container(true)?).await.map(|()| Value::Null),
+        "BERTH_YIELD" => {
+            lead::surrender(&conf, &args.with_container(true)?).await.map(|()| Value::Null)
+        }
         "BERTH_UP" => network::up(&conf).await.map(|()| Value::Null),
         "BERTH_DOWN" => network::down(&conf).await.map(|()| Value::Null),
         other => Err(Error::new(code::INVALID_ENVIRONMENT, format!("unknown CNI_COMMAND {other}"))),

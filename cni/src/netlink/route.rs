@@ -23,6 +23,16 @@ pub(crate) async fn add(handle: &Handle, index: u32, route: &Route) -> Result<()
     }
 }
 
+/// Removes a route; success when it is not there.
+pub(crate) async fn delete(handle: &Handle, index: u32, route: &Route) -> Result<(), Error> {
+    match handle.route().del(route_message(index, route)?).execute().await {
+        Err(error) if !is(&error, nix::libc::ESRCH) => {
+            Err(failed("delete route", &route.dst.to_string(), &error))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A route without a gateway leads to addresses that are reached directly, which the kernel calls
 /// scope link.
 fn route_message(index: u32, route: &Route) -> Result<RouteMessage, Error> {

@@ -9,6 +9,7 @@ mod churn;
 mod commit;
 mod copy;
 mod damage;
+mod default_route;
 mod exec;
 mod health;
 mod host_config;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::{ready, ready_with_cri};
 
 /// What is served there, as seen from the machine; nothing if nobody answers.
-fn served(machine: &Machine, address: &str) -> String {
+pub(crate) fn served(machine: &Machine, address: &str) -> String {
     let address: SocketAddr = address.parse().unwrap();
     machine.in_network(|| {
         let mut text = String::new();

@@ -48,7 +48,8 @@ pub(crate) async fn connect(
         let inside = inside.into_iter().find(|name| !used.iter().any(|it| it.inside == *name));
         let wish = Wish {
             inside: inside.unwrap_or_default(),
-            is_default: used.is_empty(),
+            // That is decided below, among all of its networks.
+            is_default: false,
             addresses: endpoints::addresses(&settings)?,
             mac: endpoints::mac(&settings),
         };
@@ -73,6 +74,10 @@ pub(crate) async fn connect(
         return Err(error.into());
     }
     if live {
+        if let Err(error) = endpoints::lead(engine, container).await {
+            leave(engine, network, container, &network.name).await?;
+            return Err(error);
+        }
         engine.publish_endpoint(container, network, "connect");
         names::refresh(engine);
     }
@@ -104,17 +109,29 @@ pub(crate) async fn disconnect(
     };
     observe::before(docker_network::DISCONNECT)?;
     let live = container.state().is_running();
+    leave(engine, network, container, &key).await?;
+    if live {
+        engine.publish_endpoint(container, network, "disconnect");
+        names::refresh(engine);
+    }
+    Ok(())
+}
+
+/// Takes a container from the network that its record has under this key.
+async fn leave(engine: &Engine, network: &Network, container: &Container, key: &str) -> Result<()> {
     // The record first: what is left by a crash in between is taken away by the next start.
     container.change_record(|record| {
         keep_mode(record);
-        record.networking.endpoints_config.remove(&key);
+        record.networking.endpoints_config.remove(key);
     })?;
     observe::before(docker_network::DISCONNECTED)?;
-    if live {
+    if container.state().is_running() {
         let sandbox = engine.node.sandboxes.find(&container.id)?;
         sandbox.disconnect(&engine.node.host, &network.id).await?;
-        engine.publish_endpoint(container, network, "disconnect");
-        names::refresh(engine);
+        // It has left in any case.
+        if let Err(error) = endpoints::lead(engine, container).await {
+            tracing::warn!(container = container.id, "change its default route: {}", error.message);
+        }
     }
     Ok(())
 }
@@ -227,5 +244,8 @@ pub(crate) async fn mend(engine: &Engine, container: &Container) {
         if let Err(error) = sandbox.disconnect(&engine.node.host, &extra.network).await {
             tracing::warn!(container = container.id, "leave a network: {error}");
         }
+    }
+    if let Err(error) = endpoints::lead(engine, container).await {
+        tracing::warn!(container = container.id, "change its default route: {}", error.message);
     }
 }

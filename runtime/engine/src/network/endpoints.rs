@@ -7,7 +7,7 @@ use berth_node::network::Bridge;
 use super::{Driver, Network, object::Wish};
 use crate::{
     api::create::EndpointSettings,
-    container::record::Record,
+    container::{object::Container, record::Record},
     engine::Engine,
     http::error::{Failure, Result},
 };
@@ -93,6 +93,19 @@ fn default_route(networks: &[(Arc<Network>, EndpointSettings)]) -> Option<usize>
         (-settings.gw_priority.unwrap_or_default(), network.name.clone())
     });
     best.map(|(index, _)| index)
+}
+
+/// Lets the default route of a container that runs, and its ports, lead to the network that its record
+/// has for it.
+///
+/// # Errors
+/// A port of the host is another's by now, or what the kernel says.
+pub(super) async fn lead(engine: &Engine, container: &Container) -> Result<()> {
+    let wanted = bridges(engine, &container.record())?;
+    let leading = wanted.iter().find(|bridge| bridge.is_default);
+    let sandbox = engine.node.sandboxes.find(&container.id)?;
+    let network = leading.map(|bridge| bridge.network.as_str());
+    Ok(sandbox.lead(&engine.node.host, network).await?)
 }
 
 /// The MAC address that is asked for.

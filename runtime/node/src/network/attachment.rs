@@ -5,14 +5,14 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
 };
 
 use anyhow::Context;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use berth_base::{blocking::blocking, layout::Layout};
-use berth_cni::{ConfList, Success};
+use berth_cni::{ConfList, Route, Success};
 use berth_shim::record::{self, Found};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -67,6 +67,28 @@ impl Attachment {
             capability_args,
             ..Self::unknown(network, &pod.key())
         }
+    }
+
+    /// The same, once the pod's default route leads to this network, or no longer does.
+    ///
+    /// # Errors
+    /// An annotation of the pod's is wrong.
+    pub(super) fn routed(
+        &self,
+        network: &Network,
+        pod: &Pod,
+        is_default: bool,
+    ) -> anyhow::Result<Self> {
+        let mut result = self.result.clone();
+        if let Some(result) = &mut result {
+            // CHECK compares these.
+            result.routes.retain(|route| route.dst.prefix_len() != 0);
+            let gateways = result.ips.iter().filter_map(|ip| ip.gateway).filter(|_| is_default);
+            let routes: Vec<Route> = gateways.map(default_route).collect();
+            result.routes.extend(routes);
+        }
+        let capability_args = pod.capabilities(&[])?;
+        Ok(Self { result, leaves: self.leaves, ..Self::new(network, pod, capability_args) })
     }
 
     /// One whose file says nothing, so that only its name is known.
@@ -131,6 +153,20 @@ impl Attachment {
         // Stable, so that several addresses of a family stay in the order of the plugin.
         addresses.sort_by_key(|address| !address.is_ipv4());
         addresses
+    }
+}
+
+fn default_route(gateway: IpAddr) -> Route {
+    let any: IpAddr = match gateway {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    Route {
+        dst: IpNet::new_assert(any, 0),
+        gw: Some(gateway),
+        priority: None,
+        table: None,
+        others: Default::default(),
     }
 }
 

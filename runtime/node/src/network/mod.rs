@@ -19,6 +19,7 @@ mod gc_lock;
 mod health;
 mod key;
 mod make_bridge;
+mod lead;
 mod plugin;
 mod template;
 

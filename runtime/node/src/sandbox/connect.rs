@@ -69,4 +69,40 @@ impl Sandbox {
         snapshot.addresses.retain(|address| !gone.contains(address));
         Ok(())
     }
+
+    /// Lets its default route, and the ports of the host, lead to one of its bridges in the place of
+    /// the one before, while it runs; `None` for to none of them.
+    ///
+    /// # Errors
+    /// It is not ready, it is on no such bridge, or what the plugin says: a port may be another's by
+    /// now. Then they lead nowhere, and this can be called again.
+    pub async fn lead(&self, host: &Host, network: Option<&str>) -> Result<()> {
+        let _busy = self.busy.lock().await;
+        let mut bridges = self.bridges();
+        let before = bridges.iter().find(|bridge| bridge.is_default);
+        if before.map(|bridge| bridge.network.as_str()) == network {
+            return Ok(());
+        }
+        if self.state() != State::Ready {
+            return Err(Error::precondition("the sandbox is not ready"));
+        }
+        // On record as leading nowhere meanwhile: after a crash all of it is done again.
+        for bridge in &mut bridges {
+            bridge.is_default = false;
+        }
+        self.write(&host.layout, &self.sizes(), &bridges)?;
+        self.snapshot().bridges.clone_from(&bridges);
+        let leads = |bridge: &Bridge| Some(bridge.network.as_str()) == network;
+        // The kernel keeps one default route, so that the others go first.
+        for is_default in [false, true] {
+            for bridge in bridges.iter_mut().filter(|bridge| leads(bridge) == is_default) {
+                bridge.is_default = is_default;
+                let pod = self.meta.pod(Some(bridge)).context("the sandbox has no network")?;
+                host.networks.route(&pod, bridge).await?;
+            }
+        }
+        self.write(&host.layout, &self.sizes(), &bridges)?;
+        self.snapshot().bridges = bridges;
+        Ok(())
+    }
 }
