@@ -18,8 +18,8 @@ mod gc;
 mod gc_lock;
 mod health;
 mod key;
-mod make_bridge;
 mod lead;
+mod make_bridge;
 mod plugin;
 mod template;
 
