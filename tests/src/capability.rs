@@ -17,7 +17,12 @@ use nix::{
     sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags},
 };
 
-use crate::{builds::OldBuild, engine::docker, image::i386_program, programs::faulty_programs};
+use crate::{
+    builds::OldBuild,
+    engine::{docker, docker_plugins},
+    image::i386_program,
+    programs::faulty_programs,
+};
 
 /// Something that a test needs and that not every machine has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +51,8 @@ pub enum Capability {
     Prometheus,
     /// The docker CLI.
     DockerCli,
+    /// Its plugins compose and buildx (`hack/tools/build compose`).
+    DockerPlugins,
     /// A kernel that asks before a program is executed (fanotify(7)).
     ExecPermissions,
     /// The programs of `BERTH_FEATURES=faults hack/build`.
@@ -70,6 +77,7 @@ impl Capability {
             Self::Memory => "memory",
             Self::Prometheus => "prometheus",
             Self::DockerCli => "docker-cli",
+            Self::DockerPlugins => "docker-plugins",
             Self::ExecPermissions => "exec-permissions",
             Self::Faults => "faults",
             Self::OldBuilds => "old-builds",
@@ -137,6 +145,7 @@ fn probe(capability: Capability) -> io::Result<bool> {
         Capability::Memory => Ok(memory_kib()? >= 4 << 20),
         Capability::Prometheus => Ok(is_installed("prometheus")),
         Capability::DockerCli => Ok(docker().is_some()),
+        Capability::DockerPlugins => Ok(docker().is_some() && docker_plugins().is_some()),
         Capability::ExecPermissions => Ok(asks_before_exec()),
         Capability::Faults => Ok(faulty_programs().join("berthd").exists()),
         // The guest of hack/vm sees them too, but its one slow processor has enough to do.

@@ -1,7 +1,9 @@
 //! A client of the Docker Engine API: plain requests, and the real docker CLI.
 
 use std::{
+    fs,
     io::{Read, Write},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::Duration,
@@ -204,7 +206,32 @@ pub fn docker() -> Option<PathBuf> {
     std::iter::once(built).chain(on_path).find(|path| path.is_file())
 }
 
+/// The directory with compose, buildx and BuildKit, if they are built.
+pub fn docker_plugins() -> Option<PathBuf> {
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/compose");
+    built.canonicalize().ok().filter(|built| built.join("stamp").is_file())
+}
+
 impl Machine {
+    /// The docker CLI with the plugins compose and buildx, to be run.
+    ///
+    /// # Panics
+    /// They are not built.
+    pub fn docker_with_plugins(&self, arguments: &[&str]) -> Command {
+        let plugins = docker_plugins().expect("hack/tools/build compose");
+        let config = self.path("docker-config");
+        let links = config.join("cli-plugins");
+        if !links.exists() {
+            fs::create_dir_all(&links).expect("make the directory of plugins");
+            for name in ["docker-compose", "docker-buildx"] {
+                symlink(plugins.join(name), links.join(name)).expect("link a plugin");
+            }
+        }
+        let mut command = self.docker_command(arguments);
+        command.env("DOCKER_CONFIG", config);
+        command
+    }
+
     /// Runs the docker CLI with these arguments against the machine's engine.
     ///
     /// # Panics

@@ -37,7 +37,7 @@ pub use daemon::Daemon;
 pub use damage::Damage;
 pub use disk::{Disk, Format, Loss, Random, images_are_synced};
 pub use dockerd::{Dockerd, docker_tools};
-pub use engine::Engine;
+pub use engine::{Engine, docker_plugins};
 pub use finish::finish;
 pub use image::{Entry, Image, Layer, busybox, digest, gzip, i386_program, socket_program};
 pub use machine::{Machine, upstream_network};

@@ -229,7 +229,8 @@ impl Machine {
         );
         let rules = self.output("nft", &["list", "ruleset"]);
         // The elements for whole networks stay for the next pod. All others are of a single pod.
-        let of_network = ["{ 10.88.0.0/16", "172.17.0.0/16", "\"berth0\"", "\"docker0\""];
+        let of_network =
+            ["{ 10.88.0.0/16", "172.17.0.0/16", "{ 127.0.0.0/8 }", "\"berth0\"", "\"docker0\""];
         let single = |line: &&str| {
             line.contains("elements") && !of_network.iter().any(|network| line.contains(network))
         };

@@ -7,6 +7,7 @@ mod build_steps;
 mod changes;
 mod churn;
 mod commit;
+mod compose;
 mod copy;
 mod damage;
 mod default_route;

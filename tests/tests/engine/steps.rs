@@ -24,6 +24,10 @@ enum Verb {
     Import,
     Load,
     Push,
+    MakeNetwork,
+    RemoveNetwork,
+    Connect,
+    Disconnect,
 }
 
 /// The verbs that come to a step of the daemon; those of the node's steps that a run comes to as
@@ -49,6 +53,10 @@ fn verbs_of(step: &str) -> &'static [Verb] {
         ("pull_image", "index") => &[Verb::Commit, Verb::Import, Verb::Load],
         ("pull_image", "layer" | "commit" | "add" | "forget") => &[Verb::Load],
         ("push_image", _) => &[Verb::Push],
+        ("docker_network", "record" | "bridge") => &[Verb::MakeNetwork],
+        ("docker_network", "unbridge" | "forget") => &[Verb::RemoveNetwork],
+        ("docker_network", "connect" | "connected") => &[Verb::Connect],
+        ("docker_network", _) => &[Verb::Disconnect],
         // All is done, and the answer is lost.
         ("docker_rpc", _) => &[Verb::Create, Verb::Start, Verb::Stop, Verb::Remove],
         _ => &[],
@@ -96,14 +104,23 @@ impl Node {
             }
             _ => {}
         }
-        if matches!(verb, Verb::Import | Verb::Load) {
+        if matches!(verb, Verb::Import | Verb::Load | Verb::MakeNetwork) {
+            return;
+        }
+        if matches!(verb, Verb::RemoveNetwork | Verb::Connect | Verb::Disconnect) {
+            assert_eq!(self.ask(Verb::MakeNetwork).await.unwrap().0, 201);
+        }
+        if verb == Verb::RemoveNetwork {
             return;
         }
         if verb != Verb::Create {
             assert_eq!(self.ask(Verb::Create).await.unwrap().0, 201);
         }
-        if matches!(verb, Verb::Stop | Verb::Commit) {
+        if matches!(verb, Verb::Stop | Verb::Commit | Verb::Connect | Verb::Disconnect) {
             assert_eq!(self.ask(Verb::Start).await.unwrap().0, 204);
+        }
+        if verb == Verb::Disconnect {
+            assert_eq!(self.ask(Verb::Connect).await.unwrap().0, 200);
         }
     }
 
@@ -128,6 +145,7 @@ impl Node {
         let body = json!({ "Image": self.image, "Cmd": command, "Volumes": { "/etc": {} } });
         let tag = format!("/images/{}/tag?repo=other", self.image);
         let push = format!("/images/{}/push", self.pushed());
+        let main = json!({ "Container": "main" });
         let (method, path, body) = match verb {
             Verb::Create => ("POST", "/containers/create?name=main", Some(body)),
             Verb::Start => ("POST", "/containers/main/start", None),
@@ -148,6 +166,10 @@ impl Node {
                 return self.engine.send_tar("/images/load?quiet=1", archive()).await.ok();
             }
             Verb::Push => ("POST", push.as_str(), None),
+            Verb::MakeNetwork => ("POST", "/networks/create", Some(json!({ "Name": "net1" }))),
+            Verb::RemoveNetwork => ("DELETE", "/networks/net1", None),
+            Verb::Connect => ("POST", "/networks/net1/connect", Some(main)),
+            Verb::Disconnect => ("POST", "/networks/net1/disconnect", Some(main)),
         };
         self.engine.try_request(method, path, body).await.ok()
     }
@@ -161,6 +183,11 @@ impl Node {
             Verb::Remove => [204, 404],
             Verb::Tag | Verb::Commit => [201, 201],
             Verb::Push => [200, 200],
+            Verb::MakeNetwork => [201, 409],
+            Verb::RemoveNetwork => [204, 404],
+            // dockerd has these codes for what is done already.
+            Verb::Connect => [200, 403],
+            Verb::Disconnect => [200, 500],
             Verb::Untag | Verb::RemoveImage => [200, 404],
             Verb::Import | Verb::Load => [200, 200],
         };
@@ -173,12 +200,20 @@ impl Node {
             Verb::Tag | Verb::Untag => "/images/other/json",
             Verb::RemoveImage => "/images/doomed/json",
             Verb::Commit | Verb::Import | Verb::Load => "/images/made/json",
+            Verb::MakeNetwork | Verb::RemoveNetwork => "/networks/net1",
             _ => "/containers/main/json",
         };
         let (status, seen) = self.engine.request("GET", path, None).await;
         let expected = match verb {
             Verb::Create => "created",
             Verb::Start => "running",
+            Verb::MakeNetwork => return assert_eq!(status, 200, "{step}: {seen}"),
+            Verb::Connect | Verb::Disconnect => {
+                let networks = seen["NetworkSettings"]["Networks"].as_object().unwrap();
+                let address = networks.get("net1").map(|it| it["IPAddress"].as_str().unwrap());
+                let is_on = address.is_some_and(|address| !address.is_empty());
+                return assert_eq!(is_on, verb == Verb::Connect, "{step}: {seen}");
+            }
             Verb::Stop => "exited",
             Verb::Tag | Verb::Import | Verb::Load => {
                 return assert_eq!(status, 200, "{step}: {seen}");
@@ -188,7 +223,7 @@ impl Node {
                 let state = self.engine.inspect("main").await["State"]["Status"].clone();
                 return assert_eq!(state, "running", "{step}: it stays paused");
             }
-            Verb::Remove | Verb::Untag | Verb::RemoveImage | Verb::Push => {
+            Verb::Remove | Verb::Untag | Verb::RemoveImage | Verb::Push | Verb::RemoveNetwork => {
                 return assert_eq!(status, 404, "{step}: {seen}");
             }
         };
@@ -204,6 +239,7 @@ impl Node {
         for container in self.engine.get("/containers/json?all=1").await.as_array().unwrap() {
             self.engine.remove(container["Id"].as_str().unwrap()).await;
         }
+        self.engine.request("DELETE", "/networks/net1", None).await;
         self.engine.request("DELETE", "/images/other", None).await;
         let pushed = format!("/images/{}", self.pushed());
         self.engine.request("DELETE", &pushed, None).await;
@@ -213,7 +249,7 @@ impl Node {
         let images = self.engine.get("/images/json?all=1").await;
         assert_eq!(images.as_array().unwrap().len(), 1, "{step}: {images}");
         self.machine.assert_clean().await;
-        for directory in ["root/engine/containers", "root/volumes"] {
+        for directory in ["root/engine/containers", "root/engine/networks", "root/volumes"] {
             let left = fs::read_dir(self.machine.path(directory)).unwrap().flatten();
             let left: Vec<_> = left.collect();
             assert!(left.is_empty(), "{step}: {left:?}");

@@ -101,15 +101,23 @@ pub(crate) async fn disconnect(
              mode",
         ));
     }
-    let Some(key) = key(engine, &record, network) else {
+    let key = key(engine, &record, network);
+    let live = container.state().is_running();
+    // The interface may be what is left of an attempt that failed.
+    let has_interface = live
+        && engine
+            .node
+            .sandboxes
+            .find(&container.id)
+            .is_ok_and(|sandbox| sandbox.bridges().iter().any(|it| it.network == network.id));
+    if key.is_none() && !has_interface {
         return Err(failed(format!(
             "container {} is not connected to network {}",
             container.id, network.name
         )));
-    };
+    }
     observe::before(docker_network::DISCONNECT)?;
-    let live = container.state().is_running();
-    leave(engine, network, container, &key).await?;
+    leave(engine, network, container, &key.unwrap_or_default()).await?;
     if live {
         engine.publish_endpoint(container, network, "disconnect");
         names::refresh(engine);
@@ -235,13 +243,20 @@ pub(crate) fn check_settings(network: &Network, settings: &EndpointSettings) -> 
 /// one less.
 pub(crate) async fn mend(engine: &Engine, container: &Container) {
     let Ok(sandbox) = engine.node.sandboxes.find(&container.id) else { return };
-    let Ok(wanted) = endpoints::bridges(engine, &container.record()) else { return };
-    for extra in sandbox.bridges() {
-        let has_interface = sandbox.endpoints().iter().any(|it| it.network == extra.network);
-        if has_interface && wanted.iter().any(|it| it.network == extra.network) {
+    let record = container.record();
+    let wanted: Vec<String> = endpoints::wanted(&record)
+        .iter()
+        .filter_map(|wanted| engine.networks.find(&wanted.name).ok())
+        .map(|network| network.id.clone())
+        .collect();
+    for bridge in sandbox.bridges() {
+        let has_interface = sandbox.endpoints().iter().any(|it| it.network == bridge.network);
+        // One whose record is lost is nothing that the container has left.
+        let is_known = engine.networks.find(&bridge.network).is_ok();
+        if has_interface && (!is_known || wanted.contains(&bridge.network)) {
             continue;
         }
-        if let Err(error) = sandbox.disconnect(&engine.node.host, &extra.network).await {
+        if let Err(error) = sandbox.disconnect(&engine.node.host, &bridge.network).await {
             tracing::warn!(container = container.id, "leave a network: {error}");
         }
     }

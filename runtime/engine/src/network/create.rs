@@ -1,8 +1,10 @@
 //! The making of a network: what a request may ask for, in dockerd's words, and the subnets it gets.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, fs, net::IpAddr};
 
+use anyhow::Context;
 use berth_base::{
+    blocking::blocking,
     clock::now,
     id,
     observe::{self, steps::docker_network},
@@ -114,6 +116,7 @@ impl Engine {
             created_at: now(),
             driver: Driver::Bridge,
             pools: allocate(&request, asked, &all)?,
+            subnet: None,
             custom: Some(Custom {
                 internal: request.internal,
                 attachable: request.attachable,
@@ -131,6 +134,12 @@ impl Engine {
             return Err(forbidden(format!(
                 "conflicts with network {} ({}): networks have same bridge name",
                 other.id, other.name
+            )));
+        }
+        // Its removal deletes the bridge, which must be nobody else's.
+        if is_interface(&interface)? {
+            return Err(forbidden(format!(
+                "the interface {interface} exists already, and a network makes a bridge of its own"
             )));
         }
         let id = network.id.clone();
@@ -152,6 +161,13 @@ impl Engine {
         self.publish_of_network(&network, "create", Map::new());
         Ok(id)
     }
+}
+
+/// Whether this machine has an interface of this name.
+fn is_interface(name: &str) -> anyhow::Result<bool> {
+    let text = blocking(|| fs::read_to_string("/proc/net/dev")).context("read the interfaces")?;
+    let mut names = text.lines().filter_map(|line| Some(line.split_once(':')?.0.trim()));
+    Ok(names.any(|it| it == name))
 }
 
 fn check_driver(request: &Request) -> Result<()> {
@@ -323,7 +339,10 @@ fn check_options(request: &Request) -> Result<()> {
         let is_good = match short {
             "bridge.enable_icc" | "bridge.enable_ip_masquerade" => parse_bool(value).is_some(),
             "driver.mtu" => value.parse::<u32>().is_ok(),
-            "bridge.host_binding_ipv4" => value.parse::<std::net::Ipv4Addr>().is_ok(),
+            // Ports are published on all addresses of the host, unless the port itself says else.
+            "bridge.host_binding_ipv4" if value != "0.0.0.0" => {
+                return Err(unserved(&format!("networks with {key}={value}")));
+            }
             // The kernel's IFNAMSIZ.
             "bridge.name" => value.len() < 16 && !value.contains(['/', ' ']),
             _ => true,

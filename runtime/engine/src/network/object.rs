@@ -39,6 +39,9 @@ pub(crate) struct Network {
     /// Of a bridge.
     #[serde(default)]
     pub pools: Vec<Pool>,
+    /// The only pool, as builds before 0.2 have written it.
+    #[serde(default, skip_serializing)]
+    pub subnet: Option<IpNet>,
     /// Of one that a user has made.
     #[serde(default)]
     pub custom: Option<Custom>,

@@ -110,7 +110,9 @@ impl Networks {
 
     /// Puts one back that could not be removed.
     pub(super) fn reopen(&self, network: Arc<Network>) {
-        lock(&self.inner).all.push(network);
+        let mut inner = lock(&self.inner);
+        inner.all.push(network);
+        inner.all.sort_by_key(|network| (network.is_custom(), network.created_at));
     }
 
     /// Adds one, which is on record once this has returned.
@@ -206,7 +208,7 @@ fn predefined(root: &Path, custom: &[Network]) -> anyhow::Result<Vec<Network>> {
     let taken = pools::taken(custom);
     for network in networks.iter_mut().filter(|network| network.driver == Driver::Bridge) {
         let routes = pools::routes().context("read the routes of this machine")?;
-        let before = network.pools.first().map(|pool| pool.subnet);
+        let before = network.pools.first().map(|pool| pool.subnet).or(network.subnet.take());
         let chosen = pools::choose(before, BRIDGE, &routes, &taken)?;
         network.pools = vec![Pool::new(chosen.trunc(), chosen.addr())];
     }
@@ -228,6 +230,7 @@ fn made(name: &str, driver: Driver) -> Network {
         created_at: now(),
         driver,
         pools: Vec::new(),
+        subnet: None,
         custom: None,
     }
 }

@@ -25,21 +25,14 @@ impl Engine {
             ));
         }
         let _changing = self.networks.changing.lock().await;
-        let members = self.members(network);
-        let members: Vec<String> = members
-            .iter()
-            .map(|member| format!("name:{:?} id:{:?}", member.name, &member.endpoint_id[..12]))
-            .collect();
         // A container may come to it at this moment.
-        if !members.is_empty() || !self.networks.close(network) {
-            return Err(Failure::new(
-                StatusCode::FORBIDDEN,
-                format!(
-                    "error while removing network: network {} has active endpoints ({})",
-                    network.name,
-                    members.join(" ")
-                ),
-            ));
+        if !self.members(network).is_empty() || !self.networks.close(network) {
+            return Err(self.in_use(network));
+        }
+        // One may have come before it was closed.
+        if !self.members(network).is_empty() {
+            self.networks.reopen(network.clone());
+            return Err(self.in_use(network));
         }
         let removed = async {
             observe::before(docker_network::UNBRIDGE)?;
@@ -54,5 +47,20 @@ impl Engine {
         }
         self.publish_of_network(network, "destroy", Map::new());
         Ok(())
+    }
+
+    fn in_use(&self, network: &Network) -> Failure {
+        let members = self.members(network).into_iter();
+        let members: Vec<String> = members
+            .map(|member| format!("name:{:?} id:{:?}", member.name, &member.endpoint_id[..12]))
+            .collect();
+        Failure::new(
+            StatusCode::FORBIDDEN,
+            format!(
+                "error while removing network: network {} has active endpoints ({})",
+                network.name,
+                members.join(" ")
+            ),
+        )
     }
 }

@@ -90,7 +90,7 @@ pub(super) fn steps(program: &str) -> Vec<(String, Verb)> {
     let names = faults::steps(program);
     // What is docker's is walked by the engine's tests.
     let is_dockers = |step: &String| {
-        ["docker_", "name_image.", "push_image.", "write_"]
+        ["docker_", "name_image.", "push_image.", "write_", "up.", "down.", "lead.", "yield."]
             .iter()
             .any(|operation| step.starts_with(operation))
     };
