@@ -1,6 +1,10 @@
 //! The making of a network: what a request may ask for, in dockerd's words, and the subnets it gets.
 
-use std::{collections::BTreeMap, fs, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use anyhow::Context;
 use berth_base::{
@@ -132,8 +136,9 @@ impl Engine {
             all.iter().find(|it| it.driver == Driver::Bridge && it.interface() == interface)
         {
             return Err(forbidden(format!(
-                "conflicts with network {} ({}): networks have same bridge name",
-                other.id, other.name
+                "cannot create network {} ({interface}): conflicts with network {} ({interface}): \
+                 networks have same bridge name",
+                network.id, other.id
             )));
         }
         // Its removal deletes the bridge, which must be nobody else's.
@@ -335,20 +340,29 @@ fn check_options(request: &Request) -> Result<()> {
         return Err(unserved("networks without IPv4"));
     }
     for (key, value) in request.options.iter().flatten() {
-        let short = key.strip_prefix("com.docker.network.").unwrap_or_default();
-        let is_good = match short {
-            "bridge.enable_icc" | "bridge.enable_ip_masquerade" => parse_bool(value).is_some(),
-            "driver.mtu" => value.parse::<u32>().is_ok(),
+        let unparsed = |why: &str| {
+            Failure::bad_request(format!("failed to parse {key} value: {value} ({why})"))
+        };
+        let syntax = |go: &str| unparsed(&format!("{go}: parsing {value:?}: invalid syntax"));
+        match key.strip_prefix("com.docker.network.").unwrap_or_default() {
+            "bridge.enable_icc" | "bridge.enable_ip_masquerade" => {
+                parse_bool(value).ok_or_else(|| syntax("strconv.ParseBool"))?;
+            }
+            "driver.mtu" => {
+                value.parse::<u32>().map_err(|_| syntax("strconv.Atoi"))?;
+            }
             // Ports are published on all addresses of the host, unless the port itself says else.
             "bridge.host_binding_ipv4" if value != "0.0.0.0" => {
+                value.parse::<Ipv4Addr>().map_err(|_| unparsed("nil ip"))?;
                 return Err(unserved(&format!("networks with {key}={value}")));
             }
             // The kernel's IFNAMSIZ.
-            "bridge.name" => value.len() < 16 && !value.contains(['/', ' ']),
-            _ => true,
-        };
-        if !is_good {
-            return Err(Failure::bad_request(format!("invalid value {value:?} of option {key}")));
+            "bridge.name" if value.len() > 15 || value.contains(['/', ' ']) => {
+                let text =
+                    format!("{value:?} is no name of an interface, which has up to 15 bytes");
+                return Err(Failure::bad_request(text));
+            }
+            _ => {}
         }
     }
     Ok(())
