@@ -134,8 +134,10 @@ pub(crate) fn names(record: &Record, settings: &EndpointSettings) -> Vec<String>
     let mut names = vec![record.name.clone()];
     let hostname = Some(&record.config.hostname).filter(|name| !name.is_empty());
     let short = record.id[..12].to_owned();
+    // Names are words of a line of /etc/hosts.
+    let is_word = |name: &str| !name.contains(|c: char| c.is_whitespace() || c.is_control());
     for name in settings.aliases.iter().flatten().chain([&short]).chain(hostname) {
-        if !names.contains(name) {
+        if !names.contains(name) && is_word(name) {
             names.push(name.clone());
         }
     }

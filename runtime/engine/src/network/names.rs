@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     fs::{self, File},
-    io::{self, Write},
+    io::{self, Read, Write},
     path::Path,
     sync::{Arc, PoisonError},
 };
@@ -16,10 +16,12 @@ use berth_node::{
     sandbox::Sandbox,
 };
 
-use super::endpoints;
+use super::{Driver, endpoints};
 use crate::{container::object::Container, engine::Engine};
 
 const BEGIN: &str = "# Containers on the same networks, kept by the engine:\n";
+/// Bytes of a file that is looked at.
+const MOST: u64 = 1 << 20;
 const END: &str = "# End of containers.\n";
 
 /// A container that runs on a network.
@@ -29,7 +31,8 @@ pub(crate) struct Member {
     pub name: String,
     /// 64 hexadecimal digits.
     pub endpoint_id: String,
-    pub endpoint: Endpoint,
+    /// None on the network of the host, and on `none`.
+    pub endpoint: Option<Endpoint>,
     /// The names by which others on the network find it, its own first.
     pub names: Vec<String>,
 }
@@ -86,7 +89,8 @@ pub(super) fn lines(engine: &Engine, bridges: &[Bridge]) -> Vec<String> {
 fn section<'a>(members: impl Iterator<Item = &'a Member>) -> String {
     let mut text = String::new();
     for member in members {
-        for (address, _) in [member.endpoint.ipv4, member.endpoint.ipv6].into_iter().flatten() {
+        let endpoint = member.endpoint.iter();
+        for (address, _) in endpoint.flat_map(|it| [it.ipv4, it.ipv6]).flatten() {
             // To write to a string cannot fail.
             let _ = writeln!(text, "{}\t{}", address.addr(), member.names.join(" "));
         }
@@ -100,7 +104,14 @@ fn section<'a>(members: impl Iterator<Item = &'a Member>) -> String {
 /// Puts the section in the place of an earlier one, and leaves what else is in the file: a container
 /// may write to it. The same file, since the container has it mounted.
 fn replace(path: &Path, section: &str) -> io::Result<()> {
-    let before = fs::read(path)?;
+    // The file is as large as a container likes.
+    if fs::metadata(path)?.len() > MOST {
+        let text =
+            format!("a container has made it larger than {MOST} bytes: names are not kept in it");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+    }
+    let mut before = Vec::new();
+    File::open(path)?.take(MOST).read_to_end(&mut before)?;
     let text = String::from_utf8_lossy(&before);
     let after = with_section(&text, section);
     if after == text {
@@ -128,19 +139,23 @@ impl Engine {
     pub(crate) fn members(&self, network: &super::Network) -> Vec<Member> {
         let member = |container: Arc<Container>| {
             let sandbox = self.node.sandboxes.find(&container.id).ok()?;
-            let endpoints = sandbox.endpoints();
-            let endpoint = endpoints.into_iter().find(|it| it.network == network.id)?;
+            let endpoint = sandbox.endpoints().into_iter().find(|it| it.network == network.id);
             let record = container.record();
-            let settings = endpoints::wanted(&record)
+            let wanted = endpoints::wanted(&record)
                 .into_iter()
-                .find(|one| self.networks.find(&one.name).is_ok_and(|it| it.id == network.id))
-                .map(|one| one.settings)
-                .unwrap_or_default();
-            Some(Member {
+                .find(|one| self.networks.find(&one.name).is_ok_and(|it| it.id == network.id));
+            // A bridge that the record does not name any more may still have its interface.
+            let is_on = match network.driver {
+                Driver::Bridge => endpoint.is_some(),
+                Driver::Host | Driver::Null => wanted.is_some() && container.state().is_running(),
+            };
+            let interface = endpoint.as_ref().map_or("", |endpoint| &endpoint.interface);
+            let endpoint_id = endpoint_id(&sandbox, interface);
+            is_on.then(|| Member {
                 id: container.id.clone(),
                 name: record.name.clone(),
-                endpoint_id: endpoint_id(&sandbox, &endpoint.interface),
-                names: endpoints::names(&record, &settings),
+                endpoint_id,
+                names: endpoints::names(&record, &wanted.map(|it| it.settings).unwrap_or_default()),
                 endpoint,
             })
         };

@@ -62,12 +62,13 @@ fn containers(engine: &Engine, network: &Network) -> Map<String, Value> {
         let address = |address: Option<(ipnet::IpNet, _)>| {
             address.map(|(address, _)| address.to_string()).unwrap_or_default()
         };
+        let endpoint = member.endpoint.as_ref();
         let value = json!({
             "Name": member.name,
             "EndpointID": member.endpoint_id,
-            "MacAddress": member.endpoint.mac,
-            "IPv4Address": address(member.endpoint.ipv4),
-            "IPv6Address": address(member.endpoint.ipv6),
+            "MacAddress": endpoint.map(|it| it.mac.as_str()).unwrap_or_default(),
+            "IPv4Address": address(endpoint.and_then(|it| it.ipv4)),
+            "IPv6Address": address(endpoint.and_then(|it| it.ipv6)),
         });
         (member.id, value)
     });
