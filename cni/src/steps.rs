@@ -1,6 +1,6 @@
-//! The steps of ADD and DEL, and of networks that come and go. Between two of them the disk or the kernel differs, so a plugin that
-//! is killed leaves one state for each. With the feature `faults`, tests kill, stop, delay or fail
-//! it there; without, all of this compiles to nothing.
+//! The steps of ADD and DEL, and of networks that come and go. Between two of them the disk or the
+//! kernel differs, so a plugin that is killed leaves one state for each. With the feature `faults`,
+//! tests kill, stop, delay or fail it there; without, all of this compiles to nothing.
 
 use berth_cni::Error;
 

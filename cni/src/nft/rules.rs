@@ -16,8 +16,8 @@
 //! }
 //! ```
 //!
-//! A network is one element, which its first pod adds and which goes with a network of the engine. A port of the host is one
-//! element, whose comment says which pod it belongs to.
+//! A network is one element, which its first pod adds; that of a network of the engine goes with it,
+//! those of pods stay. A port of the host is one element, whose comment says which pod it belongs to.
 
 use std::net::IpAddr;
 

@@ -239,8 +239,8 @@ pub(crate) fn check_settings(network: &Network, settings: &EndpointSettings) -> 
     }
 }
 
-/// Makes the interfaces of a run those of its record: a daemon that was killed may have left one more, or
-/// one less.
+/// Takes a run from networks that its record does not name: a daemon that was killed may have left it on
+/// one. No interface is ever missing, since a connection is on record only once it is made.
 pub(crate) async fn mend(engine: &Engine, container: &Container) {
     let Ok(sandbox) = engine.node.sandboxes.find(&container.id) else { return };
     let record = container.record();

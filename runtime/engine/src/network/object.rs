@@ -39,7 +39,7 @@ pub(crate) struct Network {
     /// Of a bridge.
     #[serde(default)]
     pub pools: Vec<Pool>,
-    /// The only pool, as builds before 0.2 have written it.
+    /// The only pool, as it was written before users could make networks.
     #[serde(default, skip_serializing)]
     pub subnet: Option<IpNet>,
     /// Of one that a user has made.
@@ -70,7 +70,7 @@ pub(crate) struct Custom {
     pub ipv6: bool,
     pub options: BTreeMap<String, String>,
     pub labels: BTreeMap<String, String>,
-    /// `Driver` and `Options` of its IPAM, as inspect gives them back.
+    /// The options of its IPAM, which inspect gives back.
     pub ipam_options: Option<BTreeMap<String, String>>,
 }
 

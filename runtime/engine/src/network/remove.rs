@@ -1,4 +1,4 @@
-//! The end of networks: one by one, or all that nobody uses.
+//! The end of a network.
 
 use std::sync::Arc;
 

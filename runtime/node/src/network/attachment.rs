@@ -1,6 +1,6 @@
 //! What is kept of an attachment, from before the first plugin runs until the last DEL has
-//! succeeded: one file for each interface of a pod, in the form in which libcni caches its results, so that CNI's
-//! tools can read it too.
+//! succeeded: one file for each interface of a pod, in the form in which libcni caches its results,
+//! so that CNI's tools can read it too.
 
 use std::{
     collections::BTreeMap,
