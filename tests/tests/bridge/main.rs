@@ -6,5 +6,6 @@ mod addresses;
 mod check_gc;
 mod host;
 mod keys;
+mod networks;
 mod ports;
 mod vlan;
