@@ -8,7 +8,7 @@
 //!   map ports4, ports6         protocol . port            : address . port of a pod
 //!   map ports4_at, ports6_at   address . protocol . port  : the same, for one address of the host
 //!   chain prerouting           to an address of the host: jump hostports
-//!   chain output               the same, for what the host itself sends
+//!   chain output               the same, for what the host itself sends, but not to ::1
 //!   chain hostports            dnat to the pod that the maps name
 //!   chain postrouting          masquerade what leaves the pods' networks, and what must come back
 //!                              through the host to be translated back
@@ -19,7 +19,7 @@
 //! A network is one element, which its first pod adds; that of a network of the engine goes with it,
 //! those of pods stay. A port of the host is one element, whose comment says which pod it belongs to.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use berth_cni::{Error, code};
 use ipnet::IpNet;
@@ -253,8 +253,11 @@ fn chain(
 fn rules() -> Vec<(NfTablesMessage, u16)> {
     let to_ports =
         [expr::local_destination(), vec![expr::verdict(Verdict::Jump, Some("hostports"))]].concat();
-    let mut rules =
-        vec![rule(NODE, "prerouting", to_ports.clone()), rule(NODE, "output", to_ports)];
+    let mut rules = vec![
+        rule(NODE, "prerouting", to_ports.clone()),
+        rule(NODE, "output", to_own_loopback6()),
+        rule(NODE, "output", to_ports),
+    ];
     for family in FAMILIES {
         let v = family.version;
         // A port of one address before the same port of all addresses.
@@ -320,6 +323,19 @@ fn port_of_host(family: Family, at: bool) -> Vec<Expressions> {
     ]);
     expressions.push(expr::dnat(family, register(0), register(family.size)));
     expressions
+}
+
+/// `ip6 daddr ::1 return`: a connection to ::1 cannot leave the host, and there is no switch for it as
+/// for 127.0.0.1. Translated it would hang; as it is, it is refused, and clients that have resolved
+/// "localhost" try the other family.
+fn to_own_loopback6() -> Vec<Expressions> {
+    let family = FAMILIES[1];
+    let matched = vec![
+        expr::payload(expr::NETWORK_HEADER, family.destination, family.size, Register::Reg1),
+        expr::compare(Operator::Equal, Ipv6Addr::LOCALHOST.octets().to_vec()),
+        expr::verdict(Verdict::Return, None),
+    ];
+    [expr::of(family), matched].concat()
 }
 
 /// `iifname != "lo" ip saddr 127.0.0.0/8 drop`: with route_localnet on the bridge, pods and whoever

@@ -2,8 +2,8 @@
 //! elements only.
 
 use std::{
-    io::Write,
-    net::{TcpListener, UdpSocket},
+    io::{ErrorKind, Write},
+    net::{TcpListener, TcpStream, UdpSocket},
     process::Stdio,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -76,6 +76,9 @@ fn ports_of_the_host_lead_to_a_pod_from_everywhere() {
         "",
         "a mapping of one address is of that one only"
     );
+    // The kernel cannot pass it on; a client that tries ::1 before 127.0.0.1 must not have to wait.
+    let refused = host.machine.in_network(|| TcpStream::connect("[::1]:8080").unwrap_err().kind());
+    assert_eq!(refused, ErrorKind::ConnectionRefused);
     assert!(host.rules().contains("sctp . 8083"), "{}", host.rules());
     assert_eq!(host.call("CHECK", "one", &mapped), Ok(Value::Null));
     // This DEL gets neither the mappings nor the result of ADD.

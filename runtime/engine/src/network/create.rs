@@ -1,10 +1,6 @@
 //! The making of a network: what a request may ask for, in dockerd's words, and the subnets it gets.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{collections::BTreeMap, fs, net::IpAddr};
 
 use anyhow::Context;
 use berth_base::{
@@ -113,18 +109,20 @@ impl Engine {
             )));
         }
         check_driver(&request)?;
-        let asked = pools_of(&request)?;
+        let (has_ipv4, has_ipv6) = families(&request)?;
+        let asked = pools_of(&request, has_ipv4, has_ipv6)?;
         check_options(&request)?;
         let network = Network {
             id: id::random_hex(32),
             created_at: now(),
             driver: Driver::Bridge,
-            pools: allocate(&request, asked, &all)?,
+            pools: allocate(asked, has_ipv4, has_ipv6, &all)?,
             subnet: None,
             custom: Some(Custom {
                 internal: request.internal,
                 attachable: request.attachable,
-                ipv6: request.enable_ipv6.unwrap_or_default(),
+                ipv4: has_ipv4,
+                ipv6: has_ipv6,
                 options: request.options.unwrap_or_default(),
                 labels: request.labels.unwrap_or_default(),
                 ipam_options: request.ipam.and_then(|ipam| ipam.options),
@@ -201,11 +199,36 @@ fn check_driver(request: &Request) -> Result<()> {
     }
 }
 
-/// The subnets of a request.
+/// Whether a network has IPv4 and IPv6: by the request's own fields, else by its options, as files of
+/// compose have them.
+///
+/// # Errors
+/// 400 for an option that is neither true nor false, and for neither of the two.
+fn families(request: &Request) -> Result<(bool, bool)> {
+    let option = |key: &str| match request.options.iter().flatten().find(|(name, _)| *name == key) {
+        None => Ok(None),
+        Some((_, value)) => parse_bool(value).map(Some).ok_or_else(|| {
+            Failure::bad_request(format!("driver-opt \"{key}\" is not a valid bool"))
+        }),
+    };
+    let has = |field: Option<bool>, key, default| match field {
+        Some(given) => Ok(given),
+        None => option(key).map(|given| given.unwrap_or(default)),
+    };
+    match (
+        has(request.enable_ipv4, "com.docker.network.enable_ipv4", true)?,
+        has(request.enable_ipv6, "com.docker.network.enable_ipv6", false)?,
+    ) {
+        (false, false) => Err(Failure::bad_request("IPv4 or IPv6 must be enabled")),
+        both => Ok(both),
+    }
+}
+
+/// The subnets of a request, of the families that the network has.
 ///
 /// # Errors
 /// 400 with all that is wrong with them; 404 for the IPAM driver.
-fn pools_of(request: &Request) -> Result<Vec<Pool>> {
+fn pools_of(request: &Request, has_ipv4: bool, has_ipv6: bool) -> Result<Vec<Pool>> {
     let mut pools = Vec::new();
     let mut wrong = Vec::new();
     let configs = request.ipam.iter().flat_map(|ipam| ipam.config.iter().flatten());
@@ -215,7 +238,7 @@ fn pools_of(request: &Request) -> Result<Vec<Pool>> {
                 wrong.push(format!("invalid subnet {}: invalid CIDR block notation", config.subnet))
             }
             // As dockerd: what is not wanted is not looked at.
-            Ok(IpNet::V6(_)) if request.enable_ipv6 != Some(true) => {}
+            Ok(IpNet::V6(_)) if !has_ipv6 => {}
             Ok(subnet) => pools.extend(pool(config, subnet, &mut wrong)),
         }
     }
@@ -226,6 +249,7 @@ fn pools_of(request: &Request) -> Result<Vec<Pool>> {
     if !["", "default"].contains(&driver) {
         return Err(Failure::not_found(format!("plugin \"{driver}\" not found")));
     }
+    pools.retain(|pool| has_ipv4 || !pool.subnet.addr().is_ipv4());
     Ok(pools)
 }
 
@@ -336,9 +360,6 @@ fn first(range: IpNet, subnet: IpNet, auxiliary: &BTreeMap<String, IpAddr>) -> I
 
 /// Options whose values are looked at; others are kept, as by dockerd.
 fn check_options(request: &Request) -> Result<()> {
-    if request.enable_ipv4 == Some(false) {
-        return Err(unserved("networks without IPv4"));
-    }
     for (key, value) in request.options.iter().flatten() {
         let unparsed = |why: &str| {
             Failure::bad_request(format!("failed to parse {key} value: {value} ({why})"))
@@ -351,10 +372,8 @@ fn check_options(request: &Request) -> Result<()> {
             "driver.mtu" => {
                 value.parse::<u32>().map_err(|_| syntax("strconv.Atoi"))?;
             }
-            // Ports are published on all addresses of the host, unless the port itself says else.
-            "bridge.host_binding_ipv4" if value != "0.0.0.0" => {
-                value.parse::<Ipv4Addr>().map_err(|_| unparsed("nil ip"))?;
-                return Err(unserved(&format!("networks with {key}={value}")));
+            "bridge.host_binding_ipv4" => {
+                value.parse::<IpAddr>().map_err(|_| unparsed("nil ip"))?;
             }
             // The kernel's IFNAMSIZ.
             "bridge.name" if value.len() > 15 || value.contains(['/', ' ']) => {
@@ -368,11 +387,12 @@ fn check_options(request: &Request) -> Result<()> {
     Ok(())
 }
 
-/// The subnets that a network gets: those that were asked for, which must be nobody's, and one of the
-/// pools for IPv4.
+/// The subnets that a network gets: those that were asked for, which must be nobody's, and one for each
+/// of its families for which none was.
 fn allocate(
-    request: &Request,
     mut pools: Vec<Pool>,
+    wants_ipv4: bool,
+    wants_ipv6: bool,
     all: &[std::sync::Arc<Network>],
 ) -> Result<Vec<Pool>> {
     let others = || all.iter().flat_map(|network| &network.pools);
@@ -390,7 +410,7 @@ fn allocate(
             )));
         }
     }
-    if !pools.iter().any(|pool| pool.subnet.addr().is_ipv4()) {
+    if wants_ipv4 && !pools.iter().any(|pool| pool.subnet.addr().is_ipv4()) {
         let routes = pools::routes().map_err(|error| {
             Failure::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
@@ -401,7 +421,6 @@ fn allocate(
         let chosen = pools::choose(None, "", &routes, &taken)?;
         pools.insert(0, Pool::new(chosen.trunc(), chosen.addr()));
     }
-    let wants_ipv6 = request.enable_ipv6 == Some(true);
     if wants_ipv6 && !pools.iter().any(|pool| pool.subnet.addr().is_ipv6()) {
         pools.push(unique_local());
     }

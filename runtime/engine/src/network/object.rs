@@ -1,6 +1,10 @@
 //! A network: what was asked for, and the addresses that it has.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use berth_node::network::{Bridge, Subnet};
 use ipnet::IpNet;
@@ -67,11 +71,18 @@ pub(crate) struct Pool {
 pub(crate) struct Custom {
     pub internal: bool,
     pub attachable: bool,
+    #[serde(default = "yes")]
+    pub ipv4: bool,
     pub ipv6: bool,
     pub options: BTreeMap<String, String>,
     pub labels: BTreeMap<String, String>,
     /// The options of its IPAM, which inspect gives back.
     pub ipam_options: Option<BTreeMap<String, String>>,
+}
+
+/// Records from before networks without it say nothing of IPv4.
+fn yes() -> bool {
+    true
 }
 
 /// What a container wants of a bridge.
@@ -105,6 +116,12 @@ impl Network {
     /// The first gateway in IPv4, which is the host's address for containers.
     pub(crate) fn gateway(&self) -> Option<IpAddr> {
         self.pools.iter().map(|pool| pool.gateway).find(IpAddr::is_ipv4)
+    }
+
+    /// The address of the host at which ports are published that name none; `None` for all.
+    pub(crate) fn host_binding(&self) -> Option<IpAddr> {
+        let text = self.custom.as_ref()?.options.get("com.docker.network.bridge.host_binding_ipv4");
+        text?.parse().ok().filter(|address: &IpAddr| *address != Ipv4Addr::UNSPECIFIED)
     }
 
     /// The name of the interface.

@@ -1,7 +1,11 @@
 //! The network of a run: what its record asks for, and what other containers and the machine have
 //! at that moment.
 
-use std::{collections::BTreeSet, fs, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use berth_base::{blocking::blocking, id::SandboxId};
 use berth_node::{
@@ -101,9 +105,11 @@ pub(crate) fn plan(engine: &Engine, container: &Container) -> Result<Plan> {
         let ids = bridges.iter().map(|bridge| bridge.network.clone());
         plan._hold = Some(engine.networks.hold(ids).map_err(not_set_up)?);
         plan.names = names::lines(engine, &bridges);
-        plan.attached = Attached::Bridges(bridges);
         let wanted = mappings(&record)?;
-        let reserved = engine.ports.reserve(&container.id, &wanted);
+        wanted.iter().filter_map(|it| it.host_ip).try_for_each(|at| check_place(at, &bridges))?;
+        let at = published_at(engine, &bridges);
+        plan.attached = Attached::Bridges(bridges);
+        let reserved = engine.ports.reserve(&container.id, &wanted, &at);
         plan.ports = reserved.map_err(|why| unconnected(&record.name, &why))?;
     }
     Ok(plan)
@@ -246,19 +252,46 @@ pub(crate) fn exposed(record: &Record) -> BTreeSet<Port> {
 /// is exposed: the CLI and the SDKs expose what they bind.
 ///
 /// # Errors
-/// 400 in dockerd's words for what is no port, 501 for an IPv6 address of the host.
+/// 400 in dockerd's words for what is no port.
 pub(crate) fn mappings(record: &Record) -> Result<Vec<Mapping>> {
     let host = &record.host_config;
-    let mappings =
-        crate::ports::mappings(&bindings(host), &exposed(record), host.publish_all_ports)?;
-    // The bridge has no such addresses, and there is no program that would pass connections on.
-    match mappings.iter().filter_map(|mapping| mapping.host_ip).find(IpAddr::is_ipv6) {
-        None => Ok(mappings),
-        Some(address) => Err(Failure::new(
-            StatusCode::NOT_IMPLEMENTED,
-            format!("publishing ports on IPv6 addresses is not implemented yet: {address}"),
-        )),
+    Ok(crate::ports::mappings(&bindings(host), &exposed(record), host.publish_all_ports)?)
+}
+
+/// Whether a port can be published at this address of the host.
+///
+/// # Errors
+/// 501: the kernel translates no address into one of the other family, nor does it let a connection to
+/// ::1 leave the host. dockerd has a process for each such port, which passes connections on.
+fn check_place(at: IpAddr, bridges: &[Bridge]) -> Result<()> {
+    let why = if at.is_ipv6() && at.is_loopback() {
+        "connections to it do not leave the host"
+    } else if !has_family(bridges, at.is_ipv4()) {
+        "the container is on no network of that family"
+    } else {
+        return Ok(());
+    };
+    let message = format!("publishing a port at {at} is not possible: {why}");
+    Err(Failure::new(StatusCode::NOT_IMPLEMENTED, message))
+}
+
+/// The addresses of the host at which a port is published that names none: the one that the network has
+/// for it which leads outside, else all of the families that the container has.
+fn published_at(engine: &Engine, bridges: &[Bridge]) -> Vec<IpAddr> {
+    let leading = bridges.iter().find(|bridge| bridge.is_default);
+    let leading = leading.and_then(|bridge| engine.networks.find(&bridge.network).ok());
+    match leading.and_then(|network| network.host_binding()) {
+        Some(address) => vec![address],
+        None => [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()]
+            .into_iter()
+            .filter(|any| has_family(bridges, any.is_ipv4()))
+            .collect(),
     }
+}
+
+fn has_family(bridges: &[Bridge], is_v4: bool) -> bool {
+    let mut subnets = bridges.iter().flat_map(|bridge| &bridge.subnets);
+    subnets.any(|subnet| subnet.net.addr().is_ipv4() == is_v4)
 }
 
 fn bindings(host: &HostConfig) -> PortBindings {

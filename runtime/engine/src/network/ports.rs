@@ -28,27 +28,33 @@ struct Known {
 }
 
 impl Ports {
-    /// Takes ports for a run: all that it wants, or none.
+    /// Takes ports for a run: all that it wants, or none. What names no address of the host is published
+    /// `at` these, with one port for all of them.
     ///
     /// # Errors
     /// Which one cannot be had, in dockerd's words.
-    pub(crate) fn reserve(&self, id: &str, wanted: &[Mapping]) -> Result<Vec<Published>, String> {
+    pub(crate) fn reserve(
+        &self,
+        id: &str,
+        wanted: &[Mapping],
+        at: &[IpAddr],
+    ) -> Result<Vec<Published>, String> {
         let mut known = self.known();
         let mut chosen: Vec<Published> = Vec::new();
-        for mapping in wanted {
-            // Only IPv4: the bridge has no other addresses.
-            for host_ip in mapping.addresses(Ipv4Addr::UNSPECIFIED.into(), false) {
-                let port = mapping.port;
-                let at = |host_port| Published { port, host_ip, host_port };
-                let found = match &mapping.host_port {
-                    HostPort::Fixed(number) => known.check(&at(*number), &chosen).map(|()| *number),
-                    HostPort::Range(range) => known
-                        .first_free(range.clone(), at, &chosen)
-                        .ok_or_else(|| refusal(&at(*range.end()), "all ports are allocated")),
-                    HostPort::Any => known.any_free(at, &chosen),
-                };
-                chosen.push(at(found?));
-            }
+        for Mapping { port, host_ip, host_port } in wanted {
+            let addresses = host_ip.as_ref().map_or(at, std::slice::from_ref);
+            let places = |host_port| -> Vec<Published> {
+                let place = |&host_ip| Published { port: *port, host_ip, host_port };
+                addresses.iter().map(place).collect()
+            };
+            let number = match host_port {
+                HostPort::Fixed(number) => known.check(&places(*number), &chosen).map(|()| *number),
+                HostPort::Range(range) => known
+                    .first_free(range.clone(), places, &chosen)
+                    .ok_or_else(|| exhausted(&places(*range.end()))),
+                HostPort::Any => known.any_free(port.protocol, places, &chosen),
+            };
+            chosen.extend(places(number?));
         }
         known.taken.insert(id.to_owned(), chosen.clone());
         Ok(chosen)
@@ -76,18 +82,18 @@ impl Ports {
 impl Known {
     fn any_free(
         &mut self,
-        at: impl Fn(u16) -> Published,
+        protocol: Protocol,
+        places: impl Fn(u16) -> Vec<Published>,
         chosen: &[Published],
     ) -> Result<u16, String> {
         let range = ephemeral();
-        let protocol = at(0).port.protocol;
         let start = match self.last.get(&protocol) {
             Some(last) if range.contains(last) && last < range.end() => last + 1,
             _ => *range.start(),
         };
-        let behind = self.first_free(start..=*range.end(), &at, chosen);
-        let found = behind.or_else(|| self.first_free(range.clone(), &at, chosen));
-        let number = found.ok_or_else(|| refusal(&at(*range.end()), "all ports are allocated"))?;
+        let behind = self.first_free(start..=*range.end(), &places, chosen);
+        let found = behind.or_else(|| self.first_free(range.clone(), &places, chosen));
+        let number = found.ok_or_else(|| exhausted(&places(*range.end())))?;
         self.last.insert(protocol, number);
         Ok(number)
     }
@@ -95,15 +101,19 @@ impl Known {
     fn first_free(
         &self,
         mut range: RangeInclusive<u16>,
-        at: impl Fn(u16) -> Published,
+        places: impl Fn(u16) -> Vec<Published>,
         chosen: &[Published],
     ) -> Option<u16> {
-        range.find(|number| self.check(&at(*number), chosen).is_ok())
+        range.find(|number| self.check(&places(*number), chosen).is_ok())
     }
 
     /// # Errors
-    /// Another run has the port, or a program of the host.
-    fn check(&self, wanted: &Published, chosen: &[Published]) -> Result<(), String> {
+    /// Another run has one of the places, or a program of the host.
+    fn check(&self, places: &[Published], chosen: &[Published]) -> Result<(), String> {
+        places.iter().try_for_each(|wanted| self.check_one(wanted, chosen))
+    }
+
+    fn check_one(&self, wanted: &Published, chosen: &[Published]) -> Result<(), String> {
         let overlaps = |other: &Published| {
             other.host_port == wanted.host_port
                 && other.port.protocol == wanted.port.protocol
@@ -129,6 +139,12 @@ impl Known {
             )
         })
     }
+}
+
+/// The error where each port of a range is somebody's.
+fn exhausted(places: &[Published]) -> String {
+    let first = places.first();
+    first.map(|place| refusal(place, "all ports are allocated")).unwrap_or_default()
 }
 
 /// dockerd's words for a port that somebody else has.
@@ -190,7 +206,11 @@ pub(crate) fn published(mappings: &[PortMapping]) -> Vec<Published> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use super::*;
+
+    const ANY: [IpAddr; 1] = [IpAddr::V4(Ipv4Addr::UNSPECIFIED)];
 
     fn wanted(host_port: HostPort, host_ip: Option<&str>) -> [Mapping; 1] {
         let port = Port { number: 80, protocol: Protocol::Sctp };
@@ -201,7 +221,7 @@ mod tests {
     fn a_port_belongs_to_one_run() {
         let ports = Ports::default();
         let number = |id: &str, host_port, host_ip| {
-            ports.reserve(id, &wanted(host_port, host_ip)).map(|all| all[0].host_port)
+            ports.reserve(id, &wanted(host_port, host_ip), &ANY).map(|all| all[0].host_port)
         };
         assert_eq!(number("a", HostPort::Fixed(80), None), Ok(80));
         let refused = Err("Bind for 0.0.0.0:80 failed: port is already allocated".to_owned());
@@ -218,11 +238,25 @@ mod tests {
     fn any_port_is_another_one_each_time() {
         let ports = Ports::default();
         let number =
-            |id: &str| ports.reserve(id, &wanted(HostPort::Any, None)).unwrap()[0].host_port;
+            |id: &str| ports.reserve(id, &wanted(HostPort::Any, None), &ANY).unwrap()[0].host_port;
         let first = number("a");
         assert_eq!(number("b"), first + 1);
         ports.release("b");
         assert_eq!(number("b"), first + 2);
         assert_eq!(published(&mappings(&ports.of("b"))), ports.of("b"));
+    }
+    #[test]
+    fn a_port_is_the_same_one_in_both_families() {
+        let ports = Ports::default();
+        let both = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        let reserve = |id: &str, host_ip, at: &[IpAddr]| {
+            let number = |host_port| ports.reserve(id, &wanted(host_port, host_ip), at);
+            number(HostPort::Range(80..=82)).map(|all| {
+                all.iter().map(|one| (one.host_ip.is_ipv4(), one.host_port)).collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(reserve("a", Some("::"), &both).unwrap(), [(false, 80)]);
+        assert_eq!(reserve("b", None, &both).unwrap(), [(true, 81), (false, 81)]);
+        assert_eq!(reserve("c", None, &both[..1]).unwrap(), [(true, 80)]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     ops::RangeInclusive,
 };
 
@@ -122,22 +122,10 @@ fn parse_address(text: &str) -> Result<IpAddr> {
     })
 }
 
-impl Mapping {
-    /// The addresses of the host to bind. Without one in the request it is `default`, and if that
-    /// is 0.0.0.0, `::` as well on a host with IPv6: both with the same port.
-    pub fn addresses(&self, default: IpAddr, has_ipv6: bool) -> Vec<IpAddr> {
-        match self.host_ip {
-            Some(address) => vec![address],
-            None if default == Ipv4Addr::UNSPECIFIED && has_ipv6 => {
-                vec![default, Ipv6Addr::UNSPECIFIED.into()]
-            }
-            None => vec![default],
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use super::{super::exposed, *};
 
     fn bindings(json: &str) -> PortBindings {
@@ -226,16 +214,5 @@ mod tests {
         };
         assert_eq!(ports(false), ["80/tcp"]);
         assert_eq!(ports(true), ["80/tcp", "443/tcp", "8000/udp", "8001/udp"]);
-    }
-
-    #[test]
-    fn without_an_address_both_families_are_bound() {
-        let mapping = Mapping { port: tcp(80), host_ip: None, host_port: HostPort::Any };
-        let [four, six] = [Ipv4Addr::UNSPECIFIED.into(), IpAddr::from(Ipv6Addr::UNSPECIFIED)];
-        let own = "10.0.0.1".parse().unwrap();
-        assert_eq!(mapping.addresses(four, true), [four, six]);
-        assert_eq!(mapping.addresses(four, false), [four]);
-        assert_eq!(mapping.addresses(own, true), [own]);
-        assert_eq!(Mapping { host_ip: Some(six), ..mapping }.addresses(four, true), [six]);
     }
 }

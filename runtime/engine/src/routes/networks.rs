@@ -98,7 +98,7 @@ fn describe(network: &Network, members: Map<String, Value>) -> Value {
         "Created": rfc3339_nano(network.created_at),
         "Scope": "local",
         "Driver": network.driver.to_string(),
-        "EnableIPv4": true,
+        "EnableIPv4": network.custom.as_ref().is_none_or(|custom| custom.ipv4),
         "EnableIPv6": custom.ipv6,
         "IPAM": {
             "Driver": "default",
