@@ -281,25 +281,13 @@ fn routes(conf: &Conf, lease: &Lease, gateways: &[IpNet]) -> Vec<Route> {
         .collect();
     if conf.is_default_gateway {
         for gateway in gateways {
-            let route = default_route(*gateway);
+            let route = Route::default_through(gateway.addr());
             if !routes.iter().any(|other| other.dst == route.dst) {
                 routes.push(route);
             }
         }
     }
     routes
-}
-
-/// The default route of the gateway's family.
-pub(crate) fn default_route(gateway: IpNet) -> Route {
-    let any: IpAddr = if gateway.addr().is_ipv4() { [0; 4].into() } else { [0_u8; 16].into() };
-    Route {
-        dst: IpNet::new_assert(any, 0),
-        gw: Some(gateway.addr()),
-        priority: None,
-        table: None,
-        others: Default::default(),
-    }
 }
 
 /// The result of ADD. The specification wants the bridge, the host's end and the pod's end among

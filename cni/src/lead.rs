@@ -2,7 +2,7 @@
 //! host in. That may become another one while the container runs, as it comes to networks and leaves
 //! them. These are no commands of CNI.
 
-use berth_cni::{Error, Ip};
+use berth_cni::{Error, Ip, Route};
 use ipnet::IpNet;
 
 use crate::{
@@ -27,7 +27,7 @@ pub(crate) async fn lead(conf: &Conf, args: &Args) -> Result<(), Error> {
     let interface = bridge::find(&inside, &args.ifname).await?;
     begin(At::LeadRoute)?;
     for gateway in bridge::gateways(conf, &ips) {
-        route::add(&inside, interface.index, &bridge::default_route(gateway)).await?;
+        route::add(&inside, interface.index, &Route::default_through(gateway.addr())).await?;
     }
     begin(At::LeadPorts)?;
     // Its own may be there, of a call that was killed.
@@ -47,7 +47,7 @@ pub(crate) async fn surrender(conf: &Conf, args: &Args) -> Result<(), Error> {
     begin(At::YieldRoute)?;
     let gateways: Vec<IpNet> = bridge::gateways(conf, &addresses(conf, args)?);
     for gateway in gateways {
-        route::delete(&inside, interface.index, &bridge::default_route(gateway)).await?;
+        route::delete(&inside, interface.index, &Route::default_through(gateway.addr())).await?;
     }
     Ok(())
 }

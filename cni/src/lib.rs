@@ -4,7 +4,11 @@
 //! them. There is no I/O here. The specification is SPEC.md of containernetworking/cni.
 #![forbid(unsafe_code)]
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -101,6 +105,23 @@ pub struct Route {
     /// that the result that a chained plugin gets is complete.
     #[serde(flatten)]
     pub others: BTreeMap<String, Value>,
+}
+
+impl Route {
+    /// The default route of the gateway's family.
+    pub fn default_through(gateway: IpAddr) -> Self {
+        let any: IpAddr = match gateway {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        Self {
+            dst: IpNet::new_assert(any, 0),
+            gw: Some(gateway),
+            priority: None,
+            table: None,
+            others: BTreeMap::new(),
+        }
+    }
 }
 
 /// The capability `portMappings`: a port of the host that leads to one of the pod.

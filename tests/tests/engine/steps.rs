@@ -2,7 +2,7 @@
 //! question is asked again, the answer is one of those that it may have, and in the end nothing is
 //! left.
 
-use std::fs;
+use std::{fs, net::Ipv4Addr};
 
 use berth_tests::{
     Capability, Daemon, DockerRegistry, Engine, Image, Layer, Machine, digest, engine, faults,
@@ -27,6 +27,8 @@ enum Verb {
     MakeNetwork,
     RemoveNetwork,
     Connect,
+    /// To a network that has the default route from then on.
+    Lead,
     Disconnect,
 }
 
@@ -37,7 +39,8 @@ fn verbs_of(step: &str) -> &'static [Verb] {
         ("docker_create", _) => &[Verb::Create],
         // There is no pause process where each container has a PID namespace of its own.
         ("run_sandbox" | "stop_sandbox", "pause") => &[],
-        ("docker_start" | "run_sandbox" | "attach" | "create_container", _) => &[Verb::Start],
+        ("attach", _) => &[Verb::Start, Verb::Connect],
+        ("docker_start" | "run_sandbox" | "create_container", _) => &[Verb::Start],
         // No other container's namespaces are joined.
         ("start_container", "target") => &[],
         ("start_container", _) => &[Verb::Start],
@@ -55,19 +58,38 @@ fn verbs_of(step: &str) -> &'static [Verb] {
         ("push_image", _) => &[Verb::Push],
         ("docker_network", "record" | "bridge") => &[Verb::MakeNetwork],
         ("docker_network", "unbridge" | "forget") => &[Verb::RemoveNetwork],
-        ("docker_network", "connect" | "connected") => &[Verb::Connect],
-        ("docker_network", _) => &[Verb::Disconnect],
+        ("docker_network", "connect" | "connected") => &[Verb::Connect, Verb::Lead],
+        ("connect_sandbox", _) => &[Verb::Connect],
+        ("lead_sandbox", _) => &[Verb::Lead],
+        ("docker_network" | "disconnect_sandbox" | "detach", _) => &[Verb::Disconnect],
         // All is done, and the answer is lost.
         ("docker_rpc", _) => &[Verb::Create, Verb::Start, Verb::Stop, Verb::Remove],
         _ => &[],
     }
 }
 
+/// The same of the plugin's steps: those of ADD and DEL are walked with pods, too, but for a container
+/// that goes on.
+fn verbs_of_plugin(step: &str) -> &'static [Verb] {
+    match step.split_once('.').expect("OPERATION.STEP") {
+        // No bandwidth is asked for, and docker0 has been made by the first run.
+        ("add", "bandwidth") => &[],
+        ("add", _) => &[Verb::Connect],
+        ("del", _) => &[Verb::Disconnect],
+        ("lead" | "yield", _) => &[Verb::Lead],
+        ("up", _) => &[Verb::MakeNetwork],
+        ("down", _) => &[Verb::RemoveNetwork],
+        _ => panic!("{step} is walked by no verb"),
+    }
+}
+
+fn steps_of(program: &str, verbs_of: fn(&str) -> &'static [Verb]) -> Vec<(String, Verb)> {
+    let names = faults::steps(program).into_iter();
+    names.flat_map(|step| verbs_of(&step).iter().map(move |verb| (step.clone(), *verb))).collect()
+}
+
 fn steps() -> Vec<(String, Verb)> {
-    let names = faults::steps("berthd").into_iter();
-    let steps: Vec<_> = names
-        .flat_map(|step| verbs_of(&step).iter().map(move |verb| (step.clone(), *verb)))
-        .collect();
+    let steps = steps_of("berthd", verbs_of);
     assert!(steps.iter().filter(|(step, _)| step.starts_with("docker_")).count() > 10, "{steps:?}");
     steps
 }
@@ -107,7 +129,7 @@ impl Node {
         if matches!(verb, Verb::Import | Verb::Load | Verb::MakeNetwork) {
             return;
         }
-        if matches!(verb, Verb::RemoveNetwork | Verb::Connect | Verb::Disconnect) {
+        if matches!(verb, Verb::RemoveNetwork | Verb::Connect | Verb::Lead | Verb::Disconnect) {
             assert_eq!(self.ask(Verb::MakeNetwork).await.unwrap().0, 201);
         }
         if verb == Verb::RemoveNetwork {
@@ -116,7 +138,8 @@ impl Node {
         if verb != Verb::Create {
             assert_eq!(self.ask(Verb::Create).await.unwrap().0, 201);
         }
-        if matches!(verb, Verb::Stop | Verb::Commit | Verb::Connect | Verb::Disconnect) {
+        if matches!(verb, Verb::Stop | Verb::Commit | Verb::Connect | Verb::Lead | Verb::Disconnect)
+        {
             assert_eq!(self.ask(Verb::Start).await.unwrap().0, 204);
         }
         if verb == Verb::Disconnect {
@@ -146,6 +169,7 @@ impl Node {
         let tag = format!("/images/{}/tag?repo=other", self.image);
         let push = format!("/images/{}/push", self.pushed());
         let main = json!({ "Container": "main" });
+        let first = json!({ "Container": "main", "EndpointConfig": { "GwPriority": 1 } });
         let (method, path, body) = match verb {
             Verb::Create => ("POST", "/containers/create?name=main", Some(body)),
             Verb::Start => ("POST", "/containers/main/start", None),
@@ -169,6 +193,7 @@ impl Node {
             Verb::MakeNetwork => ("POST", "/networks/create", Some(json!({ "Name": "net1" }))),
             Verb::RemoveNetwork => ("DELETE", "/networks/net1", None),
             Verb::Connect => ("POST", "/networks/net1/connect", Some(main)),
+            Verb::Lead => ("POST", "/networks/net1/connect", Some(first)),
             Verb::Disconnect => ("POST", "/networks/net1/disconnect", Some(main)),
         };
         self.engine.try_request(method, path, body).await.ok()
@@ -186,7 +211,7 @@ impl Node {
             Verb::MakeNetwork => [201, 409],
             Verb::RemoveNetwork => [204, 404],
             // dockerd has these codes for what is done already.
-            Verb::Connect => [200, 403],
+            Verb::Connect | Verb::Lead => [200, 403],
             Verb::Disconnect => [200, 500],
             Verb::Untag | Verb::RemoveImage => [200, 404],
             Verb::Import | Verb::Load => [200, 200],
@@ -208,11 +233,14 @@ impl Node {
             Verb::Create => "created",
             Verb::Start => "running",
             Verb::MakeNetwork => return assert_eq!(status, 200, "{step}: {seen}"),
-            Verb::Connect | Verb::Disconnect => {
+            Verb::Connect | Verb::Lead | Verb::Disconnect => {
                 let networks = seen["NetworkSettings"]["Networks"].as_object().unwrap();
                 let address = networks.get("net1").map(|it| it["IPAddress"].as_str().unwrap());
                 let is_on = address.is_some_and(|address| !address.is_empty());
-                return assert_eq!(is_on, verb == Verb::Connect, "{step}: {seen}");
+                assert_eq!(is_on, verb != Verb::Disconnect, "{step}: {seen}");
+                let leads = if verb == Verb::Lead { "net1" } else { "bridge" };
+                let gateway = networks[leads]["Gateway"].as_str().unwrap();
+                return Self::assert_gateway(&seen, gateway, step);
             }
             Verb::Stop => "exited",
             Verb::Tag | Verb::Import | Verb::Load => {
@@ -232,6 +260,16 @@ impl Node {
             let code = seen["State"]["ExitCode"].as_i64().unwrap();
             assert!([3, 137].contains(&code), "{step}: exit code {code}");
         }
+    }
+
+    /// The default route of a container leads through this gateway.
+    fn assert_gateway(container: &Value, gateway: &str, step: &str) {
+        let path = format!("/proc/{}/net/route", container["State"]["Pid"]);
+        let routes = fs::read_to_string(path).expect("the routes of a process");
+        let gateway: Ipv4Addr = gateway.parse().expect("an address");
+        let number = u32::from_ne_bytes(gateway.octets());
+        let default = format!("\t00000000\t{number:08X}\t");
+        assert!(routes.contains(&default), "{step}: {default}: {routes}");
     }
 
     /// Removes all that is listed. Then nothing may be left.
@@ -326,6 +364,24 @@ async fn a_step_that_fails_is_an_error_in_dockers_form_and_leaves_nothing() {
             // What follows an end is nobody's answer: it is in the log, and tried again.
             assert_eq!(verb, Verb::Stop, "{step} failed, and the verb did not: {answer}");
         }
+        node.ask_again(verb, &step).await;
+        node.clean_up(&step).await;
+    }
+}
+
+#[tokio::test]
+async fn a_plugin_killed_at_any_step_of_a_network() {
+    if skip_without(Capability::Faults) {
+        return;
+    }
+    let node = Node::start().await;
+    for (step, verb) in steps_of("berth-bridge", verbs_of_plugin) {
+        node.prepare(verb).await;
+        node.machine.arm(&step, "kill");
+        let (status, answer) = node.ask(verb).await.expect("an answer");
+        node.machine.reached(&step).await;
+        // A DEL that fails is tried again, and no answer waits for it.
+        assert_eq!(status >= 300, !step.starts_with("del."), "{step}: {status} {answer}");
         node.ask_again(verb, &step).await;
         node.clean_up(&step).await;
     }

@@ -36,6 +36,9 @@ steps! {
     attach { RECORD = "record", RESULT = "result" }
     stop_sandbox { RECORD = "record", PAUSE = "pause", NETWORK = "network", UNPIN = "unpin" }
     detach { FORGET = "forget" }
+    connect_sandbox { RECORD = "record" }
+    disconnect_sandbox { RECORD = "record" }
+    lead_sandbox { BEGUN = "begun", DONE = "done" }
     remove_sandbox { STATE = "state", DISCARD = "discard" }
     create_container { WRITE = "write", COMMIT = "commit" }
     start_container {

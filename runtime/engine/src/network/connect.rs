@@ -69,13 +69,18 @@ pub(crate) async fn connect(
     if let Err(error) = noted {
         if live {
             let sandbox = engine.node.sandboxes.find(&container.id)?;
-            sandbox.disconnect(&engine.node.host, &network.id).await?;
+            if let Err(undoing) = sandbox.disconnect(&engine.node.host, &network.id).await {
+                tracing::warn!(container = container.id, "left of a connection: {undoing}");
+            }
         }
         return Err(error.into());
     }
     if live {
         if let Err(error) = endpoints::lead(engine, container).await {
-            leave(engine, network, container, &network.name).await?;
+            if let Err(undoing) = leave(engine, network, container, &network.name).await {
+                let message = &undoing.message;
+                tracing::warn!(container = container.id, "left of a connection: {message}");
+            }
             return Err(error);
         }
         engine.publish_endpoint(container, network, "connect");
@@ -233,10 +238,18 @@ pub(crate) fn check_settings(network: &Network, settings: &EndpointSettings) -> 
             wrong.push(format!("no configured subnet or ip-range contain the IP address {text}"));
         }
     }
-    match wrong.is_empty() {
-        true => Ok(()),
-        false => Err(format!("invalid endpoint settings:\n{}", join(&wrong))),
+    match endpoints::mac(settings) {
+        // As with dockerd, nothing else is told then.
+        Some(mac) if !is_mac(&mac) => Err(format!("invalid MAC address {mac}")),
+        _ if wrong.is_empty() => Ok(()),
+        _ => Err(format!("invalid endpoint settings:\n{}", join(&wrong))),
     }
+}
+
+fn is_mac(text: &str) -> bool {
+    let parts: Vec<&str> = text.split([':', '-']).collect();
+    parts.len() == 6
+        && parts.iter().all(|part| part.len() == 2 && u8::from_str_radix(part, 16).is_ok())
 }
 
 /// Takes a run from networks that its record does not name: a daemon that was killed may have left it on

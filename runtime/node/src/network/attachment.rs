@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -84,7 +84,7 @@ impl Attachment {
             // CHECK compares these.
             result.routes.retain(|route| route.dst.prefix_len() != 0);
             let gateways = result.ips.iter().filter_map(|ip| ip.gateway).filter(|_| is_default);
-            let routes: Vec<Route> = gateways.map(default_route).collect();
+            let routes: Vec<Route> = gateways.map(Route::default_through).collect();
             result.routes.extend(routes);
         }
         let capability_args = pod.capabilities(&[])?;
@@ -153,20 +153,6 @@ impl Attachment {
         // Stable, so that several addresses of a family stay in the order of the plugin.
         addresses.sort_by_key(|address| !address.is_ipv4());
         addresses
-    }
-}
-
-fn default_route(gateway: IpAddr) -> Route {
-    let any: IpAddr = match gateway {
-        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    Route {
-        dst: IpNet::new_assert(any, 0),
-        gw: Some(gateway),
-        priority: None,
-        table: None,
-        others: Default::default(),
     }
 }
 

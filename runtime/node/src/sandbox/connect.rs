@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 
 use anyhow::Context;
-use berth_base::error::{Error, Result};
+use berth_base::{
+    error::{Error, Result},
+    observe::{step_blocking, steps},
+};
 
 use super::object::{Sandbox, State};
 use crate::{
@@ -23,7 +26,7 @@ impl Sandbox {
         let before = self.bridges();
         // The record first: what ends the sandbox after a crash finds the interface by it.
         let after = [before.as_slice(), std::slice::from_ref(&bridge)].concat();
-        self.write(&host.layout, &self.sizes(), &after)?;
+        step_blocking(steps::connect_sandbox::RECORD, || self.note(host, &after))?;
         let attached = async {
             let pending = host.networks.prepare(&pod).await?;
             let attachment = host.networks.attach(pending).await?;
@@ -39,8 +42,12 @@ impl Sandbox {
                 Ok(endpoint)
             }
             Err(error) => {
-                host.networks.leave(self.meta.id.as_str(), &bridge.inside).await?;
-                self.write(&host.layout, &self.sizes(), &before)?;
+                // What the undoing cannot do now, the end of the sandbox does.
+                let left = host.networks.leave(self.meta.id.as_str(), &bridge.inside).await;
+                if let Err(undoing) = left.and_then(|()| self.note(host, &before)) {
+                    let id = &self.meta.id;
+                    tracing::warn!(sandbox = %id, "left of a bridge: {undoing:#}");
+                }
                 Err(error.into())
             }
         }
@@ -57,7 +64,7 @@ impl Sandbox {
         for bridge in &leaving {
             host.networks.leave(self.meta.id.as_str(), &bridge.inside).await?;
         }
-        self.write(&host.layout, &self.sizes(), &staying)?;
+        step_blocking(steps::disconnect_sandbox::RECORD, || self.note(host, &staying))?;
         let mut snapshot = self.snapshot();
         snapshot.bridges = staying;
         let left = |endpoint: &Endpoint| endpoint.network == network;
@@ -90,7 +97,7 @@ impl Sandbox {
         for bridge in &mut bridges {
             bridge.is_default = false;
         }
-        self.write(&host.layout, &self.sizes(), &bridges)?;
+        step_blocking(steps::lead_sandbox::BEGUN, || self.note(host, &bridges))?;
         self.snapshot().bridges.clone_from(&bridges);
         let leads = |bridge: &Bridge| Some(bridge.network.as_str()) == network;
         // The kernel keeps one default route, so that the others go first.
@@ -101,8 +108,13 @@ impl Sandbox {
                 host.networks.route(&pod, bridge).await?;
             }
         }
-        self.write(&host.layout, &self.sizes(), &bridges)?;
+        step_blocking(steps::lead_sandbox::DONE, || self.note(host, &bridges))?;
         self.snapshot().bridges = bridges;
         Ok(())
+    }
+
+    /// Writes its record with these bridges.
+    fn note(&self, host: &Host, bridges: &[Bridge]) -> anyhow::Result<()> {
+        self.write(&host.layout, &self.sizes(), bridges)
     }
 }

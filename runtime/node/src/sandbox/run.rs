@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     host::Host,
-    network::{Attachment, Pending},
+    network::{Attachment, Pending, Pod},
     security::selinux::Labels,
 };
 
@@ -149,14 +149,16 @@ async fn make(
     // them, and what does not depend on them is done while it does. It is waited for whatever else
     // fails: it would go on, and make what the undo has just removed.
     let pinned = step(run_sandbox::PIN, pin(host, &meta, &directory, sysctls));
-    let (pinned, pending) = tokio::join!(pinned, prepare(host, &meta, &directory));
+    let pods = meta.pods();
+    let mut pods = pods.iter();
+    let (pinned, pending) = tokio::join!(pinned, prepare(host, &meta, &directory, pods.next()));
     pinned?;
     let mut attachments = Vec::new();
     if let Some(pending) = pending? {
         attachments.push(step(run_sandbox::NETWORK, host.networks.attach(pending)).await?);
     }
     // One after the other: a GC that waits would let none in that is prepared beside another.
-    for pod in meta.pods().iter().skip(1) {
+    for pod in pods {
         let pending = host.networks.prepare(pod).await?;
         attachments.push(step(run_sandbox::NETWORK, host.networks.attach(pending)).await?);
     }
@@ -195,6 +197,7 @@ async fn prepare<'a>(
     host: &'a Host,
     meta: &Meta,
     directory: &Path,
+    pod: Option<&Pod>,
 ) -> anyhow::Result<Option<Pending<'a>>> {
     blocking(|| files::write_fixed(&host.layout, directory, meta))?;
     // The kubelet makes it; other clients, such as crictl, may not.
@@ -203,7 +206,7 @@ async fn prepare<'a>(
         blocking(|| fs::create_dir_all(logs))
             .with_context(|| format!("make {}", logs.display()))?;
     }
-    match meta.pods().first() {
+    match pod {
         Some(pod) => host.networks.prepare(pod).await.map(Some),
         None => Ok(None),
     }

@@ -41,6 +41,21 @@ const VERBS: [Verb; 14] = [
     Verb::RemoveImage,
 ];
 
+/// How steps begin that only verbs of docker's come to.
+const DOCKERS: [&str; 11] = [
+    "docker_",
+    "name_image.",
+    "push_image.",
+    "write_",
+    "connect_sandbox.",
+    "disconnect_sandbox.",
+    "lead_sandbox.",
+    "up.",
+    "down.",
+    "lead.",
+    "yield.",
+];
+
 /// The verbs that come to a step and are to be asked for it. A new operation has to be added here.
 fn verbs_of(step: &str) -> &'static [Verb] {
     match step.split_once('.').expect("OPERATION.STEP") {
@@ -89,11 +104,7 @@ fn is_reachable(step: &str) -> bool {
 pub(super) fn steps(program: &str) -> Vec<(String, Verb)> {
     let names = faults::steps(program);
     // What is docker's is walked by the engine's tests.
-    let is_dockers = |step: &String| {
-        ["docker_", "name_image.", "push_image.", "write_", "up.", "down.", "lead.", "yield."]
-            .iter()
-            .any(|operation| step.starts_with(operation))
-    };
+    let is_dockers = |step: &String| DOCKERS.iter().any(|prefix| step.starts_with(prefix));
     let names = names.into_iter().filter(|step| !is_dockers(step));
     let reachable = names.filter(|step| is_reachable(step));
     reachable

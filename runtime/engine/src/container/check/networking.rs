@@ -28,20 +28,9 @@ pub(super) fn check(engine: &Engine, body: &mut CreateBody) -> Result<Vec<String
         let (Some(endpoint), Ok(network)) = (endpoint, engine.networks.find(name)) else {
             continue;
         };
-        let mac = endpoint.mac_address.as_deref().filter(|mac| !mac.is_empty());
-        let checked = connect::check_settings(&network, endpoint).and_then(|()| match mac {
-            Some(mac) if !is_mac(mac) => Err(format!("invalid MAC address {mac}")),
-            _ => Ok(()),
-        });
-        checked.map_err(|why| {
+        connect::check_settings(&network, endpoint).map_err(|why| {
             Failure::bad_request(format!("invalid config for network {name}: {why}"))
         })?;
     }
     Ok(warnings)
-}
-
-fn is_mac(text: &str) -> bool {
-    let parts: Vec<&str> = text.split([':', '-']).collect();
-    parts.len() == 6
-        && parts.iter().all(|part| part.len() == 2 && u8::from_str_radix(part, 16).is_ok())
 }
