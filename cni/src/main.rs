@@ -37,7 +37,8 @@ berth-bridge is a CNI plugin. A container runtime runs it, with the command in C
 configuration on standard input.
 Commands: ADD, DEL, CHECK, STATUS, GC, VERSION (CNI 0.3.0 to 1.1.0); BERTH_UP and BERTH_DOWN make
 and remove what all containers of a network have together; BERTH_LEAD and BERTH_YIELD give an attached
-container its default route and ports, and take them away.
+container its default route and ports, and take them away; BERTH_TRY makes the rules of nftables where
+nobody sees them, and says what the kernel lacks.
 
 It is the upstream plugins bridge, host-local, portmap and bandwidth in one. A network for pods,
 with ports of the host:
@@ -96,6 +97,9 @@ async fn run(command: &str) -> Result<Value, Error> {
     if command == "VERSION" {
         return Ok(json!({"cniVersion": VERSION, "supportedVersions": SUPPORTED}));
     }
+    if command == "BERTH_TRY" {
+        return try_rules().map(|()| Value::Null);
+    }
     let stdin = read_stdin()?;
     let conf = conf::parse(&stdin)?;
     if !SUPPORTED.contains(&conf.cni_version.as_str()) {
@@ -128,6 +132,16 @@ async fn run(command: &str) -> Result<Value, Error> {
         "BERTH_DOWN" => network::down(&conf).await.map(|()| Value::Null),
         other => Err(Error::new(code::INVALID_ENVIRONMENT, format!("unknown CNI_COMMAND {other}"))),
     }
+}
+
+/// Makes all rules of the node in a network namespace that ends with this process.
+///
+/// # Errors
+/// The kernel lacks a part of nftables, or this is not root.
+fn try_rules() -> Result<(), Error> {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+        .map_err(|errno| nft::rules::failed("make a network namespace", errno as i32))?;
+    nft::rules::try_all()
 }
 
 fn read_stdin() -> Result<String, Error> {

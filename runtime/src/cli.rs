@@ -12,7 +12,7 @@ use berth_base::{
 };
 use clap::{Parser, Subcommand};
 
-use crate::{client, daemon, debug, log::LogFormat, memory};
+use crate::{build, client, daemon, debug, log::LogFormat, memory};
 
 const CONFIG: &str = "/etc/berth/config.toml";
 
@@ -27,6 +27,9 @@ Examples:
 
   Use it with crictl, or with the kubelet by --container-runtime-endpoint:
     crictl --runtime-endpoint unix:///run/berth/berth.sock pods
+
+  See whether this machine has what pods need:
+    sudo berthd check
 
   Write a configuration file to change, and check it:
     berthd config default > /etc/berth/config.toml
@@ -49,7 +52,7 @@ Examples:
 /// containers keep running when it ends, and the next berthd takes them over.
 #[derive(Debug, Parser)]
 #[command(
-    version,
+    version = build::VERSION,
     // clap would join the lines of the description to one.
     verbatim_doc_comment,
     after_help = EXAMPLES
@@ -79,6 +82,15 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Look whether this machine has what berthd needs, and say what to do about what it lacks.
+    ///
+    /// It needs no running daemon, and changes nothing. Fails if something is missing without which
+    /// no pod runs.
+    Check {
+        /// Print one JSON document in place of the table
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the default configuration file, or check one
     #[command(subcommand)]
     Config(ConfigVerb),
@@ -142,6 +154,7 @@ enum ConfigVerb {
 pub(crate) fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match &arguments.command {
+        Some(Verb::Check { json }) => return check(&arguments, *json),
         Some(Verb::Config(ConfigVerb::Default)) => {
             #[allow(clippy::print_stdout, reason = "what was asked for")]
             {
@@ -156,11 +169,34 @@ pub(crate) fn run() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("berthd: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error),
     }
+}
+
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("berthd: {error:#}");
+    ExitCode::FAILURE
+}
+
+/// The exit code of `berthd check`, which has said all there is to say.
+#[allow(clippy::print_stdout, reason = "what was asked for")]
+fn check(arguments: &Arguments, json: bool) -> ExitCode {
+    let looked = configuration(arguments).and_then(|config| {
+        Ok(asynchronous()?.block_on(berth_check::check(&config, build::VERSION, build::time())))
+    });
+    match looked {
+        Ok(report) => {
+            print!("{}", if json { report.json() } else { report.table() });
+            if report.is_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => failed(&error),
+    }
+}
+
+/// For commands that wait for somebody else.
+fn asynchronous() -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().build().context("start the asynchronous runtime")
 }
 
 /// The configuration: the file's, with options of the command line in place of its keys.
@@ -192,10 +228,7 @@ fn images(arguments: &Arguments, verb: &ImagesVerb) -> anyhow::Result<()> {
     // The daemon has the images open, so these commands are requests to it. The configuration tells
     // where its socket is.
     let socket = configuration(arguments)?.listen;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start the asynchronous runtime")?;
+    let runtime = asynchronous()?;
     match verb {
         ImagesVerb::Import { file, name } => {
             for image in runtime.block_on(client::import(&socket, file, name.as_deref()))? {

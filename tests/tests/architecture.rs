@@ -37,7 +37,7 @@ fn code(path: &Path) -> String {
 }
 
 /// The crates of the daemon, each of which cargo lets use only those before it.
-const DAEMON: [&str; 8] = [
+const DAEMON: [&str; 9] = [
     "runtime/base/src",
     "runtime/dockerfile/src",
     "runtime/image/src",
@@ -45,6 +45,7 @@ const DAEMON: [&str; 8] = [
     "runtime/streaming/src",
     "runtime/cri/src",
     "runtime/engine/src",
+    "runtime/check/src",
     "runtime/src",
 ];
 

@@ -163,6 +163,21 @@ fn interval(set: &'static str, network: IpNet) -> Vec<Element> {
     [Element::new(set, bytes(network.network()))].into_iter().chain(end).collect()
 }
 
+/// Makes each table, as the first pod would that needs it. For a network namespace without any.
+///
+/// # Errors
+/// The kernel lacks a part of nftables.
+pub(crate) fn try_all() -> Result<(), Error> {
+    for (table, what) in [
+        (NODE, "make the rules that translate addresses (nf_tables, nft_chain_nat, nft_masq)"),
+        (ISOLATION, "make the rules that keep networks apart (nf_tables, nft_ct)"),
+        (BRIDGED, "make the rules of bridges (nf_tables_bridge)"),
+    ] {
+        table.commit(&base(table)).map_err(|errno| failed(what, errno))?;
+    }
+    Ok(())
+}
+
 /// A table with all its sets, chains and rules.
 fn base(table: Table) -> Vec<(NfTablesMessage, u16)> {
     let made = TableMessage { attributes: vec![TableAttribute::Name(table.name.to_owned())] };

@@ -91,6 +91,7 @@ pub use self::{
     pack::{TarForm, pack},
     progress::{LayerProgress, LayerStep, Watched, watch},
     push::{LayerPush, Push, PushReport},
+    registry::{Reached, reach_registries},
     removed::RemovedLayer,
     store::{Disk, Holder, Image, Lease, Names, StoreLayout},
     sub_path::contains_path,

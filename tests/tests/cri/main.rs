@@ -3,6 +3,7 @@
 
 mod authority;
 mod cdi;
+mod check;
 mod container;
 mod daemon;
 mod exec;
