@@ -4,7 +4,7 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
-use berth_base::{blocking, config::Config, layout::Layout, trash};
+use berth_base::{blocking, config::Config, layout::Layout, socket, trash};
 use berth_node::{Node, host::Host, recover};
 use berth_shim::record;
 use berth_streaming::Streaming;
@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     activation, exporter, layout_version,
     log::{self, LogFormat},
+    manager,
     root_lock::RootLock,
 };
 
@@ -113,6 +114,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     // The nodes live as long as the process. When the server ends it drops its reference, which
     // must not be the last one to a pod or a container.
     std::mem::forget(nodes.clone());
+    let told = manager::Nodes { pods: nodes.kubernetes.clone(), engine: nodes.engine.clone() };
     let node = nodes.kubernetes;
     node.host.images.import_all(&config.images_dir).await;
     if let Some(address) = config.metrics.listen {
@@ -121,22 +123,22 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let engine = start_engine(config, nodes.engine, node.clone()).await?;
     // Not earlier: only now do all containers hold their layers, and the others can be deleted.
     node.host.images.start_collecting();
-    let listener = berth_cri::listen(&config.listen)?;
+    let listener = socket::listen(&config.listen, config.group.as_deref())?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         listen = %config.listen.display(),
         root = %config.root.display(),
         "serving CRI v1"
     );
-    // Tells systemd (Type=notify) that the socket accepts clients. It fails without a service
-    // manager.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    manager::ready(&told);
     tokio::select! {
-        result = berth_cri::serve(node, streaming, listener) => result,
-        result = engine => result,
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        result = berth_cri::serve(node, streaming, listener) => result?,
+        result = engine => result?,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
     }
+    manager::stopping(&told);
+    Ok(())
 }
 
 /// Takes up the engine's containers, and listens for its clients, if it is configured. What is
@@ -153,7 +155,7 @@ async fn start_engine(
             std::mem::forget(engine.clone());
             let listener = match activation::socket_at(path)? {
                 Some(listener) => listener,
-                None => berth_engine::listen(path, config.engine.group.as_deref())?,
+                None => socket::listen(path, config.engine.group.as_deref())?,
             };
             tracing::info!(listen = %path.display(), "serving the Docker Engine API");
             Some((engine, listener))

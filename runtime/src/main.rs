@@ -11,6 +11,7 @@ mod exporter;
 mod faults;
 mod layout_version;
 mod log;
+mod manager;
 mod memory;
 mod root_lock;
 mod traces;

@@ -23,6 +23,8 @@ root = "/var/lib/berth"
 state = "/run/berth"
 # The socket that the kubelet and crictl connect to.
 listen = "/run/berth/berth.sock"
+# A group whose members may connect to it, as with crictl. They can become root on this machine.
+# group = "berth"
 
 # Archives of images in this directory are imported at every start, before anything is served.
 # The directory may be absent.
@@ -109,6 +111,8 @@ pub struct Config {
     pub root: PathBuf,
     pub state: PathBuf,
     pub listen: PathBuf,
+    /// Absent: only root may connect.
+    pub group: Option<String>,
     pub images_dir: PathBuf,
     pub pinned_images: Vec<String>,
     pub cni: Cni,
@@ -246,6 +250,7 @@ impl Default for Config {
             root: "/var/lib/berth".into(),
             state: "/run/berth".into(),
             listen: "/run/berth/berth.sock".into(),
+            group: None,
             images_dir: "/etc/berth/images".into(),
             pinned_images: Vec::new(),
             cni: Cni::default(),

@@ -12,4 +12,5 @@ pub mod observe;
 pub mod open_in_root;
 pub mod reserve;
 pub mod singleflight;
+pub mod socket;
 pub mod trash;

@@ -15,7 +15,7 @@ mod runtime;
 mod status;
 mod trace;
 
-use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+use std::{io, sync::Arc};
 
 use anyhow::Context as _;
 use berth_base::accept::Acceptor;
@@ -37,27 +37,6 @@ use tonic::codegen::BoxStream;
 
 /// The largest message in bytes, in both directions. The kubelet and crictl accept the same.
 const MAX_MESSAGE: usize = 16 << 20;
-
-/// Listens on the unix socket `path`, which only its owner, root, may connect to.
-///
-/// The socket of an earlier daemon is replaced. That daemon is gone, since this one holds the lock
-/// of the root directory.
-pub fn listen(path: &Path) -> anyhow::Result<UnixListener> {
-    let during = || format!("listen on {}", path.display());
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).with_context(during)?;
-    }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(during);
-        }
-        _ => {}
-    }
-    // bind(2) fails on a path that exists, so a stale socket has to be removed first.
-    let listener = UnixListener::bind(path).with_context(during)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).with_context(during)?;
-    Ok(listener)
-}
 
 /// Serves RPCs until the process ends.
 ///

@@ -34,8 +34,4 @@ mod volumes;
 
 pub(crate) use berth_dockerfile::path_match;
 
-pub use self::{
-    engine::Engine,
-    http::server::{listen, serve},
-    start::start,
-};
+pub use self::{engine::Engine, http::server::serve, start::start};

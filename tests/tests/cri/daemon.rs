@@ -1,8 +1,15 @@
 //! The program berthd: arguments, configuration, one daemon for each root, and signals.
 
-use std::{fs, os::unix::fs::PermissionsExt, process::Command};
+use std::{
+    fs,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        net::UnixDatagram,
+    },
+    process::Command,
+};
 
-use berth_tests::{Machine, binary, container, eventually, pod, ready};
+use berth_tests::{Image, Machine, binary, container, eventually, pod, ready};
 use nix::sys::signal::Signal;
 
 fn berthd(arguments: &[&str]) -> (bool, String, String) {
@@ -55,6 +62,70 @@ async fn a_second_daemon_on_a_root_is_refused_and_sigterm_ends_at_once() {
     assert!(daemon.wait().success() && begun.elapsed().as_millis() < 1000);
     // The socket file that is left does not keep the next daemon from starting.
     machine.start().await.cri().serving().await.unwrap();
+}
+
+/// What a service manager hears, up to a message with `word` in it.
+fn heard(socket: &UnixDatagram, word: &str) -> String {
+    let mut bytes = [0; 4096];
+    loop {
+        let length = socket.recv(&mut bytes).unwrap_or_else(|error| panic!("{word}: {error}"));
+        let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
+        if text.contains(word) {
+            return text;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_service_manager_hears_of_containers_and_its_watchdog_is_answered() {
+    let mut machine = Machine::new();
+    let manager = machine.path("notify.sock");
+    let socket = UnixDatagram::bind(&manager).unwrap();
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+    machine.environment.push(("NOTIFY_SOCKET".to_owned(), manager.display().to_string()));
+    machine.environment.push(("WATCHDOG_USEC".to_owned(), "300000".to_owned()));
+    let daemon = machine.start().await;
+    assert!(heard(&socket, "READY=1").contains("STATUS=Serving; 0 containers run"));
+    let cri = daemon.cri();
+    let image = cri.pull_image(&machine, Image::busybox()).await;
+    let sandbox = cri.run_pod(pod(&machine, "kept")).await.unwrap();
+    let id = cri.run(&sandbox, container("runs", &image, "exec sleep 1000")).await.unwrap();
+    assert!(heard(&socket, "1 container runs").contains("WATCHDOG=1"));
+    daemon.signal(Signal::SIGTERM);
+    assert!(heard(&socket, "STOPPING=1").contains("STATUS=Ended; 1 container runs on"));
+    assert!(daemon.wait().success());
+    let log = fs::read_to_string(machine.path("berthd.log")).unwrap();
+    assert!(log.contains("ends; 1 container runs on"), "{log}");
+    machine.environment.clear();
+    let daemon = machine.start().await;
+    assert_eq!(daemon.cri().exec(&id, &["true"], 20).await.unwrap().exit_code, 0);
+}
+
+#[tokio::test]
+async fn a_group_may_connect_that_the_configuration_names() {
+    let machine = Machine::new();
+    let (daemon, cri) = machine.launch(&[]);
+    cri.serving().await.unwrap();
+    daemon.kill();
+    let config = machine.path("config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    for (group, mode) in [("daemon", Some(0o660)), ("no-such-group", None)] {
+        fs::write(&config, format!("group = {group:?}\n{text}")).unwrap();
+        let (daemon, cri) = machine.launch(&[]);
+        match mode {
+            Some(mode) => {
+                cri.serving().await.unwrap();
+                let socket = fs::metadata(&daemon.socket).unwrap();
+                assert_eq!((socket.permissions().mode() & 0o777, socket.gid()), (mode, 1));
+                daemon.kill();
+            }
+            None => {
+                assert!(!daemon.wait().success());
+                let log = fs::read_to_string(machine.path("berthd.log")).unwrap();
+                assert!(log.contains("no group \"no-such-group\""), "{log}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

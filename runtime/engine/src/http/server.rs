@@ -1,13 +1,6 @@
 //! The socket and its connections.
 
-use std::{
-    convert::Infallible,
-    fs, io,
-    os::unix::fs::{PermissionsExt, chown},
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use berth_base::{
@@ -17,7 +10,6 @@ use berth_base::{
 use http::{HeaderValue, Request, header};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use nix::unistd::Group;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::{
@@ -31,35 +23,6 @@ use crate::{engine::Engine, routes};
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(30);
 /// hyper's buffer for a request's headers, in bytes.
 const MAX_HEADERS: usize = 64 << 10;
-
-/// Listens on the unix socket `path`, for root, and for `group` if there is one.
-///
-/// # Errors
-/// The socket cannot be made, or there is no such group.
-pub fn listen(path: &Path, group: Option<&str>) -> anyhow::Result<UnixListener> {
-    let during = || format!("listen on engine.listen {}", path.display());
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).with_context(during)?;
-    }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).with_context(during);
-        }
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).with_context(during)?;
-    let mode = match group {
-        Some(name) => {
-            let group = Group::from_name(name).with_context(during)?;
-            let group = group.with_context(|| format!("engine.group: no group {name:?}"))?;
-            chown(path, None, Some(group.gid.as_raw())).with_context(during)?;
-            0o660
-        }
-        None => 0o600,
-    };
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).with_context(during)?;
-    Ok(listener)
-}
 
 /// Serves requests until the process ends.
 ///
