@@ -12,10 +12,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    activation, exporter, layout_version,
-    log::{self, LogFormat},
-    manager,
-    root_lock::RootLock,
+    activation, arguments::LogFormat, exporter, layout_version, log, manager, root_lock::RootLock,
 };
 
 /// Serves until a signal or an error ends the process.

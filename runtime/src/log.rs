@@ -2,19 +2,9 @@
 
 use anyhow::Context;
 use berth_base::observe::TARGET;
-use clap::ValueEnum;
 use tracing_subscriber::{Layer, filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::traces::Traces;
-
-/// The format of log lines.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum LogFormat {
-    /// For people; with colours on a terminal
-    Text,
-    /// One JSON object a line, for log collectors
-    Json,
-}
+use crate::{arguments::LogFormat, traces::Traces};
 
 /// Sends log lines to standard error, and spans to the collector that the environment names.
 ///

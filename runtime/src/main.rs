@@ -1,6 +1,7 @@
 //! berthd: the program around the parts, which are crates beside this one.
 
 mod activation;
+mod arguments;
 mod build;
 mod cli;
 mod client;
