@@ -253,6 +253,27 @@ impl Machine {
         command
     }
 
+    /// Runs a shell script, in the machine's directory, that calls docker, and stops at the first
+    /// command that fails. Returns what it prints.
+    ///
+    /// # Panics
+    /// It fails, or hangs.
+    pub fn docker_script(&self, script: &str) -> String {
+        let program = docker().expect(NO_DOCKER);
+        let programs = program.parent().expect("a path of a file").display();
+        let path = std::env::var("PATH").unwrap_or_default();
+        let mut command = self.command("sh");
+        command.args(["-ec", &format!("cd {}; {script}", self.dir.path().display())]);
+        self.point_docker(&mut command);
+        command.env("PATH", format!("{programs}:{path}")).env("DOCKER_BUILDKIT", "0");
+        let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = finish(piped.spawn().expect("run sh"));
+        let printed = String::from_utf8_lossy(&output.stdout).trim_end().to_owned();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{script}\n{printed}\n{said}");
+        printed
+    }
+
     /// Runs `docker LINE`, as a shell reads it, on a terminal with 80 columns and 24 rows, and types
     /// `keys` when it shows something, or at once if there is nothing to be typed.
     ///
@@ -260,7 +281,10 @@ impl Machine {
     /// It cannot be run, or hangs.
     pub fn on_terminal(&self, line: &str, keys: &[u8]) -> Output {
         let program = docker().expect(NO_DOCKER);
-        let line = format!("stty cols 80 rows 24; {} {line}", program.display());
+        // `attach` shows nothing by itself, so that its keys go first, and have to wait for it as
+        // they are.
+        let first = if line.starts_with("attach ") { "stty raw -echo; printf .;" } else { "" };
+        let line = format!("stty cols 80 rows 24; {first} {} {line}", program.display());
         let mut command = self.command("script");
         command.args(["--quiet", "--return", "--flush", "--command", &line, "/dev/null"]);
         self.point_docker(&mut command);
@@ -272,8 +296,7 @@ impl Machine {
         let mut keyboard = child.stdin.take().expect("it is piped");
         if !keys.is_empty() {
             let mut byte = [0];
-            // `attach` shows nothing by itself, so that its keys go first.
-            if !line.contains(" attach ") && screen.read(&mut byte).expect("read") == 1 {
+            if screen.read(&mut byte).expect("read") == 1 {
                 shown.push(byte[0]);
             }
             keyboard.write_all(keys).expect("type");

@@ -419,7 +419,8 @@ fn read_chunks(reader: &mut impl BufRead, body: &mut Vec<u8>) -> std::io::Result
     }
 }
 
-fn stored(request: &Request, image: &Image) -> Response {
+/// What a registry that has `image` under every name answers.
+pub(crate) fn stored(request: &Request, image: &Image) -> Response {
     let path = request.path.split('?').next().unwrap_or_default();
     let last = path.rsplit('/').next().unwrap_or_default();
     if path.contains("/manifests/") {

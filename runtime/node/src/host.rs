@@ -16,6 +16,7 @@ use berth_image::{
 };
 
 use crate::{
+    cdi,
     cgroup::{self, Devices, Resources},
     handlers::Handlers,
     mount_points::MountPoints,
@@ -61,6 +62,11 @@ pub fn boot_id() -> anyhow::Result<String> {
 const DISK_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Host {
+    /// Whether a file of this machine describes devices of a kind, as in `nvidia.com/gpu`.
+    pub fn has_devices(&self, kind: &str) -> bool {
+        cdi::has_kind(&self.cdi_dirs, kind)
+    }
+
     /// Whether anything could be started at all.
     ///
     /// # Errors

@@ -36,6 +36,13 @@ mod security;
 mod socket;
 mod start;
 mod steps;
+mod tutorial_containers;
+mod tutorial_cowsay;
+mod tutorial_gpus;
+mod tutorial_images;
+mod tutorial_networks;
+mod tutorial_redis;
+mod tutorial_registry;
 mod user_networks;
 mod volumes;
 

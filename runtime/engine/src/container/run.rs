@@ -18,6 +18,7 @@ use berth_shim::spec::{LogRotation, Window};
 use http::StatusCode;
 
 pub(crate) use self::{
+    devices::check_drivers,
     mounts::{of as mounts, prepare},
     namespaces::check_joins,
     resources::resources,

@@ -63,6 +63,11 @@ pub(crate) fn resolve(directories: &[PathBuf], names: &[String]) -> Result<Edits
     Registry::read(directories).edits(names)
 }
 
+/// Whether a valid file describes devices of this kind, as in `nvidia.com/gpu`.
+pub(crate) fn has_kind(directories: &[PathBuf], kind: &str) -> bool {
+    Registry::read(directories).specs.iter().any(|spec| spec.kind == kind)
+}
+
 /// What all files say.
 #[derive(Debug, Default)]
 struct Registry {

@@ -111,7 +111,10 @@ async fn make(
     }
     let layout = &engine.node.host.layout;
     run::check_joins(engine, &record.host_config)?;
-    blocking(|| run::prepare(&record))?;
+    blocking(|| {
+        run::check_drivers(&engine.node.host, &record.host_config)?;
+        run::prepare(&record)
+    })?;
     let mut plan = plan::plan(engine, container)?;
     let mut sandbox = run::sandbox(&engine.node.host, &record);
     plan.apply(&record, &mut sandbox);

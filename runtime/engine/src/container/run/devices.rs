@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use berth_node::{cgroup::DeviceRule, container::Device};
+use berth_node::{cgroup::DeviceRule, container::Device, host::Host};
 use http::StatusCode;
 
 use crate::{
@@ -114,6 +114,9 @@ fn parse_rule(text: &str) -> Option<Vec<DeviceRule>> {
     }
 }
 
+/// The kind of the devices that `--gpus` means.
+const GPUS: &str = "nvidia.com/gpu";
+
 /// The qualified names of the devices that are asked for by driver (Container Device Interface).
 ///
 /// # Errors
@@ -131,6 +134,18 @@ pub(super) fn cdi(host: &HostConfig) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// Whether there is a driver for what is asked for, as far as only the machine can tell.
+///
+/// # Errors
+/// 500, as of a dockerd on a machine without GPUs.
+pub(crate) fn check_drivers(machine: &Host, host: &HostConfig) -> Result<()> {
+    let gpus = |request: &&DeviceRequest| request.driver != "cdi" && wants_gpu(request);
+    match host.device_requests.iter().flatten().find(gpus) {
+        Some(request) if !machine.has_devices(GPUS) => Err(no_driver(request)),
+        _ => Ok(()),
+    }
+}
+
 fn wants_gpu(request: &DeviceRequest) -> bool {
     let sets = request.capabilities.iter().flatten();
     sets.flatten().any(|capability| capability == "gpu")
@@ -139,7 +154,7 @@ fn wants_gpu(request: &DeviceRequest) -> bool {
 
 /// `--gpus all`, a number of them, or those that are named.
 fn gpus(count: i64, ids: &[String]) -> Vec<String> {
-    let name = |device: &str| format!("nvidia.com/gpu={device}");
+    let name = |device: &str| format!("{GPUS}={device}");
     match count {
         _ if !ids.is_empty() => ids.iter().map(|id| name(id)).collect(),
         ..0 => vec![name("all")],
