@@ -121,7 +121,10 @@ fn a_container_asks_for_names_until_its_file_is_gone() {
     }
     let namespace = Namespace::new(root.join("net"));
     write(root, "networks/n1.json", &network(100, "10.9.0.2"));
-    let asker = format!(r#"{{"namespace":"{}","networks":["n1"]}}"#, namespace.pin.display());
+    let asker = format!(
+        r#"{{"namespace":"{}","networks":["n1"],"resolvers":[{{"address":"127.0.0.2"}}]}}"#,
+        namespace.pin.display()
+    );
     write(root, "containers/c1.json", &asker);
 
     let served = inotify::init(CreateFlags::CLOEXEC).unwrap();
@@ -133,7 +136,18 @@ fn a_container_asks_for_names_until_its_file_is_gone() {
     namespace.within(|| {
         assert!(by_datagram("WEB").ends_with(&[10, 9, 0, 2]));
         assert!(by_stream("web.back").ends_with(&[10, 9, 0, 2]));
-        // No resolver: SERVFAIL, at once.
+        // All else goes to the resolver, here one that answers with the question and NXDOMAIN.
+        let resolver = UdpSocket::bind("127.0.0.2:53").unwrap();
+        let resolving = thread::spawn(move || {
+            let mut asked = [0; 512];
+            let (length, peer) = resolver.recv_from(&mut asked).unwrap();
+            asked[2] |= 0x80;
+            asked[3] = 3;
+            resolver.send_to(&asked[..length], peer).unwrap();
+        });
+        assert_eq!(by_datagram("example.org")[3] & 15, 3);
+        resolving.join().unwrap();
+        // One that is not there: SERVFAIL, as soon as that is known.
         assert_eq!(by_datagram("example.org")[3] & 15, 2);
         let junk = UdpSocket::bind("127.0.0.1:0").unwrap();
         for length in 0..600 {
