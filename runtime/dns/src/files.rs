@@ -1,6 +1,6 @@
 //! The engine's files, followed as they change: `networks/ID.json` and `containers/ID.json`, each
-//! replaced whole by a rename, and `serving/ID`, which is this program's answer that a container's
-//! server listens (empty) or cannot (the reason).
+//! replaced whole by a rename, and `serving/ID`, which is this program's answer: the path of the
+//! namespace that the container's server listens in, and after it a line with the reason if it cannot.
 
 use std::{
     collections::BTreeMap,
@@ -153,10 +153,8 @@ impl Files {
         let namespace = asker.namespace.clone();
         self.shared.table.borrow_mut().askers.insert(id.to_owned(), asker);
         let served = self.serve(id, &namespace);
-        fs::write(
-            serving,
-            served.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default(),
-        )?;
+        let why = served.as_ref().err().map(|error| format!("\n{error:#}")).unwrap_or_default();
+        fs::write(serving, format!("{}{why}", namespace.display()))?;
         served
     }
 

@@ -4,19 +4,20 @@
 
 mod files;
 mod namespace;
+mod redirect;
 mod serve;
 mod table;
 mod wire;
 
-use std::{
-    cell::RefCell,
-    fs::{File, TryLockError},
-    path::PathBuf,
-    rc::Rc,
-};
+use std::{cell::RefCell, fs::File, path::PathBuf, rc::Rc};
 
 use anyhow::Context;
-use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
+use rustix::{
+    fs::{FlockOperation, fcntl_lock},
+    io::Errno,
+    process::{Resource, Rlimit, getrlimit, setrlimit, setsid},
+    thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs},
+};
 use tokio::{runtime::Builder, task::LocalSet};
 
 use crate::{files::Files, namespace::Namespaces, serve::Shared, table::Table};
@@ -26,30 +27,41 @@ fn main() -> anyhow::Result<()> {
     let (Some(directory), None) = (arguments.next(), arguments.next()) else {
         anyhow::bail!("usage: berth-dns DIRECTORY");
     };
+    // What is sent to the daemon's session is not meant for this program. An error says that it has one
+    // of its own already.
+    let _ = setsid();
+    allow_descriptors().context("raise the limit of open files")?;
     drop_privileges().context("drop privileges")?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, run(PathBuf::from(directory)))
 }
 
-/// What is needed to enter a namespace and to listen at port 53 in it.
+/// Each container has three, and more for what is forwarded.
+fn allow_descriptors() -> rustix::io::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+}
+
+/// What is needed to enter a namespace and to set rules in it.
 fn drop_privileges() -> rustix::io::Result<()> {
     set_no_new_privs(true)?;
-    let kept = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_BIND_SERVICE;
+    let kept = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN;
     let sets =
         CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     set_capabilities(None, sets)
 }
 
-/// The lock says who serves a directory. The engine writes a container's file first and then starts
+/// The lock says who serves a directory, and the kernel tells the engine who has it (`F_GETLK` of
+/// fcntl(2)). The engine writes a container's file first and then starts
 /// this program, which ends at once if another has the lock. So one that ends looks once more after
 /// it has let go of the lock: a file that came meanwhile is served by whoever has the lock next.
 async fn run(directory: PathBuf) -> anyhow::Result<()> {
     let lock = File::create(directory.join("lock")).context("open the directory's lock")?;
     loop {
-        match lock.try_lock() {
+        match fcntl_lock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(()),
-            Err(TryLockError::Error(error)) => return Err(error).context("lock the directory"),
+            Err(Errno::AGAIN | Errno::ACCESS) => return Ok(()),
+            Err(error) => return Err(error).context("lock the directory"),
         }
         let shared = Rc::new(Shared {
             namespaces: Namespaces::new().context("open the own network namespace")?,
@@ -59,7 +71,7 @@ async fn run(directory: PathBuf) -> anyhow::Result<()> {
         while !files.is_idle()? {
             files.follow().await?;
         }
-        lock.unlock()?;
+        fcntl_lock(&lock, FlockOperation::Unlock)?;
         if files.is_idle()? {
             return Ok(());
         }

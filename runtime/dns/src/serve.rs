@@ -5,7 +5,7 @@ use std::{
     cell::{Cell, RefCell},
     fs::File,
     io,
-    net::{SocketAddr, TcpListener as StdListener, UdpSocket as StdUdp},
+    net::{Ipv4Addr, SocketAddr, TcpListener as StdListener, UdpSocket as StdUdp},
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -21,11 +21,14 @@ use tokio::{
 
 use crate::{
     namespace::Namespaces,
+    redirect::{self, Ports},
     table::{From, Resolver, Table},
     wire::{self, Code, Data},
 };
 
-const ADDRESS: &str = "127.0.0.11:53";
+/// What /etc/resolv.conf of a container names. Programs ask at port 53, which `redirect` leads to the
+/// ports that the kernel has chosen.
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 /// Questions of one container that wait for a resolver; more are answered with a failure at once.
 const FORWARDS: usize = 128;
 const CONNECTIONS: usize = 16;
@@ -68,10 +71,13 @@ impl Server {
     /// Listens in a container's namespace from the moment that this returns.
     pub(crate) fn start(shared: Rc<Shared>, id: &str, namespace: File) -> io::Result<Self> {
         let (datagrams, listener) = shared.namespaces.within(&namespace, || {
-            let datagrams = StdUdp::bind(ADDRESS)?;
+            let datagrams = StdUdp::bind((ADDRESS, 0))?;
             datagrams.set_nonblocking(true)?;
-            let listener = StdListener::bind(ADDRESS)?;
+            let listener = StdListener::bind((ADDRESS, 0))?;
             listener.set_nonblocking(true)?;
+            let ports =
+                Ports { udp: datagrams.local_addr()?.port(), tcp: listener.local_addr()?.port() };
+            redirect::set(ADDRESS, ports)?;
             Ok((datagrams, listener))
         })?;
         let datagrams = UdpSocket::from_std(datagrams)?;
