@@ -50,7 +50,7 @@ impl OldBuild {
     pub fn programs(&self, machine: &Machine, old: &[&str]) -> io::Result<PathBuf> {
         let directory = machine.path(&format!("programs-{}-{}", self.version, old.join("-")));
         fs::create_dir_all(&directory)?;
-        for name in ["berthd", "berth-bridge", "berth-shim"] {
+        for name in ["berthd", "berth-bridge", "berth-dns", "berth-shim"] {
             let from = if old.contains(&name) { self.directory.join(name) } else { binary(name) };
             fs::copy(from, directory.join(name))?;
         }

@@ -195,6 +195,9 @@ impl Machine {
             "state/sandboxes",
             "state/containers",
             "state/oci",
+            "state/names/networks",
+            "state/names/containers",
+            "state/names/serving",
         ] {
             // Files with a leading dot are shared by all containers of another OCI runtime, and
             // stay.
@@ -244,6 +247,7 @@ impl Machine {
             self.shims()
                 .into_iter()
                 .chain(self.plugins())
+                .chain(self.name_servers())
                 .map(|(pid, command)| format!("process {pid} {command}")),
         );
         left
@@ -270,6 +274,14 @@ impl Machine {
         let mut shims = processes();
         shims.retain(|(_, command)| command.starts_with("berth-shim") && command.contains(&own));
         shims
+    }
+
+    /// The name servers of this machine's containers, as pid and command line: one, or none.
+    pub fn name_servers(&self) -> Vec<(i32, String)> {
+        let own = self.dir.path().display().to_string();
+        let mut servers = processes();
+        servers.retain(|(_, command)| command.starts_with("berth-dns") && command.contains(&own));
+        servers
     }
 
     /// The runs of berth-bridge on this machine, as pid and command line.
@@ -300,7 +312,7 @@ impl Machine {
 
     /// Ends every process of the machine. Its namespaces and the mounts in them go with those.
     fn end_processes(&mut self) {
-        for (pid, _) in self.shims() {
+        for (pid, _) in self.shims().into_iter().chain(self.name_servers()) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         end_cgroups(&self.cgroup_parent);

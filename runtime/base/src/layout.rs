@@ -143,6 +143,12 @@ impl Layout {
         self.sandbox_state(id).join(sandbox::PAUSE)
     }
 
+    /// What `berth-dns` is told of the engine's networks and of the containers on them, and what it
+    /// answers.
+    pub fn names(&self) -> PathBuf {
+        self.state.join("names")
+    }
+
     /// The directory that other OCI runtimes get as `--root`.
     pub fn oci(&self) -> PathBuf {
         self.state.join("oci")

@@ -11,6 +11,7 @@ pub mod layout;
 pub mod observe;
 pub mod open_in_root;
 pub mod reserve;
+pub mod sealed;
 pub mod singleflight;
 pub mod socket;
 pub mod trash;

@@ -154,7 +154,10 @@ impl Files {
         self.shared.table.borrow_mut().askers.insert(id.to_owned(), asker);
         let served = self.serve(id, &namespace);
         let why = served.as_ref().err().map(|error| format!("\n{error:#}")).unwrap_or_default();
-        fs::write(serving, format!("{}{why}", namespace.display()))?;
+        // By a rename, so that nobody reads half of it.
+        let new = serving.with_extension("new");
+        fs::write(&new, format!("{}{why}", namespace.display()))?;
+        fs::rename(new, serving)?;
         served
     }
 

@@ -22,7 +22,6 @@ pub(crate) struct Network {
 /// A running container on a network.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Member {
-    pub(crate) container: String,
     /// The container's name, then its short id and aliases on this network.
     pub(crate) names: Vec<String>,
     pub(crate) addresses: Vec<IpAddr>,
@@ -35,7 +34,7 @@ pub(crate) struct Asker {
     pub(crate) namespace: PathBuf,
     /// The ids of its networks, first the one whose addresses go first.
     pub(crate) networks: Vec<String>,
-    /// Names that only this container knows, each for the id of a container on one of its networks.
+    /// Names that only this container knows, each for another name.
     #[serde(default)]
     pub(crate) links: BTreeMap<String, String>,
     /// Who is asked for all other names, in this order. None for one that is on internal networks only.
@@ -94,11 +93,8 @@ impl Table {
 
     /// All addresses of a name on the first network that has it, as dockerd answers.
     fn addresses(&self, asker: &Asker, name: &str) -> Option<Vec<IpAddr>> {
-        let linked = asker
-            .links
-            .iter()
-            .find(|(alias, _)| alias.eq_ignore_ascii_case(name))
-            .map(|(_, id)| id);
+        let linked = asker.links.iter().find(|(alias, _)| alias.eq_ignore_ascii_case(name));
+        let name = linked.map_or(name, |(_, own)| own.as_str());
         self.networks_of(asker).find_map(|network| {
             let within = name
                 .len()
@@ -111,12 +107,11 @@ impl Table {
             let found: Vec<IpAddr> = network
                 .members
                 .iter()
-                .filter(|member| match linked {
-                    Some(id) => member.container == *id,
-                    None => member.names.iter().any(|own| {
+                .filter(|member| {
+                    member.names.iter().any(|own| {
                         own.eq_ignore_ascii_case(name)
                             || within.is_some_and(|name| own.as_bytes().eq_ignore_ascii_case(name))
-                    }),
+                    })
                 })
                 .flat_map(|member| member.addresses.iter().copied())
                 .collect();
@@ -158,12 +153,12 @@ mod tests {
     fn table() -> Table {
         let networks = r#"{
             "back": {"name": "backend", "members": [
-                {"container": "c1", "names": ["web", "c1", "www"], "addresses": ["10.1.0.2", "fd00::2"]},
-                {"container": "c2", "names": ["db", "c2", "www"], "addresses": ["10.1.0.3"]}]},
+                {"names": ["web", "c1", "www"], "addresses": ["10.1.0.2", "fd00::2"]},
+                {"names": ["db", "c2", "www"], "addresses": ["10.1.0.3"]}]},
             "front": {"name": "frontend", "members": [
-                {"container": "c3", "names": ["lone"], "addresses": ["10.2.0.2"]}]}}"#;
+                {"names": ["lone"], "addresses": ["10.2.0.2"]}]}}"#;
         let askers = r#"{
-            "c1": {"namespace": "/n1", "networks": ["back"], "links": {"store": "c2"}},
+            "c1": {"namespace": "/n1", "networks": ["back"], "links": {"store": "db"}},
             "c3": {"namespace": "/n3", "networks": ["front"]}}"#;
         Table {
             networks: serde_json::from_str(networks).unwrap(),

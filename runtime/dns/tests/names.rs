@@ -103,13 +103,9 @@ fn by_stream(name: &str) -> Vec<u8> {
 
 fn network(members: usize, last: &str) -> String {
     let others: String = (0..members)
-        .map(|n| {
-            format!(r#"{{"container":"d{n}","names":["other{n}"],"addresses":["10.9.1.{n}"]}},"#)
-        })
+        .map(|n| format!(r#"{{"names":["other{n}"],"addresses":["10.9.1.{n}"]}},"#))
         .collect();
-    format!(
-        r#"{{"name":"back","members":[{others}{{"container":"c2","names":["web"],"addresses":["{last}"]}}]}}"#
-    )
+    format!(r#"{{"name":"back","members":[{others}{{"names":["web"],"addresses":["{last}"]}}]}}"#)
 }
 
 #[test]
@@ -128,7 +124,7 @@ fn a_container_asks_for_names_until_its_file_is_gone() {
     write(root, "containers/c1.json", &asker);
 
     let served = inotify::init(CreateFlags::CLOEXEC).unwrap();
-    inotify::add_watch(&served, root.join("serving"), WatchFlags::CLOSE_WRITE).unwrap();
+    inotify::add_watch(&served, root.join("serving"), WatchFlags::MOVED_TO).unwrap();
     let mut program = Command::new(env!("CARGO_BIN_EXE_berth-dns")).arg(root).spawn().unwrap();
     assert!(File::from(served).read(&mut [0; 512]).unwrap() > 0);
     let answer = fs::read_to_string(root.join("serving/c1")).unwrap();

@@ -12,7 +12,7 @@ use crate::{
     events::Events,
     http::error::Result,
     names,
-    network::{Networks, ports::Ports},
+    network::{Networks, members::Members, name_server::NameServer, ports::Ports},
     routes::execs::Execs,
     streams::logs::LogWatcher,
     volumes::Volumes,
@@ -31,6 +31,8 @@ pub struct Engine {
     /// Tells those who follow a log.
     pub(crate) logs: Arc<LogWatcher>,
     pub(crate) networks: Networks,
+    pub(crate) members: Members,
+    pub(crate) name_server: Arc<NameServer>,
     pub(crate) volumes: Volumes,
     /// The ports of the host that its runs have.
     pub(crate) ports: Ports,
@@ -46,6 +48,8 @@ impl Engine {
     pub(crate) fn new(node: Arc<Node>, pods: Arc<Node>) -> anyhow::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             networks: Networks::open(&node.host.layout.root)?,
+            members: Members::default(),
+            name_server: Arc::new(blocking(|| NameServer::open(&node.host.layout))?),
             volumes: blocking(|| Volumes::open(&node.host.layout))?,
             node,
             pods,

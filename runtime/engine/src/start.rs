@@ -14,6 +14,7 @@ use crate::{build, container::recover, engine::Engine};
 /// Their directory cannot be read.
 pub async fn start(node: Arc<Node>, pods: Arc<Node>) -> anyhow::Result<Arc<Engine>> {
     let engine = Engine::new(node, pods)?;
+    tokio::spawn(engine.name_server.clone().keep());
     recover::recover(&engine).await?;
     blocking(|| build::discard_left(&engine.node.host.layout))?;
     Ok(engine)

@@ -24,6 +24,7 @@ mod ipv6_networks;
 mod life;
 mod login;
 mod logs;
+mod names;
 mod namespaces;
 mod networks;
 mod pause;

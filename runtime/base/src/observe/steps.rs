@@ -69,7 +69,7 @@ steps! {
     remove_image { INDEX = "index", COLLECT = "collect" }
     // Of the Docker Engine API: what a container of docker is beyond its runs, which are sandboxes.
     docker_create { RECORD = "record", VOLUMES = "volumes", NAME = "name" }
-    docker_start { MAKE = "make", BEGUN = "begun" }
+    docker_start { MAKE = "make", NAMES = "names", BEGUN = "begun" }
     docker_end { STATE = "state", UNDO = "undo" }
     docker_remove { RUN = "run", SET_ASIDE = "set_aside", VOLUMES = "volumes", DISCARD = "discard" }
     docker_network {

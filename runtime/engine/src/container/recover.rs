@@ -53,7 +53,14 @@ pub(crate) async fn recover(engine: &Arc<Engine>) -> anyhow::Result<()> {
             tracing::warn!(sandbox = id, "left of a removed container: {error}");
         }
     }
-    names::refresh(engine);
+    names::recover(engine);
+    for container in engine.containers.all() {
+        // One that came to a network when the daemon was killed may not have its server yet.
+        if container.state().is_running() {
+            let engine = engine.clone();
+            tokio::spawn(async move { names::serve(&engine, &container).await });
+        }
+    }
     life::resume(engine);
     Ok(())
 }

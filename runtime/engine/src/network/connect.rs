@@ -27,7 +27,7 @@ fn failed(message: impl Into<String>) -> Failure {
 /// 403 if it is on it, or if one of the two has no bridge; 400 for an address that cannot be; what the
 /// kernel says, and then nothing is left.
 pub(crate) async fn connect(
-    engine: &Engine,
+    engine: &Arc<Engine>,
     network: &Arc<Network>,
     container: &Arc<Container>,
     settings: EndpointSettings,
@@ -84,7 +84,8 @@ pub(crate) async fn connect(
             return Err(error);
         }
         engine.publish_endpoint(container, network, "connect");
-        names::refresh(engine);
+        names::update(engine, container);
+        names::serve(engine, container).await;
     }
     Ok(())
 }
@@ -125,7 +126,7 @@ pub(crate) async fn disconnect(
     leave(engine, network, container, &key.unwrap_or_default()).await?;
     if live {
         engine.publish_endpoint(container, network, "disconnect");
-        names::refresh(engine);
+        names::update(engine, container);
     }
     Ok(())
 }

@@ -1,188 +1,199 @@
-//! The names of containers on networks of users: a part of the /etc/hosts of each that runs, which is
-//! written anew whenever one comes or goes. It is there while the daemon is not.
+//! The names of containers on networks of users, for those on the same networks: in the /etc/hosts of
+//! each, and in what `berth-dns` is told. Both are there while the daemon is not.
 
 use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-    fs::{self, File},
-    io::{self, Read, Write},
+    collections::{BTreeMap, BTreeSet},
+    io,
     path::Path,
     sync::{Arc, PoisonError},
+    time::Duration,
 };
 
 use berth_base::{blocking::blocking, id::SandboxId, layout};
 use berth_node::{
-    network::{Bridge, Endpoint},
-    sandbox::Sandbox,
+    network::Bridge,
+    sandbox::{Sandbox, State},
+};
+use berth_shim::record as disk;
+
+use super::{endpoints, files, hosts, links, members::OfNetwork, told::Asker};
+use crate::{
+    container::{object::Container, record::Record},
+    engine::Engine,
 };
 
-use super::{Driver, endpoints};
-use crate::{container::object::Container, engine::Engine};
+/// How long a start waits for the name server.
+const PATIENCE: Duration = Duration::from_secs(3);
 
-const BEGIN: &str = "# Containers on the same networks, kept by the engine:\n";
-/// Bytes of a file that is looked at.
-const MOST: u64 = 1 << 20;
-const END: &str = "# End of containers.\n";
-
-/// A container that runs on a network.
-#[derive(Clone, Debug)]
-pub(crate) struct Member {
-    pub id: String,
-    pub name: String,
-    /// 64 hexadecimal digits.
-    pub endpoint_id: String,
-    /// None on the network of the host, and on `none`.
-    pub endpoint: Option<Endpoint>,
-    /// The names by which others on the network find it, its own first.
-    pub names: Vec<String>,
+/// Takes in what networks a container is on now, and makes its names right for all that share one
+/// with it. Trouble with one file is told, and is no other container's.
+pub(crate) fn update(engine: &Engine, container: &Container) {
+    let _naming = engine.networks.naming.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut changed = engine.note_networks(container);
+    changed.retain(|id| is_custom(engine, id));
+    blocking(|| {
+        tell(engine, &changed);
+        tell_of(engine, container);
+        write_hosts(engine, &changed);
+    });
 }
 
-/// Makes the names in all containers what they are now. Trouble with one file is told, and is no
-/// other container's.
-pub(crate) fn refresh(engine: &Engine) {
-    if !engine.networks.all().iter().any(|network| network.is_custom()) {
-        return;
-    }
+/// As `update` for all containers, whatever an earlier daemon has written.
+pub(crate) fn recover(engine: &Engine) {
     let _naming = engine.networks.naming.lock().unwrap_or_else(PoisonError::into_inner);
-    let running: Vec<(Arc<Container>, Arc<Sandbox>)> = engine
-        .containers
-        .all()
-        .into_iter()
-        .filter(|container| container.state().is_running())
-        .filter_map(|container| {
-            let sandbox = engine.node.sandboxes.find(&container.id).ok()?;
-            (!sandbox.bridges().is_empty()).then_some((container, sandbox))
-        })
-        .collect();
-    let mut networks: BTreeMap<String, Vec<Member>> = BTreeMap::new();
-    for network in engine.networks.all().iter().filter(|network| network.is_custom()) {
-        networks.insert(network.id.clone(), engine.members(network));
+    let containers = engine.containers.all();
+    for container in &containers {
+        engine.note_networks(container);
     }
-    for (container, sandbox) in running {
-        let own = sandbox.bridges();
-        let others = own
-            .iter()
-            .filter_map(|bridge| networks.get(&bridge.network))
-            .flatten()
-            .filter(|member| member.id != container.id);
-        let section = section(others);
-        let id = SandboxId::from(container.id.clone());
-        let path = engine.node.host.layout.sandbox(&id).join(layout::sandbox::HOSTS);
-        if let Err(error) = blocking(|| replace(&path, &section)) {
-            tracing::warn!(container = container.id, "{}: {error}", path.display());
+    let networks: BTreeSet<String> = engine.members.all().keys().cloned().collect();
+    let custom: BTreeSet<String> =
+        networks.into_iter().filter(|id| is_custom(engine, id)).collect();
+    blocking(|| {
+        let ids = containers.iter().map(|container| container.id.clone()).collect();
+        if let Err(error) = engine.name_server.told.keep(&custom, &ids) {
+            tracing::warn!("what the name server was told earlier: {error}");
         }
-    }
+        tell(engine, &custom);
+        for container in &containers {
+            tell_of(engine, container);
+        }
+        write_hosts(engine, &custom);
+    });
+}
+
+fn is_custom(engine: &Engine, network: &str) -> bool {
+    engine.networks.find(network).is_ok_and(|network| network.is_custom())
 }
 
 /// The lines that a container finds in its file when it begins, which will be on these bridges.
 pub(super) fn lines(engine: &Engine, bridges: &[Bridge]) -> Vec<String> {
-    let members: Vec<Member> = bridges
-        .iter()
-        .filter_map(|bridge| engine.networks.find(&bridge.network).ok())
-        .filter(|network| network.is_custom())
-        .flat_map(|network| engine.members(&network))
-        .collect();
-    section(members.iter()).lines().map(str::to_owned).collect()
+    let all = engine.members.all();
+    let custom = bridges.iter().filter(|bridge| is_custom(engine, &bridge.network));
+    let members = custom.filter_map(|bridge| all.get(&bridge.network)).flat_map(OfNetwork::values);
+    hosts::section(members).lines().map(str::to_owned).collect()
 }
 
-/// The lines for these members; nothing for none.
-fn section<'a>(members: impl Iterator<Item = &'a Member>) -> String {
-    let mut text = String::new();
-    for member in members {
-        let endpoint = member.endpoint.iter();
-        for (address, _) in endpoint.flat_map(|it| [it.ipv4, it.ipv6]).flatten() {
-            // To write to a string cannot fail.
-            let _ = writeln!(text, "{}\t{}", address.addr(), member.names.join(" "));
+/// Writes the names into the /etc/hosts of all containers on these networks.
+fn write_hosts(engine: &Engine, networks: &BTreeSet<String>) {
+    let layout = &engine.node.host.layout;
+    for (container, section) in sections(engine, networks) {
+        let path = layout.sandbox(&SandboxId::from(container.clone())).join(layout::sandbox::HOSTS);
+        match hosts::replace(&path, &section) {
+            // Of a run that has just ended.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(container, "{}: {error}", path.display()),
+            Ok(()) => {}
         }
     }
-    match text.is_empty() {
-        true => text,
-        false => format!("{BEGIN}{text}{END}"),
-    }
 }
 
-/// Puts the section in the place of an earlier one, and leaves what else is in the file: a container
-/// may write to it. The same file, since the container has it mounted.
-fn replace(path: &Path, section: &str) -> io::Result<()> {
-    // The file is as large as a container likes.
-    if fs::metadata(path)?.len() > MOST {
-        let text =
-            format!("a container has made it larger than {MOST} bytes: names are not kept in it");
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
-    }
-    let mut before = Vec::new();
-    File::open(path)?.take(MOST).read_to_end(&mut before)?;
-    let text = String::from_utf8_lossy(&before);
-    let after = with_section(&text, section);
-    if after == text {
-        return Ok(());
-    }
-    let mut file = File::options().write(true).open(path)?;
-    // First the text, then the end: who reads in between finds no name missing that stays.
-    file.write_all(after.as_bytes())?;
-    file.set_len(after.len() as u64)
-}
-
-fn with_section(text: &str, section: &str) -> String {
-    let without = match text.split_once(BEGIN) {
-        Some((before, rest)) => {
-            let after = rest.split_once(END).map_or("", |(_, after)| after);
-            format!("{before}{after}")
-        }
-        None => text.to_owned(),
+/// The section of each container on these networks, from all networks that it is on.
+fn sections(engine: &Engine, networks: &BTreeSet<String>) -> BTreeMap<String, String> {
+    let custom: BTreeSet<String> =
+        engine.networks.all().iter().filter(|it| it.is_custom()).map(|it| it.id.clone()).collect();
+    let all = engine.members.all();
+    let affected: BTreeSet<&String> =
+        networks.iter().filter_map(|id| all.get(id)).flat_map(OfNetwork::keys).collect();
+    let section = |container: &String| {
+        let own = all.iter().filter(|(id, of)| custom.contains(*id) && of.contains_key(container));
+        let others = own.flat_map(|(_, of)| of.values()).filter(|member| member.id != *container);
+        hosts::section(others)
     };
-    without + section
+    affected.into_iter().map(|container| (container.clone(), section(container))).collect()
 }
 
-impl Engine {
-    /// The containers that run on a network.
-    pub(crate) fn members(&self, network: &super::Network) -> Vec<Member> {
-        let member = |container: Arc<Container>| {
-            let sandbox = self.node.sandboxes.find(&container.id).ok()?;
-            let endpoint = sandbox.endpoints().into_iter().find(|it| it.network == network.id);
-            let record = container.record();
-            let wanted = endpoints::wanted(&record)
-                .into_iter()
-                .find(|one| self.networks.find(&one.name).is_ok_and(|it| it.id == network.id));
-            // A bridge that the record does not name any more may still have its interface.
-            let is_on = match network.driver {
-                Driver::Bridge => endpoint.is_some(),
-                Driver::Host | Driver::Null => wanted.is_some() && container.state().is_running(),
-            };
-            let interface = endpoint.as_ref().map_or("", |endpoint| &endpoint.interface);
-            let endpoint_id = endpoint_id(&sandbox, interface);
-            is_on.then(|| Member {
-                id: container.id.clone(),
-                name: record.name.clone(),
-                endpoint_id,
-                names: endpoints::names(&record, &wanted.map(|it| it.settings).unwrap_or_default()),
-                endpoint,
-            })
-        };
-        self.containers.all().into_iter().filter_map(member).collect()
+/// Tells the name server who is on these networks.
+fn tell(engine: &Engine, networks: &BTreeSet<String>) {
+    for id in networks {
+        let name = engine.networks.find(id).map(|network| network.name.clone()).unwrap_or_default();
+        let members = engine.members.all().get(id).cloned().unwrap_or_default();
+        if let Err(error) = engine.name_server.told.network(id, &name, &members) {
+            tracing::warn!(network = id, "tell the name server: {error}");
+        }
     }
 }
 
-/// 64 digits that no other interface of another run has.
-pub(crate) fn endpoint_id(sandbox: &Sandbox, interface: &str) -> String {
-    use sha2::Digest as _;
-    let of_run = format!("{} {} {interface}", sandbox.meta.id, sandbox.meta.created_at);
-    let digest = sha2::Sha256::digest(of_run);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+/// Tells the name server what a container may ask. One that has come to a network of a user's keeps its
+/// server until it ends: its resolv.conf names that.
+fn tell_of(engine: &Engine, container: &Container) {
+    let told = &engine.name_server.told;
+    let sandbox = engine.node.sandboxes.find(&container.id).ok();
+    let sandbox = sandbox.filter(|sandbox| sandbox.state() == State::Ready);
+    let asker = sandbox.and_then(|sandbox| asker(engine, container, &sandbox));
+    let asker = asker.filter(|asker| !asker.networks.is_empty() || told.knows(&container.id));
+    let told = match asker {
+        Some(asker) => told.container(&container.id, &asker).map(|()| engine.name_server.wake()),
+        None => told.forget(&container.id),
+    };
+    if let Err(error) = told {
+        tracing::warn!(container = container.id, "tell the name server: {error}");
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// `None` for one that has no network namespace of its own.
+fn asker(engine: &Engine, container: &Container, sandbox: &Sandbox) -> Option<Asker> {
+    let record = container.record();
+    let namespace = sandbox.meta.netns()?;
+    let bridges = sandbox.bridges();
+    let all = engine.members.all();
+    let is_on = |id: &String| all.get(id).is_some_and(|of| of.contains_key(&container.id));
+    let own = bridges.iter().map(|bridge| &bridge.network);
+    let networks = own.filter(|id| is_on(id) && is_custom(engine, id)).cloned().collect();
+    // One that is on internal networks alone asks nobody outside.
+    let resolvers = match bridges.iter().any(|bridge| bridge.is_default) {
+        true => files::resolvers(&files::of_host(), &record.host_config),
+        false => Vec::new(),
+    };
+    Some(Asker { namespace, networks, links: links_of(&record), resolvers })
+}
 
-    #[test]
-    fn only_the_section_changes() {
-        let one = format!("{BEGIN}10.0.0.2\tweb\n{END}");
-        let text = with_section("127.0.0.1\tlocalhost\n", &one);
-        assert_eq!(text, format!("127.0.0.1\tlocalhost\n{one}"));
-        let own = text.clone() + "1.2.3.4\town\n";
-        let two = format!("{BEGIN}10.0.0.3\tdb\n{END}");
-        assert_eq!(with_section(&own, &two), format!("127.0.0.1\tlocalhost\n1.2.3.4\town\n{two}"));
-        assert_eq!(with_section(&own, ""), "127.0.0.1\tlocalhost\n1.2.3.4\town\n");
+/// The names that only this container has for others.
+fn links_of(record: &Record) -> BTreeMap<String, String> {
+    let wanted = endpoints::wanted(record);
+    let of_networks = wanted.iter().flat_map(|one| one.settings.links.iter().flatten());
+    let links = record.host_config.links.iter().flatten().chain(of_networks);
+    let parsed = links.filter_map(|link| links::parse(link).ok());
+    parsed.map(|(name, alias)| (alias.to_owned(), name.to_owned())).collect()
+}
+
+/// Waits until a container that is on a network of a user's is served, and lets its resolv.conf name
+/// the server, unless somebody has changed the file. Where no server comes, it keeps the resolvers of
+/// the host, and the names in its /etc/hosts: a container that starts is worth more than one that does
+/// not.
+pub(crate) async fn serve(engine: &Arc<Engine>, container: &Container) {
+    let server = &engine.name_server;
+    let Ok(sandbox) = engine.node.sandboxes.find(&container.id) else { return };
+    let Some(namespace) = sandbox.meta.netns() else { return };
+    if !server.is_there() || !blocking(|| server.told.knows(&container.id)) {
+        return;
+    }
+    let served = server.served(&engine.logs, &container.id, &namespace);
+    let why = match tokio::time::timeout(PATIENCE, served).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(format!("{error:#}")),
+        Err(_) => Some(format!("berth-dns has not answered for {} s", PATIENCE.as_secs())),
+    };
+    if let Some(why) = why {
+        return tracing::warn!(
+            container = container.id,
+            "it has no name server of its own: it keeps the resolvers of the host, and the names in \
+             /etc/hosts: {why}"
+        );
+    }
+    let layout = &engine.node.host.layout;
+    let path = layout.sandbox(&sandbox.meta.id).join(layout::sandbox::RESOLV_CONF);
+    let own =
+        files::resolv_conf(&files::of_host(), &container.record().host_config, files::Servers::Own);
+    let generated = sandbox.meta.config.resolv_conf.as_deref().unwrap_or_default();
+    if let Err(error) = blocking(|| replace_generated(&path, generated, &own)) {
+        tracing::warn!(container = container.id, "{}: {error}", path.display());
+    }
+}
+
+/// Replaces a resolv.conf that is as it was generated. The same file, since containers have it mounted.
+fn replace_generated(path: &Path, generated: &str, text: &str) -> io::Result<()> {
+    match disk::read_bytes(path)?.record() {
+        Some(before) if before == generated.as_bytes() => std::fs::write(path, text),
+        _ => Ok(()),
     }
 }

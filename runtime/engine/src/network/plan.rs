@@ -3,11 +3,10 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use berth_base::{blocking::blocking, id::SandboxId};
+use berth_base::id::SandboxId;
 use berth_node::{
     network::Bridge,
     sandbox::{self, NamespaceMode},
@@ -82,9 +81,9 @@ pub(crate) fn plan(engine: &Engine, container: &Container) -> Result<Plan> {
     let Some(network) = engine.networks.of_mode(mode).map_err(not_set_up)? else {
         return joined(engine, &record);
     };
-    let of_host = blocking(|| fs::read("/etc/resolv.conf")).unwrap_or_default();
-    let of_host = String::from_utf8_lossy(&of_host);
     let has_host_network = network.driver == Driver::Host;
+    // On networks of users it becomes another one when the name server has come.
+    let servers = if has_host_network { files::Servers::OfHost } else { files::Servers::Reachable };
     let gateway = engine.networks.find("bridge")?.gateway();
     let mut plan = Plan {
         namespace: if has_host_network { NamespaceMode::Node } else { NamespaceMode::Pod },
@@ -92,7 +91,7 @@ pub(crate) fn plan(engine: &Engine, container: &Container) -> Result<Plan> {
         ports: Vec::new(),
         hosts: files::extra_hosts(host.extra_hosts.as_deref().unwrap_or_default(), gateway)?,
         names: Vec::new(),
-        resolv_conf: Some(files::resolv_conf(&of_host, host, has_host_network)),
+        resolv_conf: Some(files::resolv_conf(&files::of_host(), host, servers)),
         hostname: None,
         env: Vec::new(),
         _hold: None,

@@ -145,7 +145,7 @@ impl Networks {
     /// # Errors
     /// 404, and 400 for a prefix of several.
     pub(crate) fn find(&self, text: &str) -> Result<Arc<Network>> {
-        let all = self.all();
+        let all = &lock(&self.inner).all;
         let exact = all.iter().find(|network| network.id == text);
         if let Some(network) = exact.or_else(|| all.iter().find(|network| network.name == text)) {
             return Ok(network.clone());

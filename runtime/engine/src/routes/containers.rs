@@ -151,7 +151,7 @@ pub(super) fn rename(call: &Call, name: &str) -> Result<Answer> {
         return Err(error.into());
     }
     call.engine.containers.release(&old);
-    names::refresh(&call.engine);
+    names::update(&call.engine, &container);
     call.engine.publish(&container, "rename", json!({ "oldName": format!("/{old}") }));
     Ok(body::empty(StatusCode::NO_CONTENT))
 }

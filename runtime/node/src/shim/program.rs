@@ -3,34 +3,21 @@
 use std::{
     env,
     ffi::OsString,
-    fs,
     io::{self, Write},
-    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     process::Stdio,
-    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, anyhow, bail};
-use berth_base::observe::FAULTS;
+use berth_base::{observe::FAULTS, sealed::Sealed};
 use berth_shim::record::{Report, Stage};
-use nix::{
-    errno::Errno,
-    fcntl::{FcntlArg, SealFlag, fcntl},
-    sys::memfd::{MFdFlags, memfd_create},
-};
 use tokio::process::{Child, Command};
 
-/// How often a seal that the kernel refuses for the moment is tried again.
-const SEAL_ATTEMPTS: u32 = 20;
-
-/// A sealed copy of the shim's executable in memory, made once. A container cannot overwrite it
-/// through /proc/PID/exe of the shim, which is root on the host (CVE-2019-5736), and a package
-/// upgrade does not change the shim of a daemon that runs.
+/// The shim's executable, and what it is run for.
 #[derive(Clone, Debug)]
 pub struct Program {
-    memfd: Arc<OwnedFd>,
+    executable: Sealed,
 }
 
 impl Program {
@@ -39,26 +26,12 @@ impl Program {
     /// # Errors
     /// It cannot be read, or there is no memory for it.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
-        let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
-        let memfd = memfd_create("berth-shim", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
-            .context("memfd_create")?;
-        let mut file = fs::File::from(memfd);
-        file.write_all(&bytes).context("copy berth-shim")?;
-        let seals = SealFlag::F_SEAL_SEAL
-            | SealFlag::F_SEAL_SHRINK
-            | SealFlag::F_SEAL_GROW
-            | SealFlag::F_SEAL_WRITE;
-        seal(&file, seals).context("seal the copy of berth-shim")?;
-        // execve(2) fails with ETXTBSY for a file that is open for writing, so it is opened again.
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let memfd = fs::File::open(path).context("reopen the copy of berth-shim")?;
-        Ok(Self { memfd: Arc::new(memfd.into()) })
+        Ok(Self { executable: Sealed::load(path)? })
     }
 
     /// Where the executable is: beside the daemon's own.
     pub fn path() -> anyhow::Result<PathBuf> {
-        let own = std::env::current_exe().context("find own executable")?;
-        Ok(own.with_file_name("berth-shim"))
+        Sealed::beside_own("berth-shim")
     }
 
     /// `berth-shim pin`: makes the namespaces of `pin.json` in `dir`.
@@ -112,7 +85,7 @@ impl Program {
     /// The command for a verb. Its environment is empty, so that nothing of the daemon's gets into
     /// a container.
     fn spawnable(&self, verb: &str) -> Command {
-        let mut command = Command::new(format!("/proc/self/fd/{}", self.memfd.as_raw_fd()));
+        let mut command = Command::new(self.executable.path());
         command.arg0("berth-shim").arg(verb).env_clear().envs(faults()).current_dir("/");
         command
     }
@@ -195,17 +168,6 @@ pub async fn with_progress<T>(
                 now if seen == Some(now) => return Err(Stalled(now)),
                 now => seen = Some(now),
             },
-        }
-    }
-}
-/// Seals a file in memory. On a busy machine another processor may hold on to pages that were just
-/// written, and the kernel, which gives it a moment, then refuses with EBUSY (mm/memfd.c).
-fn seal(file: &fs::File, seals: SealFlag) -> nix::Result<()> {
-    let mut attempt = 1;
-    loop {
-        match fcntl(file, FcntlArg::F_ADD_SEALS(seals)) {
-            Err(Errno::EBUSY) if attempt < SEAL_ATTEMPTS => attempt += 1,
-            sealed => return sealed.map(drop),
         }
     }
 }

@@ -81,6 +81,7 @@ pub(super) async fn begin(
         Ok(run) => Ok(run),
         Err(Failed { code, failure }) => {
             undo(engine, container).await;
+            names::update(engine, container);
             engine.publish_networks(container, "disconnect");
             container.take_waiting();
             container.change_last(|last| {
@@ -127,8 +128,14 @@ async fn make(
     engine.node.run_sandbox_as(id, sandbox).await.map_err(|error| {
         plan::refused(engine, container, &error.message).map_or_else(|| failed(error), Failed::from)
     })?;
+    // Before the program begins, so that it finds others, and is found, from its first instruction.
+    step_blocking(docker_start::NAMES, || -> Result<()> {
+        names::update(engine, container);
+        Ok(())
+    })?;
     let id = ContainerId::from(container.id.clone());
     engine.node.create_container_as(id, &container.id, config).await.map_err(failed)?;
+    names::serve(engine, container).await;
     engine.node.start_container(&container.id).await.map_err(failed)?;
     let run = engine.node.containers.find(&container.id).map_err(failed)?;
     for streams in waiting {
@@ -177,7 +184,8 @@ fn began(
     container.set_phase(Phase::Running { pid: run.pid().unwrap_or_default() });
     engine.publish_mounts(container);
     engine.publish_networks(container, "connect");
-    names::refresh(engine);
+    // One without a bridge is on its network from now on.
+    names::update(engine, container);
     engine.publish(container, "start", json!({}));
     Ok(())
 }

@@ -70,7 +70,7 @@ pub(crate) async fn end(
         tracing::warn!(container = container.id, "{error}");
     }
     undo(engine, container).await;
-    names::refresh(engine);
+    names::update(engine, container);
     engine.publish_networks(container, "disconnect");
     engine.publish_unmounts(container);
     if container.state().stopping {

@@ -18,6 +18,7 @@ use crate::{
     container::{object::Container, record::Directory, state::Phase},
     engine::Engine,
     http::error::{Failure, Result},
+    network::names,
     volumes,
 };
 
@@ -114,6 +115,7 @@ pub(crate) async fn remove_if_asked(engine: &Arc<Engine>, container: &Arc<Contai
 /// Something of it cannot be removed yet.
 async fn discard(engine: &Arc<Engine>, container: &Container, with_volumes: bool) -> Result<()> {
     step(docker_remove::RUN, engine.node.remove_sandbox(&container.id)).await?;
+    names::update(engine, container);
     container.take_waiting();
     let record = container.record();
     let has_begun = blocking(|| container.directory.removing().path().exists());

@@ -12,7 +12,7 @@ use crate::{
     network::{
         Driver, Network,
         endpoints::{self, Wanted},
-        names, plan,
+        members, plan,
     },
     ports::{self, PortBinding, PortSummary},
 };
@@ -177,11 +177,11 @@ impl Endpoint {
         let Some(interface) = interface else {
             // That of the host and `none` have no interface.
             if network.driver != Driver::Bridge {
-                self.endpoint_id = names::endpoint_id(run, "");
+                self.endpoint_id = members::endpoint_id(run, "");
             }
             return;
         };
-        self.endpoint_id = names::endpoint_id(run, &interface.interface);
+        self.endpoint_id = members::endpoint_id(run, &interface.interface);
         let gateway =
             |gateway: Option<IpAddr>| gateway.map(|it| it.to_string()).unwrap_or_default();
         if let Some((address, via)) = interface.ipv4 {

@@ -1,0 +1,145 @@
+//! Which containers are on which networks: one map, kept by whatever begins or ends a run, or changes
+//! its networks.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use berth_node::{network::Endpoint, sandbox::Sandbox};
+
+use super::{Driver, Network, endpoints};
+use crate::{container::object::Container, engine::Engine};
+
+/// A container that runs on a network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Member {
+    pub id: String,
+    pub name: String,
+    /// 64 hexadecimal digits.
+    pub endpoint_id: String,
+    /// None on the network of the host, and on `none`.
+    pub endpoint: Option<Endpoint>,
+    /// The names by which others on the network find it, its own first.
+    pub names: Vec<String>,
+}
+
+/// Those on one network, by their ids.
+pub(super) type OfNetwork = BTreeMap<String, Member>;
+
+/// The containers by the ids of their networks.
+#[derive(Debug, Default)]
+pub(crate) struct Members(Mutex<BTreeMap<String, OfNetwork>>);
+
+impl Members {
+    pub(super) fn all(&self) -> MutexGuard<'_, BTreeMap<String, OfNetwork>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a container on these networks and on no others. Returns the networks for which that
+    /// changes something.
+    fn put(&self, container: &str, mut now: BTreeMap<String, Member>) -> BTreeSet<String> {
+        let mut all = self.all();
+        let mut changed = BTreeSet::new();
+        for (network, members) in all.iter_mut() {
+            let member = now.remove(network);
+            if members.get(container) != member.as_ref() {
+                changed.insert(network.clone());
+                match member {
+                    Some(member) => members.insert(container.to_owned(), member),
+                    None => members.remove(container),
+                };
+            }
+        }
+        for (network, member) in now {
+            all.entry(network.clone()).or_default().insert(container.to_owned(), member);
+            changed.insert(network);
+        }
+        all.retain(|_, members| !members.is_empty());
+        changed
+    }
+}
+
+impl Engine {
+    /// The containers that run on a network.
+    pub(crate) fn members(&self, network: &Network) -> Vec<Member> {
+        let all = self.members.all();
+        all.get(&network.id).into_iter().flat_map(OfNetwork::values).cloned().collect()
+    }
+
+    /// Takes in what networks a container is on now. Returns those for which that changes something.
+    pub(super) fn note_networks(&self, container: &Container) -> BTreeSet<String> {
+        self.members.put(&container.id, networks_of(self, container))
+    }
+}
+
+/// The networks that a container is on, by their ids.
+fn networks_of(engine: &Engine, container: &Container) -> BTreeMap<String, Member> {
+    let Ok(sandbox) = engine.node.sandboxes.find(&container.id) else { return BTreeMap::new() };
+    let record = container.record();
+    let member = |endpoint: Option<Endpoint>, settings| Member {
+        id: container.id.clone(),
+        name: record.name.clone(),
+        endpoint_id: endpoint_id(&sandbox, endpoint.as_ref().map_or("", |it| &it.interface)),
+        names: endpoints::names(&record, &settings),
+        endpoint,
+    };
+    // A bridge that the record does not name any more may still have its interface.
+    let attached = sandbox.endpoints().into_iter();
+    let mut found: BTreeMap<String, Member> = attached
+        .map(|endpoint| (endpoint.network.clone(), member(Some(endpoint), Default::default())))
+        .collect();
+    for wanted in endpoints::wanted(&record) {
+        let Ok(network) = engine.networks.find(&wanted.name) else { continue };
+        match network.driver {
+            Driver::Bridge => {
+                if let Some(member) = found.get_mut(&network.id) {
+                    member.names = endpoints::names(&record, &wanted.settings);
+                }
+            }
+            Driver::Host | Driver::Null if container.state().is_running() => {
+                found.insert(network.id.clone(), member(None, wanted.settings));
+            }
+            Driver::Host | Driver::Null => {}
+        }
+    }
+    found
+}
+
+/// 64 digits that no other interface of another run has.
+pub(crate) fn endpoint_id(sandbox: &Sandbox, interface: &str) -> String {
+    use sha2::Digest as _;
+    let of_run = format!("{} {} {interface}", sandbox.meta.id, sandbox.meta.created_at);
+    let digest = sha2::Sha256::digest(of_run);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(name: &str) -> Member {
+        Member {
+            id: "c1".to_owned(),
+            name: name.to_owned(),
+            endpoint_id: String::new(),
+            endpoint: None,
+            names: vec![name.to_owned()],
+        }
+    }
+
+    #[test]
+    fn only_networks_with_a_change_are_told() {
+        let members = Members::default();
+        let on = |networks: &[(&str, &str)]| -> Vec<String> {
+            let now = networks.iter().map(|(id, name)| ((*id).to_owned(), member(name))).collect();
+            members.put("c1", now).into_iter().collect()
+        };
+        assert_eq!(on(&[("back", "web"), ("front", "web")]), ["back", "front"]);
+        assert_eq!(on(&[("back", "web"), ("front", "web")]), [""; 0]);
+        assert_eq!(on(&[("back", "web")]), ["front"]);
+        assert_eq!(on(&[("back", "www")]), ["back"]);
+        assert_eq!(on(&[]), ["back"]);
+        assert!(members.all().is_empty());
+    }
+}
