@@ -39,10 +39,7 @@ impl Files {
             let part = directory.join(part);
             fs::create_dir_all(&part).with_context(|| format!("make {}", part.display()))?;
         }
-        // What an earlier process served is served no longer.
-        for stale in fs::read_dir(directory.join("serving"))?.flatten() {
-            fs::remove_file(stale.path())?;
-        }
+        clear(directory)?;
         let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let changes = WatchFlags::MOVED_TO | WatchFlags::MOVED_FROM | WatchFlags::DELETE;
         let networks = inotify::add_watch(&watch, directory.join("networks"), changes)?;
@@ -67,6 +64,15 @@ impl Files {
     pub(crate) fn is_idle(&self) -> io::Result<bool> {
         let mut listed = fs::read_dir(self.directory.join("containers"))?.flatten();
         Ok(!listed.any(|entry| entry.file_name().to_str().and_then(id_of).is_some()))
+    }
+
+    /// Serves nobody any more.
+    ///
+    /// # Errors
+    /// An answer cannot be removed.
+    pub(crate) fn end(&mut self) -> io::Result<()> {
+        self.servers.clear();
+        clear(&self.directory)
     }
 
     pub(crate) fn read_all(&mut self) {
@@ -176,6 +182,14 @@ impl Files {
         self.servers.insert(id.to_owned(), (identity, server));
         Ok(())
     }
+}
+
+/// Takes the answers back: what an earlier process, or this one, has served is served no longer.
+fn clear(directory: &Path) -> io::Result<()> {
+    for answer in fs::read_dir(directory.join("serving"))?.flatten() {
+        fs::remove_file(answer.path())?;
+    }
+    Ok(())
 }
 
 /// The id that a file is named by, if it is one of the engine's and none that is being written.

@@ -71,6 +71,7 @@ async fn run(directory: PathBuf) -> anyhow::Result<()> {
         while !files.is_idle()? {
             files.follow().await?;
         }
+        files.end()?;
         fcntl_lock(&lock, FlockOperation::Unlock)?;
         if files.is_idle()? {
             return Ok(());

@@ -124,7 +124,9 @@ impl Told {
     /// # Errors
     /// The file cannot be removed.
     pub(super) fn forget(&self, container: &str) -> io::Result<()> {
-        ignore_not_found(fs::remove_file(path(&self.containers(), container)))
+        ignore_not_found(fs::remove_file(path(&self.containers(), container)))?;
+        // A server that has died meanwhile does not take its answer back.
+        ignore_not_found(fs::remove_file(self.serving().join(container)))
     }
 
     /// Removes what was told of other networks and other containers than these.
