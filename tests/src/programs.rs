@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// One of the three programs, from the directory BERTH_BIN, or from that of `hack/build`.
+/// One of the programs, from the directory BERTH_BIN, or from that of `hack/build`.
 ///
 /// # Panics
 /// It has not been built.
@@ -13,7 +13,7 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// The directory of the three programs built with the feature `faults`: BERTH_FAULTS_BIN, or that of
+/// The directory of the programs built with the feature `faults`: BERTH_FAULTS_BIN, or that of
 /// `BERTH_FEATURES=faults hack/build`.
 pub fn faulty_programs() -> PathBuf {
     let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/faults");

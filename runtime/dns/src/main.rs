@@ -2,6 +2,7 @@
 //! engine has a file for, see `files`. It lives on while the daemon does not, and ends when the last
 //! container has gone.
 
+mod confine;
 mod files;
 mod namespace;
 mod redirect;
@@ -15,12 +16,11 @@ use anyhow::Context;
 use rustix::{
     fs::{FlockOperation, fcntl_lock},
     io::Errno,
-    process::{Resource, Rlimit, getrlimit, setrlimit, setsid},
-    thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs},
+    process::setsid,
 };
 use tokio::{runtime::Builder, task::LocalSet};
 
-use crate::{files::Files, namespace::Namespaces, serve::Shared, table::Table};
+use crate::{confine::confine, files::Files, namespace::Namespaces, serve::Shared, table::Table};
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args_os().skip(1);
@@ -30,25 +30,9 @@ fn main() -> anyhow::Result<()> {
     // What is sent to the daemon's session is not meant for this program. An error says that it has one
     // of its own already.
     let _ = setsid();
-    allow_descriptors().context("raise the limit of open files")?;
-    drop_privileges().context("drop privileges")?;
+    confine().context("give up privileges")?;
     let runtime = Builder::new_current_thread().enable_all().build()?;
     LocalSet::new().block_on(&runtime, run(PathBuf::from(directory)))
-}
-
-/// Each container has three, and more for what is forwarded.
-fn allow_descriptors() -> rustix::io::Result<()> {
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
-}
-
-/// What is needed to enter a namespace and to set rules in it.
-fn drop_privileges() -> rustix::io::Result<()> {
-    set_no_new_privs(true)?;
-    let kept = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN;
-    let sets =
-        CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
-    set_capabilities(None, sets)
 }
 
 /// The lock says who serves a directory, and the kernel tells the engine who has it (`F_GETLK` of

@@ -8,9 +8,6 @@ use std::{
 
 use berth_node::{network::Endpoint, sandbox::Sandbox};
 
-use super::{Driver, Network, endpoints};
-use crate::{container::object::Container, engine::Engine};
-
 /// A container that runs on a network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
@@ -38,7 +35,11 @@ impl Members {
 
     /// Puts a container on these networks and on no others. Returns the networks for which that
     /// changes something.
-    fn put(&self, container: &str, mut now: BTreeMap<String, Member>) -> BTreeSet<String> {
+    pub(super) fn put(
+        &self,
+        container: &str,
+        mut now: BTreeMap<String, Member>,
+    ) -> BTreeSet<String> {
         let mut all = self.all();
         let mut changed = BTreeSet::new();
         for (network, members) in all.iter_mut() {
@@ -58,52 +59,6 @@ impl Members {
         all.retain(|_, members| !members.is_empty());
         changed
     }
-}
-
-impl Engine {
-    /// The containers that run on a network.
-    pub(crate) fn members(&self, network: &Network) -> Vec<Member> {
-        let all = self.members.all();
-        all.get(&network.id).into_iter().flat_map(OfNetwork::values).cloned().collect()
-    }
-
-    /// Takes in what networks a container is on now. Returns those for which that changes something.
-    pub(super) fn note_networks(&self, container: &Container) -> BTreeSet<String> {
-        self.members.put(&container.id, networks_of(self, container))
-    }
-}
-
-/// The networks that a container is on, by their ids.
-fn networks_of(engine: &Engine, container: &Container) -> BTreeMap<String, Member> {
-    let Ok(sandbox) = engine.node.sandboxes.find(&container.id) else { return BTreeMap::new() };
-    let record = container.record();
-    let member = |endpoint: Option<Endpoint>, settings| Member {
-        id: container.id.clone(),
-        name: record.name.clone(),
-        endpoint_id: endpoint_id(&sandbox, endpoint.as_ref().map_or("", |it| &it.interface)),
-        names: endpoints::names(&record, &settings),
-        endpoint,
-    };
-    // A bridge that the record does not name any more may still have its interface.
-    let attached = sandbox.endpoints().into_iter();
-    let mut found: BTreeMap<String, Member> = attached
-        .map(|endpoint| (endpoint.network.clone(), member(Some(endpoint), Default::default())))
-        .collect();
-    for wanted in endpoints::wanted(&record) {
-        let Ok(network) = engine.networks.find(&wanted.name) else { continue };
-        match network.driver {
-            Driver::Bridge => {
-                if let Some(member) = found.get_mut(&network.id) {
-                    member.names = endpoints::names(&record, &wanted.settings);
-                }
-            }
-            Driver::Host | Driver::Null if container.state().is_running() => {
-                found.insert(network.id.clone(), member(None, wanted.settings));
-            }
-            Driver::Host | Driver::Null => {}
-        }
-    }
-    found
 }
 
 /// 64 digits that no other interface of another run has.

@@ -11,12 +11,16 @@ use std::{
 
 use berth_base::{blocking::blocking, id::SandboxId, layout};
 use berth_node::{
-    network::Bridge,
+    network::{Bridge, Endpoint},
     sandbox::{Sandbox, State},
 };
 use berth_shim::record as disk;
 
-use super::{endpoints, files, hosts, links, members::OfNetwork, told::Asker};
+use super::{
+    Driver, Network, endpoints, files, hosts, links,
+    members::{Member, OfNetwork, endpoint_id},
+    told::Asker,
+};
 use crate::{
     container::{object::Container, record::Record},
     engine::Engine,
@@ -63,6 +67,52 @@ pub(crate) fn recover(engine: &Engine) {
 
 fn is_custom(engine: &Engine, network: &str) -> bool {
     engine.networks.find(network).is_ok_and(|network| network.is_custom())
+}
+
+impl Engine {
+    /// The containers that run on a network.
+    pub(crate) fn members(&self, network: &Network) -> Vec<Member> {
+        let all = self.members.all();
+        all.get(&network.id).into_iter().flat_map(OfNetwork::values).cloned().collect()
+    }
+
+    /// Takes in what networks a container is on now. Returns those for which that changes something.
+    fn note_networks(&self, container: &Container) -> BTreeSet<String> {
+        self.members.put(&container.id, networks_of(self, container))
+    }
+}
+
+/// The networks that a container is on, by their ids.
+fn networks_of(engine: &Engine, container: &Container) -> BTreeMap<String, Member> {
+    let Ok(sandbox) = engine.node.sandboxes.find(&container.id) else { return BTreeMap::new() };
+    let record = container.record();
+    let member = |endpoint: Option<Endpoint>, settings| Member {
+        id: container.id.clone(),
+        name: record.name.clone(),
+        endpoint_id: endpoint_id(&sandbox, endpoint.as_ref().map_or("", |it| &it.interface)),
+        names: endpoints::names(&record, &settings),
+        endpoint,
+    };
+    // A bridge that the record does not name any more may still have its interface.
+    let attached = sandbox.endpoints().into_iter();
+    let mut found: BTreeMap<String, Member> = attached
+        .map(|endpoint| (endpoint.network.clone(), member(Some(endpoint), Default::default())))
+        .collect();
+    for wanted in endpoints::wanted(&record) {
+        let Ok(network) = engine.networks.find(&wanted.name) else { continue };
+        match network.driver {
+            Driver::Bridge => {
+                if let Some(member) = found.get_mut(&network.id) {
+                    member.names = endpoints::names(&record, &wanted.settings);
+                }
+            }
+            Driver::Host | Driver::Null if container.state().is_running() => {
+                found.insert(network.id.clone(), member(None, wanted.settings));
+            }
+            Driver::Host | Driver::Null => {}
+        }
+    }
+    found
 }
 
 /// The lines that a container finds in its file when it begins, which will be on these bridges.
