@@ -31,6 +31,10 @@ Examples:
   Verify all images, and pull again what is damaged:
     berthd images check --repair
 
+  Take over what dockerd's daemon.json says of registries, and see what else berth has of it:
+    berthd engine import-config --dry-run
+    berthd engine import-config /etc/docker/daemon.json
+
   See what is on disk, for a bug report:
     berthd debug state";
 
@@ -87,6 +91,9 @@ pub(crate) enum Verb {
     /// Import, export or verify the images of the running daemon
     #[command(subcommand)]
     Images(ImagesVerb),
+    /// Move from dockerd to berth's Docker Engine API
+    #[command(subcommand)]
+    Engine(EngineVerb),
     /// Show what berthd finds on disk, for bug reports
     #[command(subcommand)]
     Debug(DebugVerb),
@@ -121,6 +128,24 @@ pub(crate) enum ImagesVerb {
         /// Pull damaged images again
         #[arg(long)]
         repair: bool,
+    },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum EngineVerb {
+    /// Read dockerd's daemon.json: write how its mirrors and insecure registries are reached below
+    /// `registry.config_path`, and say for every other key what berth has in its place.
+    ///
+    /// berth's own configuration is not changed: the lines for it are printed.
+    ImportConfig {
+        #[arg(value_name = "FILE", default_value = "/etc/docker/daemon.json")]
+        file: PathBuf,
+        /// Say what would be written, and write nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Replace files of registries that are there and say something else
+        #[arg(long)]
+        force: bool,
     },
 }
 

@@ -10,8 +10,8 @@ use berth_base::{
 use clap::{CommandFactory, FromArgMatches};
 
 use crate::{
-    arguments::{Arguments, ConfigVerb, DebugVerb, ImagesVerb, Verb},
-    build, client, daemon, debug, memory,
+    arguments::{Arguments, ConfigVerb, DebugVerb, EngineVerb, ImagesVerb, Verb},
+    build, client, daemon, debug, import_config, memory,
 };
 
 const CONFIG: &str = "/etc/berth/config.toml";
@@ -34,6 +34,7 @@ pub(crate) fn run() -> ExitCode {
         }
         Some(Verb::Config(ConfigVerb::Check)) => configuration(&arguments).map(drop),
         Some(Verb::Images(verb)) => images(&arguments, verb),
+        Some(Verb::Engine(verb)) => import_config(&arguments, verb),
         Some(Verb::Debug(DebugVerb::State)) => debug_state(&arguments),
         None => run_daemon(&arguments),
     };
@@ -84,6 +85,20 @@ fn configuration(arguments: &Arguments) -> anyhow::Result<Config> {
         config.listen.clone_from(listen);
     }
     Ok(config)
+}
+
+#[allow(clippy::print_stdout, reason = "what was asked for")]
+fn import_config(arguments: &Arguments, verb: &EngineVerb) -> anyhow::Result<()> {
+    let EngineVerb::ImportConfig { file, dry_run, force } = verb;
+    let registries = configuration(arguments)?.registry.config_path;
+    let request = import_config::Request {
+        file,
+        registries: &registries,
+        is_dry: *dry_run,
+        replaces: *force,
+    };
+    print!("{}", import_config::import(&request)?);
+    Ok(())
 }
 
 #[allow(clippy::print_stdout, reason = "what was asked for")]

@@ -10,6 +10,7 @@ mod debug;
 mod exporter;
 #[cfg(feature = "faults")]
 mod faults;
+mod import_config;
 mod layout_version;
 mod log;
 mod manager;

@@ -20,6 +20,7 @@ mod image_names;
 mod image_parents;
 mod images;
 mod import;
+mod import_config;
 mod ipv6_networks;
 mod life;
 mod login;
