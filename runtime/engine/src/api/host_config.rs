@@ -21,7 +21,7 @@ pub(crate) struct HostConfig {
     pub volume_driver: String,
     pub volumes_from: Option<Vec<String>>,
     pub console_size: [u32; 2],
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "has_none")]
     pub annotations: Option<BTreeMap<String, String>>,
     pub cap_add: Option<Vec<String>>,
     pub cap_drop: Option<Vec<String>>,
@@ -40,15 +40,15 @@ pub(crate) struct HostConfig {
     pub publish_all_ports: bool,
     pub readonly_rootfs: bool,
     pub security_opt: Option<Vec<String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "has_none")]
     pub storage_opt: Option<BTreeMap<String, String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "has_none")]
     pub tmpfs: Option<BTreeMap<String, String>>,
     #[serde(rename = "UTSMode")]
     pub uts_mode: String,
     pub userns_mode: String,
     pub shm_size: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "has_none")]
     pub sysctls: Option<BTreeMap<String, String>>,
     pub runtime: String,
     pub isolation: String,
@@ -230,4 +230,10 @@ pub(crate) struct TmpfsOptions {
     pub mode: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub options: Option<Vec<Vec<String>>>,
+}
+
+/// As Go's `omitempty` leaves out an empty map, too.
+#[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
+fn has_none(map: &Option<BTreeMap<String, String>>) -> bool {
+    map.as_ref().is_none_or(BTreeMap::is_empty)
 }

@@ -102,6 +102,9 @@ struct Inspected {
     variant: String,
     os: String,
     size: u64,
+    /// The same, for old clients.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    virtual_size: Option<u64>,
     graph_driver: Value,
     #[serde(rename = "RootFS")]
     root_fs: Value,
@@ -200,6 +203,7 @@ pub(super) async fn inspect(call: &Call, name: &str) -> Result<Answer> {
         variant: document.variant,
         os: document.os,
         size: image.size,
+        virtual_size: (call.version < Version(44)).then_some(image.size),
         graph_driver: json!({ "Data": data, "Name": "overlay2" }),
         root_fs: json!({ "Type": "layers", "Layers": document.rootfs.diff_ids }),
         metadata: json!({ "LastTagTime": rfc3339_or_never(images.tagged_at(&image)) }),

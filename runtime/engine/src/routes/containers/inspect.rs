@@ -108,7 +108,8 @@ pub(in crate::routes) async fn inspect(call: &Call, name: &str) -> Result<Answer
     let mut config = record.config.clone();
     // As dockerd, also that of the endpoint.
     let own = record.networking.endpoints_config.get(&host_config.network_mode).cloned().flatten();
-    config.mac_address = config.mac_address.or(own.and_then(|endpoint| endpoint.mac_address));
+    let of_endpoint = own.and_then(|endpoint| endpoint.mac_address);
+    config.mac_address = config.mac_address.filter(|mac| !mac.is_empty()).or(of_endpoint);
     let answer = Inspected {
         id: &container.id,
         created: rfc3339_nano(record.created_at),

@@ -224,12 +224,13 @@ fn entries(engine: &Engine) -> Vec<Entry> {
 }
 
 /// As the table of what is used has them: with what they share, and null for no digests.
-pub(in crate::routes) fn used(engine: &Engine) -> Vec<Entry> {
+pub(in crate::routes) fn used(engine: &Engine, version: Version) -> Vec<Entry> {
     let shared = engine.node.host.images.shared_sizes();
     let mut entries = entries(engine);
     entries.retain(|entry| !entry.is_step());
     for entry in &mut entries {
         entry.share(&shared);
+        entry.virtual_size = (version < Version(44)).then_some(entry.size);
         entry.repo_digests = entry.repo_digests.take().filter(|digests| !digests.is_empty());
     }
     entries

@@ -24,7 +24,8 @@ pub(in crate::routes) async fn disk_usage(call: &Call) -> Result<Answer> {
     if wants("image") {
         let images_engine = call.engine.clone();
         let size = call.engine.node.host.images.usage().bytes;
-        let images = spawn_blocking(move || images::used(&images_engine)).await;
+        let version = call.version;
+        let images = spawn_blocking(move || images::used(&images_engine, version)).await;
         answer.insert("LayersSize".to_owned(), size.into());
         answer.insert("Images".to_owned(), to_value(images.unwrap_or_default()));
     } else {
