@@ -30,7 +30,7 @@ enum Verb {
     Sbom {
         file: PathBuf,
         /// Seconds since the epoch
-        #[arg(long, env = "SOURCE_DATE_EPOCH")]
+        #[arg(long)]
         time: i64,
     },
 }

@@ -26,10 +26,16 @@ fn write_page(directory: &Path, command: Command, name: String) -> anyhow::Resul
     }
     let mut bytes = Vec::new();
     // A date would be that of the build.
-    let page = Man::new(command.name(name.clone())).section("8").date("").manual("berth");
+    let page = Man::new(named(command, &name)).title(name.clone()).section("8");
+    let page = page.date("").manual("berth");
     page.render(&mut bytes)?;
     let path = directory.join(format!("{name}.8"));
     fs::write(&path, bytes).with_context(|| format!("write {}", path.display()))
+}
+
+/// The command as it is typed, in the places of its own name.
+fn named(command: Command, name: &str) -> Command {
+    command.bin_name(name.replace('-', " ")).display_name(name.to_owned())
 }
 
 /// The file with every key and its comment is its own best description.
