@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use serde::Deserialize;
 
 /// The packages of the programs that are installed.
-const PROGRAMS: [&str; 3] = ["berthd", "berth-shim", "berth-cni"];
+const PROGRAMS: [&str; 4] = ["berthd", "berth-shim", "berth-cni", "berth-dns"];
 
 /// One crate of them.
 #[derive(Clone, Debug)]
