@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
 
 use crate::finding::Finding;
 
-const BESIDE: [&str; 2] = ["berth-shim", "berth-bridge"];
+const BESIDE: [&str; 3] = ["berth-shim", "berth-bridge", "berth-dns"];
 
 pub(crate) struct Facts {
     directory: PathBuf,
