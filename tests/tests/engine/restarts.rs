@@ -152,3 +152,22 @@ async fn a_start_that_fails_is_tried_again() {
     engine.remove("needs-source").await;
     machine.assert_clean().await;
 }
+
+/// As compose, which looks when it hears of an end, and follows the log of each run.
+#[tokio::test]
+async fn who_hears_of_an_end_sees_it_and_followed_logs_end_with_it() {
+    let (machine, _daemon, engine, image) = ready().await;
+    engine.create("c1", with_policy(&image, "no", "sleep 0.3; exit 3")).await;
+    engine.start("c1").await;
+    engine.events_until("c1", "die", 1).await;
+    let state = engine.inspect("c1").await["State"].clone();
+    assert_eq!((&state["Running"], &state["ExitCode"]), (&json!(false), &json!(3)));
+    engine.remove("c1").await;
+
+    engine.create("c2", with_policy(&image, "always", "echo line; sleep 0.5; exit 3")).await;
+    engine.start("c2").await;
+    let log = engine.get("/containers/c2/logs?stdout=1&follow=1").await;
+    assert_eq!(log.as_str().unwrap().matches("line").count(), 1, "{log}");
+    engine.remove("c2").await;
+    machine.assert_clean().await;
+}

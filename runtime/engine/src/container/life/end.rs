@@ -73,12 +73,8 @@ pub(crate) async fn end(
     names::update(engine, container);
     engine.publish_networks(container, "disconnect");
     engine.publish_unmounts(container);
-    if container.state().stopping {
-        engine.publish(container, "stop", json!({}));
-    }
-    let seconds = uptime(&container.state().last).as_secs();
-    let attributes = json!({ "exitCode": code.to_string(), "execDuration": seconds.to_string() });
-    engine.publish(container, "die", attributes);
+    let was_stopping = container.state().stopping;
+    // Who hears of the end and looks, as compose does, has to see it.
     container.enter(|state| {
         state.stopping = false;
         match decision {
@@ -89,6 +85,12 @@ pub(crate) async fn end(
             }
         }
     });
+    if was_stopping {
+        engine.publish(container, "stop", json!({}));
+    }
+    let seconds = uptime(&container.state().last).as_secs();
+    let attributes = json!({ "exitCode": code.to_string(), "execDuration": seconds.to_string() });
+    engine.publish(container, "die", attributes);
     decision
 }
 

@@ -6,7 +6,7 @@ use http::StatusCode;
 
 use super::Call;
 use crate::{
-    container::{object::Container, record::Record},
+    container::{object::Container, record::Record, state::State},
     http::{
         body::{self, Answer},
         error::{Failure, Result},
@@ -48,8 +48,7 @@ pub(in crate::routes) async fn logs(call: Call, name: &str) -> Result<Answer> {
         details: query.flag("details").then(|| details(&record)),
         tty: record.config.tty,
     };
-    let is_over = matches!(container.state().status(), "created" | "exited");
-    let follow = match query.flag("follow") && !is_over {
+    let follow = match query.flag("follow") && container.state().is_running() {
         true => Some(follow(&call, &container)?),
         false => None,
     };
@@ -72,7 +71,7 @@ pub(super) async fn open(
     LogStream::open(container.directory.log(), options, follow).await
 }
 
-/// Goes on until the container does not run any more.
+/// Goes on until the run ends: who wants the output of the next one, as compose, asks again.
 fn follow(call: &Call, container: &Arc<Container>) -> Result<Follow> {
     let watch = call
         .engine
@@ -80,9 +79,11 @@ fn follow(call: &Call, container: &Arc<Container>) -> Result<Follow> {
         .watch(container.directory.path())
         .map_err(|error| anyhow::Error::new(error).context("watch the container's log"))?;
     let mut state = container.watch();
-    let ended = state.borrow().ended;
+    let begun = state.borrow().last.started_at;
     let ended = Box::pin(async move {
-        let _ = state.wait_for(|state| state.ended > ended).await;
+        // The next run may have begun before this is looked at.
+        let is_over = |state: &State| !state.is_running() || state.last.started_at != begun;
+        let _ = state.wait_for(is_over).await;
     });
     Ok(Follow { watch, ended })
 }
