@@ -29,6 +29,7 @@ mod names;
 mod namespaces;
 mod networks;
 mod pause;
+mod portainer;
 mod power;
 mod pull;
 mod push;
