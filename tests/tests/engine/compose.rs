@@ -178,7 +178,7 @@ async fn a_page_a_worker_and_a_database() {
 }
 
 /// A container from the image that buildx runs for BuildKit, made of what is built here.
-fn buildkit_image(machine: &Machine, image: &str, directory: &Path) {
+pub(crate) fn buildkit_image(machine: &Machine, image: &str, directory: &Path) {
     let tools = berth_tests::docker_plugins().expect("it was asked for");
     fs::create_dir_all(directory).unwrap();
     for name in ["buildkitd", "buildctl", "runc"] {

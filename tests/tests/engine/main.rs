@@ -8,6 +8,7 @@ mod changes;
 mod churn;
 mod commit;
 mod compose;
+mod compose_redis;
 mod copy;
 mod damage;
 mod default_route;
