@@ -29,14 +29,14 @@ fn form(image: &str) -> Value {
 /// A request, the status that dockerd answers, and fields that Portainer reads, as JSON pointers.
 type Call = (&'static str, &'static str, Value, u16, &'static [&'static str]);
 
-fn calls(image: &str) -> Vec<Call> {
+/// A container is made, and shown.
+fn shown(image: &str) -> Vec<Call> {
     let nothing = Value::Null;
     let network = json!({
         "Name": "front", "Driver": "bridge", "CheckDuplicate": true, "Internal": false,
         "Attachable": false, "EnableIPv6": false, "Options": {}, "Labels": {},
         "IPAM": { "Driver": "default", "Config": [] },
     });
-    let member = json!({ "Container": "web2", "Force": false });
     vec![
         ("GET", "/swarm", nothing.clone(), 503, &["/message"]),
         ("GET", "/services", nothing.clone(), 503, &["/message"]),
@@ -120,6 +120,14 @@ fn calls(image: &str) -> Vec<Call> {
             ],
         ),
         ("GET", "/networks/front", nothing.clone(), 200, &["/Containers", "/IPAM/Config/0/Subnet"]),
+    ]
+}
+
+/// Its buttons are pressed, until nothing is left.
+fn pressed() -> Vec<Call> {
+    let nothing = Value::Null;
+    let member = json!({ "Container": "web2", "Force": false });
+    vec![
         (
             "POST",
             "/containers/web/exec",
@@ -168,7 +176,7 @@ async fn portainers_calls_are_answered_as_dockerd_answers_them() {
         let answer = engine.get(path).await;
         fields.iter().for_each(|field| assert!(answer.pointer(field).is_some(), "{path} {field}"));
     }
-    for (method, path, body, status, fields) in calls(&image) {
+    for (method, path, body, status, fields) in [shown(&image), pressed()].concat() {
         let body = Some(body).filter(|body| !body.is_null());
         let (answered, answer) = engine.request(method, &format!("/v1.41{path}"), body).await;
         assert_eq!(answered, status, "{method} {path}: {answer}");
