@@ -1,12 +1,16 @@
 //! What berthd asks of the plugin beside CNI: networks that come and go, and which of a container's
 //! networks leads it outside.
 
+use berth_tests::{Capability, skip_without};
 use serde_json::{Value, json};
 
 use crate::host::Host;
 
 #[test]
 fn a_network_is_made_and_removed_whole() {
+    if skip_without(Capability::Nat) {
+        return;
+    }
     let host = Host::new();
     let conf = host.with(json!({ "ipMasq": true, "isolation": "closed", "bridge": "br-test" }));
     for _ in 0..2 {
